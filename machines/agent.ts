@@ -1,0 +1,444 @@
+/**
+ * The agent: one task, round after round, until it answers.
+ *
+ * A round asks the budget keeper for leave, the model port for a reply, and hands the reply's calls to tool executors
+ * and delegates. It holds positions, counts and verdicts, never content.
+ *
+ *     ready ─► reserving ─► thinking ─► (authorizing ─►) acting ─► ready …
+ *                 │            │  └► backoff ─► ready
+ *             exhausted        └► answered · failed
+ */
+import { assertEvent, assign, emit, enqueueActions, sendTo, setup } from 'xstate'
+import { type AgentInput, type AgentMessage, type Amounts, type CallVerdict, nothing, to } from './messages.js'
+
+/** A call of this round that has no result yet. */
+interface OpenCall {
+  readonly index: number
+  readonly callId: string
+  /** The executor, or null for a delegation. */
+  readonly executor: string | null
+}
+
+interface AgentContext extends AgentInput {
+  /** Rounds done. */
+  round: number
+  /** Failed tries of this round. */
+  tries: number
+  /** Grants asked for so far: the next grant's number. */
+  grants: number
+  /** Index of the deployment to ask. */
+  deployment: number
+  delayMs: number
+  /** Answers that did not fit the output. */
+  misfits: number
+  maxOutputTokens: number
+  worst: Amounts
+  verdicts: readonly CallVerdict[]
+  sequence: number
+  open: readonly OpenCall[]
+  code: string | null
+  reason: string
+  finish: string
+}
+
+/** What the outside may watch an agent do. */
+export type AgentEvent =
+  | { type: 'model.called'; round: number; deployment: string; maxOutputTokens: number }
+  | {
+      type: 'model.replied'
+      round: number
+      calls: number
+      finish: string
+      inputTokens: number
+      outputTokens: number
+      nanoUsd: number
+    }
+  | { type: 'model.failed'; round: number; kind: string; advice: string; reason: string }
+  | { type: 'tool.called'; callId: string; tool: string }
+  | { type: 'tool.refused'; callId: string; tool: string; reason: string }
+  | { type: 'delegate.called'; callId: string; agent: string }
+  | { type: 'budget.exhausted'; account: string; dimension: string }
+
+type Tool = Extract<CallVerdict, { verdict: 'tool' }>
+type Delegate = Extract<CallVerdict, { verdict: 'delegate' }>
+type Refused = Extract<CallVerdict, { verdict: 'refused' }>
+
+const isTool = (call: CallVerdict): call is Tool => call.verdict === 'tool'
+const isDelegate = (call: CallVerdict): call is Delegate => call.verdict === 'delegate'
+const isRefused = (call: CallVerdict): call is Refused => call.verdict === 'refused'
+
+const log = (context: AgentContext) => to(`log/${context.conversation}`)
+const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
+const deploymentOf = (context: AgentContext) =>
+  context.data.deployments[context.deployment % context.data.deployments.length] ?? context.data.deployments[0]!
+const executorOf = (context: AgentContext, call: Tool) => `tool/${context.sequence}-${call.index}`
+const dearest = (context: AgentContext) => ({
+  input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),
+  output: Math.max(...context.data.deployments.map((deployment) => deployment.price.output)),
+})
+const opened = (context: AgentContext): OpenCall[] =>
+  context.verdicts
+    .filter((call) => !isRefused(call))
+    .map((call) => ({
+      index: call.index,
+      callId: call.callId,
+      executor: isTool(call) ? executorOf(context, call) : null,
+    }))
+/** Most answers that are sent back because they do not fit. */
+const maxMisfits = 2
+
+const agent = setup({
+  types: {} as { context: AgentContext; events: AgentMessage; input: AgentInput; emitted: AgentEvent },
+  guards: {
+    paused: ({ context }) => context.paused,
+    roundsSpent: ({ context }) => context.round >= context.data.rounds,
+    calls: ({ event }) => event.type === 'model.replied' && event.calls.length > 0,
+    callsToCount: ({ context, event }) => context.counted && event.type === 'model.replied' && event.calls.length > 0,
+    lastRoundCalls: ({ context, event }) =>
+      context.round + 1 >= context.data.rounds && event.type === 'model.replied' && event.calls.length > 0,
+    misfit: ({ context, event }) =>
+      event.type === 'model.replied' &&
+      event.fits === false &&
+      context.misfits < maxMisfits &&
+      context.round + 1 < context.data.rounds,
+    finalMisfit: ({ event }) => event.type === 'model.replied' && event.fits === false,
+    mayRetry: ({ context, event }) =>
+      event.type === 'model.failed' &&
+      context.tries + 1 < context.data.attempts &&
+      (event.advice === 'again' || (event.advice === 'next' && context.tries + 1 < context.data.deployments.length)),
+    callsWait: ({ context }) => context.verdicts.length > 0,
+    nothingOpen: ({ context }) => context.open.length === 0,
+  },
+  actions: {
+    pause: assign({ paused: true }),
+    resume: assign({ paused: false }),
+    redefine: assign({
+      data: ({ context, event }) => (event.type === 'agent.redefined' ? event.data : context.data),
+      deployment: 0,
+    }),
+
+    reserve: sendTo(
+      ({ context }) => to(context.keeper),
+      ({ context }) => ({
+        type: 'budget.reserve',
+        grant: grantOf(context),
+        account: context.account,
+        replyTo: context.self,
+        inputTokens: context.tokens,
+        maxOutputTokens: context.data.maxOutputTokens,
+        minOutputTokens: context.data.minOutputTokens,
+        price: dearest(context),
+      }),
+    ),
+    holdGrant: assign(({ event }) => {
+      assertEvent(event, 'budget.granted')
+      return { maxOutputTokens: event.maxOutputTokens, worst: event.worst }
+    }),
+    callModel: sendTo(to('port/model'), ({ context }) => ({
+      type: 'model.call',
+      agent: context.data.name,
+      run: context.run,
+      conversation: context.conversation,
+      deployment: deploymentOf(context).name,
+      maxOutputTokens: context.maxOutputTokens,
+      grant: grantOf(context),
+      keeper: context.keeper,
+      depth: context.depth,
+      worst: context.worst,
+    })),
+    showCall: emit(({ context }) => ({
+      type: 'model.called',
+      round: context.round + 1,
+      deployment: deploymentOf(context).name,
+      maxOutputTokens: context.maxOutputTokens,
+    })),
+
+    takeReply: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'model.replied')
+      enqueue.sendTo(to(context.keeper), {
+        type: 'budget.settle',
+        grant: grantOf(context),
+        spent: event.spent,
+        real: !event.usage.estimated,
+        toolCalls: context.counted ? 0 : event.calls.length,
+      })
+      enqueue.sendTo(log(context), { type: 'log.append', values: [0] })
+      enqueue.emit({
+        type: 'model.replied',
+        round: context.round + 1,
+        calls: event.calls.length,
+        finish: event.finish,
+        inputTokens: event.usage.inputTokens,
+        outputTokens: event.usage.outputTokens,
+        nanoUsd: event.spent.nanoUsd,
+      })
+      enqueue.assign({
+        round: context.round + 1,
+        tries: 0,
+        grants: context.grants + 1,
+        deployment: 0,
+        length: context.length + 1,
+        tokens: event.usage.inputTokens + event.usage.outputTokens,
+        finish: event.finish,
+        verdicts: event.calls,
+        sequence: event.sequence,
+      })
+    }),
+    askToAct: sendTo(
+      ({ context }) => to(context.keeper),
+      ({ context }) => ({
+        type: 'budget.charge',
+        account: context.account,
+        replyTo: context.self,
+        toolCalls: context.verdicts.length,
+      }),
+    ),
+    openCalls: assign(({ context }) => ({ open: opened(context) })),
+    refuseCalls: enqueueActions(({ context, enqueue }) => {
+      for (const call of context.verdicts.filter(isRefused)) {
+        enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text: call.message })
+        enqueue.emit({ type: 'tool.refused', callId: call.callId, tool: call.name, reason: call.message })
+      }
+    }),
+    startTools: enqueueActions(({ context, enqueue }) => {
+      for (const call of context.verdicts.filter(isTool)) {
+        enqueue.sendTo(to('shard/actors'), {
+          type: 'actor.start',
+          kind: 'tool',
+          name: `${context.sequence}-${call.index}`,
+          input: {
+            ...call,
+            self: executorOf(context, call),
+            owner: context.self,
+            agent: context.data.name,
+            run: context.run,
+            conversation: context.conversation,
+            position: context.length - 1,
+            key: `${context.sequence}-${call.index}`,
+          },
+        })
+        enqueue.emit({ type: 'tool.called', callId: call.callId, tool: call.tool })
+      }
+    }),
+    startDelegates: enqueueActions(({ context, enqueue }) => {
+      for (const call of context.verdicts.filter(isDelegate)) {
+        const name = `${call.agent}-${context.sequence}-${call.index}`
+        enqueue.sendTo(to(`log/${name}`), { type: 'log.append', values: call.values })
+        enqueue.sendTo(to(context.crew), {
+          type: 'delegate.call',
+          caller: context.self,
+          conversation: context.conversation,
+          index: call.index,
+          callId: call.callId,
+          agent: call.agent,
+          name,
+          depth: context.depth + 1,
+          length: call.values.length,
+          tokens: call.tokens,
+        })
+        enqueue.emit({ type: 'delegate.called', callId: call.callId, agent: call.agent })
+      }
+    }),
+    closeCall: assign(({ context, event }) => {
+      assertEvent(event, ['tool.finished', 'delegate.finished'])
+      return {
+        open: context.open.filter((call) => call.index !== event.index),
+        tokens: context.tokens + event.tokens,
+      }
+    }),
+    closeFailedCall: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      for (const call of context.open.filter((open) => open.executor === event.address)) {
+        const text = `The tool could not be run: ${event.reason}`
+        enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text })
+      }
+      enqueue.assign({ open: context.open.filter((open) => open.executor !== event.address) })
+    }),
+    sealRound: enqueueActions(({ context, enqueue }) => {
+      enqueue.sendTo(log(context), { type: 'log.seal' })
+      enqueue.assign({ length: context.length + context.verdicts.length, verdicts: [], open: [] })
+    }),
+
+    correct: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'model.replied')
+      enqueue.sendTo(log(context), { type: 'log.append', user: event.reason })
+      enqueue.assign({ misfits: context.misfits + 1, length: context.length + 1 })
+    }),
+
+    settleFailure: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'model.failed')
+      const spent = { ...event.spent, modelCalls: 1 }
+      const settle = { type: 'budget.settle', grant: grantOf(context), spent, real: event.real, toolCalls: 0 }
+      enqueue.sendTo(to(context.keeper), settle)
+      enqueue.emit({
+        type: 'model.failed',
+        round: context.round + 1,
+        kind: event.kind,
+        advice: event.advice,
+        reason: event.reason,
+      })
+      enqueue.assign({
+        grants: context.grants + 1,
+        tries: context.tries + 1,
+        deployment: context.deployment + 1,
+        delayMs: event.delayMs,
+      })
+    }),
+    settleWorst: enqueueActions(({ context, enqueue }) => {
+      const settle = { type: 'budget.settle', grant: grantOf(context), spent: context.worst, real: false, toolCalls: 0 }
+      enqueue.sendTo(to(context.keeper), settle)
+      enqueue.assign({ grants: context.grants + 1 })
+    }),
+    release: sendTo(
+      ({ context }) => to(context.keeper),
+      ({ context }) => ({ type: 'budget.release', grant: grantOf(context) }),
+    ),
+    stopModel: sendTo(to('port/model'), { type: 'effect.cancel' }),
+    stopCalls: enqueueActions(({ context, enqueue }) => {
+      for (const call of context.open.filter((open) => open.executor !== null)) {
+        enqueue.sendTo(to(call.executor ?? ''), { type: 'tool.cancel' })
+      }
+      enqueue.sendTo(to(context.crew), { type: 'delegate.cancel', caller: context.self })
+    }),
+    abandonCalls: enqueueActions(({ context, enqueue }) => {
+      for (const call of context.verdicts) {
+        const text = 'Not done: the run ended before this call had a result.'
+        enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text })
+      }
+      enqueue.sendTo(log(context), { type: 'log.seal' })
+      enqueue.assign({ length: context.length + context.verdicts.length, verdicts: [], open: [] })
+    }),
+
+    tellExhausted: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'budget.refused')
+      const { account, dimension } = event
+      enqueue.sendTo(to(context.crew), { type: 'agent.exhausted', address: context.self, account, dimension })
+      enqueue.emit({ type: 'budget.exhausted', account, dimension })
+    }),
+    endRounds: assign({
+      code: 'ROUND_LIMIT',
+      reason: ({ context }) => `no answer after ${context.data.rounds} rounds`,
+    }),
+    endMisfit: assign({
+      code: 'OUTPUT_INVALID',
+      reason: ({ event }) => (event.type === 'model.replied' ? event.reason : ''),
+    }),
+    endModel: assign({
+      code: 'MODEL_FAILED',
+      reason: ({ event }) => (event.type === 'model.failed' ? `${event.kind}: ${event.reason}` : ''),
+    }),
+    endCrashed: assign({ code: 'EFFECT_CRASHED', reason: 'the process died three times over one model call' }),
+    endCancelled: assign({ code: 'RUN_CANCELLED', reason: 'cancelled' }),
+    finish: sendTo(
+      ({ context }) => to(context.crew),
+      ({ context }) => ({
+        type: 'agent.finished',
+        address: context.self,
+        conversation: context.conversation,
+        code: context.code,
+        reason: context.reason,
+        finish: context.finish,
+        rounds: context.round,
+        length: context.length,
+        tokens: context.tokens,
+      }),
+    ),
+  },
+  delays: { wait: ({ context }) => context.delayMs },
+})
+
+/** The agent machine. Bump `version` with any change of its decisions. */
+export const agentMachine = agent.createMachine({
+  id: 'agent',
+  version: '1',
+  context: ({ input }) => ({
+    ...input,
+    round: 0,
+    tries: 0,
+    grants: 0,
+    deployment: 0,
+    delayMs: 0,
+    misfits: 0,
+    maxOutputTokens: 0,
+    worst: nothing,
+    verdicts: [],
+    sequence: 0,
+    open: [],
+    code: null,
+    reason: '',
+    finish: '',
+  }),
+  initial: 'ready',
+  on: {
+    'run.pause': { actions: 'pause' },
+    'run.resume': { actions: 'resume' },
+    'run.cancel': { target: '.failed', actions: 'endCancelled' },
+    'agent.redefined': { actions: 'redefine' },
+    'budget.raise': {},
+  },
+  states: {
+    ready: {
+      always: [
+        { guard: 'paused', target: 'held' },
+        { guard: 'roundsSpent', target: 'failed', actions: 'endRounds' },
+        { target: 'reserving' },
+      ],
+    },
+    held: { on: { 'run.resume': { target: 'ready', actions: 'resume' } } },
+    reserving: {
+      entry: 'reserve',
+      on: {
+        'budget.granted': { target: 'thinking', actions: 'holdGrant' },
+        'budget.refused': { target: 'exhausted', actions: 'tellExhausted' },
+        'run.cancel': { target: 'failed', actions: ['release', 'endCancelled'] },
+      },
+    },
+    thinking: {
+      entry: ['callModel', 'showCall'],
+      on: {
+        'model.replied': [
+          { guard: 'lastRoundCalls', target: 'failed', actions: ['takeReply', 'abandonCalls', 'endRounds'] },
+          { guard: 'callsToCount', target: 'authorizing', actions: ['takeReply', 'openCalls'] },
+          { guard: 'calls', target: 'acting', actions: ['takeReply', 'openCalls'] },
+          { guard: 'misfit', target: 'ready', actions: ['takeReply', 'correct'] },
+          { guard: 'finalMisfit', target: 'failed', actions: ['takeReply', 'endMisfit'] },
+          { target: 'answered', actions: 'takeReply' },
+        ],
+        'model.failed': [
+          { guard: 'mayRetry', target: 'backoff', actions: 'settleFailure' },
+          { target: 'failed', actions: ['settleFailure', 'endModel'] },
+        ],
+        'effect.interrupted': { target: 'ready', actions: 'settleWorst' },
+        'effect.crashed': { target: 'failed', actions: ['settleWorst', 'endCrashed'] },
+        'run.cancel': { target: 'failed', actions: ['stopModel', 'settleWorst', 'endCancelled'] },
+      },
+    },
+    backoff: { after: { wait: 'ready' } },
+    authorizing: {
+      entry: 'askToAct',
+      on: {
+        'budget.granted': 'acting',
+        'budget.refused': { target: 'exhausted', actions: 'tellExhausted' },
+        'run.cancel': { target: 'failed', actions: ['abandonCalls', 'endCancelled'] },
+      },
+    },
+    acting: {
+      entry: ['refuseCalls', 'startTools', 'startDelegates'],
+      always: { guard: 'nothingOpen', target: 'ready', actions: 'sealRound' },
+      on: {
+        'tool.finished': { actions: 'closeCall' },
+        'delegate.finished': { actions: 'closeCall' },
+        'actor.failed': { actions: 'closeFailedCall' },
+        'run.cancel': { target: 'failed', actions: ['stopCalls', 'abandonCalls', 'endCancelled'] },
+      },
+    },
+    exhausted: {
+      on: {
+        'budget.raise': [{ guard: 'callsWait', target: 'authorizing' }, { target: 'ready' }],
+        'run.cancel': { target: 'failed', actions: ['abandonCalls', 'endCancelled'] },
+      },
+    },
+    answered: { type: 'final', entry: 'finish' },
+    failed: { type: 'final', entry: 'finish' },
+  },
+})

@@ -1,0 +1,457 @@
+/**
+ * The crew: one run after the other, from task to one typed end.
+ *
+ * A run starts the lead with the task, starts delegates when agents call them (at most `delegates` at once, the rest
+ * wait), and ends with the lead's answer or with a code. It decides what becomes of an agent that cannot pay.
+ *
+ *     idle ─► running ─► closing ─► idle | running (next run)
+ */
+import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
+import {
+  type Amounts,
+  type CrewData,
+  type CrewMessage,
+  type DelegateCall,
+  type Limits,
+  nothing,
+  to,
+} from './messages.js'
+
+interface Task {
+  readonly run: string
+  readonly tokens: number
+  readonly messages: number
+}
+
+/** An agent at work: the lead, or a delegate with whoever called it. */
+interface Worker {
+  readonly agent: string
+  readonly conversation: string
+  readonly call: DelegateCall | null
+}
+
+interface End {
+  readonly code: string | null
+  readonly reason: string
+  readonly finish: string
+  readonly rounds: number
+  readonly conversation: string | null
+}
+
+/** A kept conversation of an agent with `continue`. */
+interface Kept {
+  readonly conversation: string
+  readonly length: number
+  readonly tokens: number
+}
+
+interface CrewContext {
+  readonly self: string
+  readonly data: CrewData
+  readonly queue: readonly Task[]
+  readonly task: Task | null
+  readonly workers: Readonly<Record<string, Worker>>
+  readonly waiting: readonly DelegateCall[]
+  readonly kept: Readonly<Record<string, Kept>>
+  readonly paused: boolean
+  readonly end: End | null
+  /** The keeper failed: nobody can send the bill. */
+  readonly bankrupt: boolean
+  /** For a budget of the crew: what was spent before this run. */
+  readonly before: Amounts
+}
+
+interface CrewInput {
+  readonly self: string
+  readonly data: CrewData
+}
+
+/** What the outside may watch a crew do. */
+export type CrewEvent =
+  | { type: 'run.queued'; run: string }
+  | { type: 'run.started'; run: string; agent: string }
+  | { type: 'run.paused'; run: string }
+  | { type: 'run.resumed'; run: string }
+  | {
+      type: 'run.finished'
+      run: string
+      code: string | null
+      reason: string
+      finish: string
+      rounds: number
+      spent: Amounts
+    }
+  | { type: 'agent.started'; agent: string; address: string }
+  | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
+
+const minus = (a: Amounts, b: Amounts): Amounts => ({
+  nanoUsd: a.nanoUsd - b.nanoUsd,
+  tokens: a.tokens - b.tokens,
+  modelCalls: a.modelCalls - b.modelCalls,
+  toolCalls: a.toolCalls - b.toolCalls,
+})
+const runOf = (context: CrewContext) => context.task?.run ?? ''
+const perCrew = (context: CrewContext) => context.data.per === 'crew'
+const keeperName = (context: CrewContext) => (perCrew(context) ? 'crew' : runOf(context))
+const keeperOf = (context: CrewContext) => `budget/${keeperName(context)}`
+const leadName = (context: CrewContext) => `${context.data.lead}-${runOf(context)}`
+const limitsOf = (context: CrewContext, agent: string): Limits | null => context.data.agents[agent]?.limits ?? null
+const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
+const counted = (context: CrewContext, agent: string) =>
+  context.data.limits.toolCalls !== undefined || limitsOf(context, agent)?.toolCalls !== undefined
+const keptOf = (context: CrewContext, task: Task): Kept =>
+  context.kept[context.data.lead] ?? { conversation: task.run, length: 0, tokens: 0 }
+const keeps = (context: CrewContext, agent: string) => context.data.agents[agent]?.keep === true
+const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
+  const { [key]: _, ...rest } = record
+  return rest
+}
+const isLead = (context: CrewContext, address: string) => context.workers[address]?.call === null
+const delegateWorkers = (context: CrewContext) =>
+  Object.entries(context.workers).filter(([, worker]) => worker.call !== null)
+const mayStart = (context: CrewContext) => delegateWorkers(context).length < context.data.delegates
+const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
+
+/** The messages that start an agent actor: its account when it has one, then itself. */
+function startOf(
+  context: CrewContext,
+  agent: string,
+  name: string,
+  part: { depth: number; length: number; tokens: number; conversation: string },
+) {
+  const address = `agent/${name}`
+  const keeper = keeperOf(context)
+  const account = accountOf(context, agent)
+  const data = context.data.agents[agent]
+  const limits = limitsOf(context, agent)
+  const open =
+    limits === null ? [] : [{ target: keeper, message: { type: 'budget.open', account, parent: 'run', limits } }]
+  const input = {
+    self: address,
+    run: runOf(context),
+    crew: context.self,
+    keeper,
+    account,
+    conversation: part.conversation,
+    depth: part.depth,
+    length: part.length,
+    tokens: part.tokens + (data?.baseTokens ?? 0),
+    paused: context.paused,
+    counted: counted(context, agent),
+    data,
+  }
+  return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
+}
+
+/** Raised by the crew itself. */
+type Own = { type: 'crew.wall' }
+
+const crew = setup({
+  types: {} as { context: CrewContext; events: CrewMessage | Own; input: CrewInput; emitted: CrewEvent },
+  guards: {
+    fromLead: ({ context, event }) => event.type === 'agent.finished' && isLead(context, event.address),
+    leadFailed: ({ context, event }) => event.type === 'actor.failed' && isLead(context, event.address),
+    keeperFailed: ({ event }) => event.type === 'actor.failed' && event.address.startsWith('budget/'),
+    isWorker: ({ context, event }) =>
+      (event.type === 'agent.finished' || event.type === 'actor.failed') &&
+      context.workers[event.address] !== undefined,
+    /** The account that ran dry is the delegate's own: only the delegation fails. */
+    ownAccount: ({ context, event }) =>
+      event.type === 'agent.exhausted' && event.account !== 'run' && !isLead(context, event.address),
+    cancelsThis: ({ context, event }) =>
+      event.type === 'crew.cancel' && (event.run === undefined || event.run === context.task?.run),
+    cancelsWaiting: ({ context, event }) =>
+      event.type === 'crew.cancel' && context.queue.some((task) => task.run === event.run),
+    waitsAndMayStart: ({ context }) => context.waiting.length > 0 && mayStart(context),
+    stoppedBankrupt: ({ context }) => context.bankrupt && Object.keys(context.workers).length === 0,
+    allStopped: ({ context }) => Object.keys(context.workers).length === 0,
+    isQueued: ({ context }) => context.queue.length > 0,
+    hasWall: ({ context }) => context.data.wallMs !== null,
+    needsKeeper: ({ context }) => context.before.modelCalls < 0,
+  },
+  actions: {
+    takeTask: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'crew.task')
+      const run = `r${event.sequence}`
+      const values = Array.from({ length: event.messages }, (_, index) => index)
+      enqueue.sendTo(to('shard/runs'), { type: 'run.queued', run })
+      enqueue.sendTo(to(`log/${run}`), { type: 'log.append', values })
+      enqueue.emit({ type: 'run.queued', run })
+      enqueue.assign({ queue: [...context.queue, { run, tokens: event.tokens, messages: event.messages }] })
+    }),
+    nextTask: assign(({ context }) => {
+      const [task, ...queue] = context.queue
+      return { task: task ?? null, queue, end: null, workers: {}, waiting: [] }
+    }),
+    startKeeper: enqueueActions(({ context, enqueue }) => {
+      const input = { self: keeperOf(context), limits: context.data.limits, minOutputTokens: minOutputTokens(context) }
+      enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'budget', name: keeperName(context), input })
+      enqueue.assign({ before: nothing })
+    }),
+    startLead: enqueueActions(({ context, enqueue }) => {
+      const task = context.task!
+      const agent = context.data.lead
+      const kept = keptOf(context, task)
+      const name = leadName(context)
+      const part = {
+        depth: 0,
+        length: kept.length + task.messages,
+        tokens: kept.tokens + task.tokens,
+        conversation: kept.conversation,
+      }
+      enqueue.sendTo(to('shard/runs'), { type: 'run.started', run: task.run, conversation: kept.conversation })
+      for (const conversation of kept.conversation === task.run ? [] : [kept.conversation]) {
+        enqueue.sendTo(to(`log/${conversation}`), { type: 'log.append', all: task.run })
+      }
+      enqueue.emit({ type: 'run.started', run: task.run, agent })
+      for (const { target, message } of startOf(context, agent, name, part)) enqueue.sendTo(to(target), message)
+      enqueue.emit({ type: 'agent.started', agent, address: `agent/${name}` })
+      enqueue.assign({ workers: { [`agent/${name}`]: { agent, conversation: kept.conversation, call: null } } })
+    }),
+    planWall: raise({ type: 'crew.wall' }, { id: 'active:wall', delay: ({ context }) => context.data.wallMs ?? 0 }),
+    dropWall: cancel('active:wall'),
+
+    enqueueDelegate: assign({
+      waiting: ({ context, event }) => (event.type === 'delegate.call' ? [...context.waiting, event] : context.waiting),
+    }),
+    startDelegate: enqueueActions(({ context, enqueue }) => {
+      const [call, ...waiting] = context.waiting
+      const { agent, name, depth, length, tokens } = call!
+      for (const { target, message } of startOf(context, agent, name, { depth, length, tokens, conversation: name })) {
+        enqueue.sendTo(to(target), message)
+      }
+      enqueue.emit({ type: 'agent.started', agent, address: `agent/${name}` })
+      const worker: Worker = { agent, conversation: name, call: call! }
+      enqueue.assign({ waiting, workers: { ...context.workers, [`agent/${name}`]: worker } })
+    }),
+    answerCaller: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'agent.finished')
+      const { call, agent } = context.workers[event.address]!
+      const { index, callId } = call!
+      const failed = `${agent} failed: ${event.code}: ${event.reason}`
+      const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
+      enqueue.sendTo(to(`log/${call!.conversation}`), { type: 'log.stage', index, callId, ...content })
+      enqueue.sendTo(to(call!.caller), { type: 'delegate.finished', index, tokens: 256 })
+    }),
+    answerFailed: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      const { call, agent } = context.workers[event.address]!
+      const { index, callId } = call!
+      const text = `${agent} failed: ${event.code}: ${event.reason}`
+      enqueue.sendTo(to(`log/${call!.conversation}`), { type: 'log.stage', index, callId, text })
+      enqueue.sendTo(to(call!.caller), { type: 'delegate.finished', index, tokens: 64 })
+    }),
+    dropWorker: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, ['agent.finished', 'actor.failed'])
+      const { agent, conversation } = context.workers[event.address]!
+      const workers = without(context.workers, event.address)
+      const code = event.code
+      const last = !Object.values(workers).some((worker) => worker.agent === agent)
+      const refunds = last && accountOf(context, agent) !== 'run' ? [accountOf(context, agent)] : []
+      for (const account of refunds) enqueue.sendTo(to(keeperOf(context)), { type: 'budget.refund', account })
+      for (const log of isLead(context, event.address) ? [] : [conversation])
+        enqueue.sendTo(to(`log/${log}`), { type: 'log.drop' })
+      enqueue.emit({
+        type: 'agent.finished',
+        agent,
+        address: event.address,
+        code,
+        rounds: event.type === 'agent.finished' ? event.rounds : 0,
+      })
+      enqueue.assign({ workers })
+    }),
+    cancelDelegates: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'delegate.cancel')
+      for (const [address] of delegateWorkers(context).filter(([, worker]) => worker.call?.caller === event.caller)) {
+        enqueue.sendTo(to(address), { type: 'run.cancel' })
+      }
+      enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.caller) })
+    }),
+    cancelExhausted: enqueueActions(({ event, enqueue }) => {
+      assertEvent(event, 'agent.exhausted')
+      enqueue.sendTo(to(event.address), { type: 'run.cancel' })
+    }),
+    cancelAll: enqueueActions(({ context, enqueue }) => {
+      for (const address of Object.keys(context.workers)) enqueue.sendTo(to(address), { type: 'run.cancel' })
+      enqueue.assign({ waiting: [] })
+    }),
+
+    pause: enqueueActions(({ context, enqueue }) => {
+      for (const address of Object.keys(context.workers)) enqueue.sendTo(to(address), { type: 'run.pause' })
+      enqueue.emit({ type: 'run.paused', run: runOf(context) })
+      enqueue.assign({ paused: true })
+    }),
+    resume: enqueueActions(({ context, enqueue }) => {
+      for (const address of Object.keys(context.workers)) enqueue.sendTo(to(address), { type: 'run.resume' })
+      enqueue.emit({ type: 'run.resumed', run: runOf(context) })
+      enqueue.assign({ paused: false })
+    }),
+    redefine: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'crew.redefined')
+      for (const [address, worker] of Object.entries(context.workers)) {
+        const data = event.crew.agents[worker.agent]
+        for (const known of data === undefined ? [] : [data])
+          enqueue.sendTo(to(address), { type: 'agent.redefined', data: known })
+      }
+      enqueue.sendTo(to(keeperOf(context)), { type: 'budget.raise', account: 'run', limits: event.crew.limits })
+      enqueue.assign({ data: event.crew })
+    }),
+
+    endAnswered: assign({
+      end: ({ event }) => {
+        assertEvent(event, 'agent.finished')
+        const { code, reason, finish, rounds, conversation } = event
+        return { code, reason, finish, rounds, conversation }
+      },
+    }),
+    keep: assign({
+      kept: ({ context, event }) => {
+        assertEvent(event, 'agent.finished')
+        const { conversation, length, tokens } = event
+        const agent = context.workers[event.address]!.agent
+        return keeps(context, agent) ? { ...context.kept, [agent]: { conversation, length, tokens } } : context.kept
+      },
+    }),
+    endExhausted: assign({
+      end: ({ event }) => {
+        assertEvent(event, 'agent.exhausted')
+        return endOf('BUDGET_EXHAUSTED', `the budget of ${event.dimension} is spent (account ${event.account})`)
+      },
+    }),
+    endWall: assign({ end: () => endOf('BUDGET_EXHAUSTED', 'the budget of wallMs is spent') }),
+    endFailed: assign({
+      end: ({ event }) => {
+        assertEvent(event, 'actor.failed')
+        return endOf(event.code, `${event.address}: ${event.reason}`)
+      },
+    }),
+    endCancelled: assign({ end: () => endOf('RUN_CANCELLED', 'cancelled') }),
+    goBankrupt: assign({ bankrupt: true }),
+    cancelWaiting: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'crew.cancel')
+      const end = endOf('RUN_CANCELLED', 'cancelled before it started')
+      enqueue.sendTo(to('shard/runs'), { type: 'run.finished', run: event.run, spent: nothing, ...end })
+      enqueue.emit({ type: 'run.finished', run: event.run ?? '', spent: nothing, ...end })
+      enqueue.assign({ queue: context.queue.filter((task) => task.run !== event.run) })
+    }),
+    closeBudget: enqueueActions(({ context, enqueue }) => {
+      const type = perCrew(context) ? 'budget.report' : 'budget.close'
+      enqueue.sendTo(to(keeperOf(context)), { type, replyTo: context.self })
+    }),
+    finish: enqueueActions(({ context, event, enqueue }) => {
+      const total = event.type === 'budget.closed' ? event.spent : nothing
+      const spent = minus(total, context.before)
+      const run = runOf(context)
+      enqueue.sendTo(to('shard/runs'), { type: 'run.finished', run, spent, ...context.end! })
+      enqueue.emit({ type: 'run.finished', run, spent, ...context.end! })
+      enqueue.assign({ task: null, bankrupt: false, before: nextBefore(context, total) })
+    }),
+  },
+})
+
+/** A keeper of the crew lives on; a keeper of the run, or a failed one, is started anew. */
+const nextBefore = (context: CrewContext, total: Amounts) =>
+  perCrew(context) && !context.bankrupt ? total : { ...nothing, modelCalls: -1 }
+
+const endOf = (code: string, reason: string): End => ({ code, reason, finish: '', rounds: 0, conversation: null })
+
+/** The crew machine. Bump `version` with any change of its decisions. */
+export const crewMachine = crew.createMachine({
+  id: 'crew',
+  version: '1',
+  context: ({ input }) => ({
+    ...input,
+    queue: [],
+    task: null,
+    workers: {},
+    waiting: [],
+    kept: {},
+    paused: false,
+    end: null,
+    bankrupt: false,
+    before: { nanoUsd: 0, tokens: 0, modelCalls: -1, toolCalls: 0 },
+  }),
+  initial: 'idle',
+  on: {
+    'crew.redefined': { actions: 'redefine' },
+    'crew.pause': { actions: 'pause' },
+    'crew.resume': { actions: 'resume' },
+    'crew.cancel': { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
+    'crew.task': { actions: 'takeTask' },
+    'budget.closed': {},
+  },
+  states: {
+    idle: {
+      always: { guard: 'isQueued', target: 'running', actions: 'nextTask' },
+    },
+    running: {
+      initial: 'starting',
+      on: {
+        'agent.finished': [
+          { guard: 'fromLead', target: 'closing', actions: ['endAnswered', 'keep', 'dropWorker'] },
+          { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
+        ],
+        'actor.failed': [
+          { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'dropWorker'] },
+          { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
+          { guard: 'isWorker', actions: ['answerFailed', 'dropWorker'] },
+        ],
+        'agent.exhausted': [
+          { guard: 'ownAccount', actions: 'cancelExhausted' },
+          { target: 'closing', actions: 'endExhausted' },
+        ],
+        'crew.cancel': [
+          { guard: 'cancelsThis', target: 'closing', actions: 'endCancelled' },
+          { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
+        ],
+        'crew.wall': { target: 'closing', actions: 'endWall' },
+        'delegate.call': { target: '.working', actions: 'enqueueDelegate' },
+        'delegate.cancel': { actions: 'cancelDelegates' },
+      },
+      states: {
+        starting: {
+          always: [{ guard: 'needsKeeper', target: 'leading', actions: 'startKeeper' }, { target: 'leading' }],
+        },
+        leading: {
+          always: [
+            { guard: 'hasWall', target: 'working', actions: ['startLead', 'planWall'] },
+            { target: 'working', actions: 'startLead' },
+          ],
+        },
+        working: {
+          always: { guard: 'waitsAndMayStart', target: 'working', reenter: true, actions: 'startDelegate' },
+        },
+      },
+    },
+    /** Stops who is still at work, then asks for the bill. */
+    closing: {
+      entry: ['dropWall', 'cancelAll'],
+      initial: 'stopping',
+      on: {
+        'agent.finished': { guard: 'isWorker', actions: 'dropWorker' },
+        'actor.failed': [
+          { guard: 'isWorker', actions: 'dropWorker' },
+          { guard: 'keeperFailed', actions: 'goBankrupt' },
+        ],
+        'agent.exhausted': {},
+        'delegate.call': {},
+        'delegate.cancel': {},
+      },
+      states: {
+        stopping: {
+          always: [
+            { guard: 'stoppedBankrupt', target: '#crew.idle', actions: 'finish' },
+            { guard: 'allStopped', target: 'billing' },
+          ],
+        },
+        billing: {
+          entry: 'closeBudget',
+          on: {
+            'budget.closed': { target: '#crew.idle', actions: 'finish' },
+            'actor.failed': { guard: 'keeperFailed', target: '#crew.idle', actions: 'finish' },
+          },
+        },
+      },
+    },
+  },
+})

@@ -1,0 +1,484 @@
+/**
+ * The message vocabulary of the shipped machines: one zod schema a message, and the data they share.
+ *
+ * Owns: every shape that travels between actors, from the outside to an actor, and from an actor to a port.
+ * Does not own: content. What models, tools and people say never enters a machine: it travels as the opaque `values`
+ * of an envelope and lies in a conversation; messages carry positions, sizes and verdicts.
+ *
+ * Addresses inside a shard are `<kind>/<name>`. `port/…`, `log/…` and `shard/…` are taken by the shard itself: work for
+ * a port, a conversation, the shard's own table of actors and runs.
+ */
+import type { AnyActorRef } from 'xstate'
+import { z } from 'zod'
+
+/** `<kind>/<name>` of an actor in the same shard. */
+const address = z.string().regex(/^[a-z]+\/[A-Za-z0-9_-]{1,128}$/)
+const count = z.int().min(0)
+const code = z.string().regex(/^[A-Z_]{1,64}$/)
+
+/**
+ * The target of a `sendTo`: an address. XState takes any object that a function returns for a target; the scope reads
+ * the address back.
+ */
+export function to(address: string): AnyActorRef {
+  return { address } as unknown as AnyActorRef
+}
+
+// ---------------------------------------------------------------------------------------------- shared data
+
+/** What money and counters are counted in. `nanoUsd`: billionths of a US dollar. */
+export const amounts = z.object({ nanoUsd: count, tokens: count, modelCalls: count, toolCalls: count })
+export type Amounts = z.infer<typeof amounts>
+/** One of the counters. */
+export type Dimension = keyof Amounts
+/** All counters, in the order in which a shortage is named. */
+export const dimensions = ['nanoUsd', 'tokens', 'modelCalls', 'toolCalls'] as const satisfies readonly Dimension[]
+/** Nothing spent. */
+export const nothing: Amounts = { nanoUsd: 0, tokens: 0, modelCalls: 0, toolCalls: 0 }
+
+const limits = amounts.partial()
+/** Upper bounds; an absent counter is unbounded. */
+export type Limits = z.infer<typeof limits>
+
+/** Micro-dollars per million tokens. */
+const price = z.object({ input: count, output: count })
+export type PriceData = z.infer<typeof price>
+
+/** An agent's definition as far as machines need it. */
+export const agentData = z.object({
+  name: z.string(),
+  deployments: z.array(z.object({ name: z.string(), price })).min(1),
+  rounds: z.int().min(1),
+  attempts: z.int().min(1),
+  maxOutputTokens: z.int().min(1),
+  minOutputTokens: z.int().min(1),
+  /** Estimate of instructions and tool schemas. */
+  baseTokens: count,
+  limits: limits.nullable(),
+  keep: z.boolean(),
+})
+export type AgentData = z.infer<typeof agentData>
+
+/** A crew's definition as far as machines need it. */
+export const crewData = z.object({
+  name: z.string(),
+  lead: z.string(),
+  agents: z.record(z.string(), agentData),
+  limits,
+  per: z.enum(['run', 'crew']),
+  wallMs: z.int().min(1).nullable(),
+  delegates: z.int().min(1),
+})
+export type CrewData = z.infer<typeof crewData>
+
+// ---------------------------------------------------------------------------------------------- outside → crew
+
+/** A task for the crew: the start of a run. `sequence` is filled in by the commit. */
+export const crewTask = z.object({
+  type: z.literal('crew.task'),
+  /** Estimate of the input. */
+  tokens: count,
+  /** How many of the envelope's values are messages of the lead's conversation. */
+  messages: count,
+  /** The run's key; the same key names the same run. */
+  key: z.string().min(1).max(256),
+  /** Whether one more value follows: the run's `data` as JSON text. */
+  data: z.boolean(),
+  sequence: count.default(0),
+})
+export const crewPause = z.object({ type: z.literal('crew.pause') })
+export const crewResume = z.object({ type: z.literal('crew.resume') })
+/** Ends the current run; with `run`, that one, also while it waits. */
+export const crewCancel = z.object({ type: z.literal('crew.cancel'), run: z.string().optional() })
+export const crewRedefined = z.object({ type: z.literal('crew.redefined'), crew: crewData })
+
+// ---------------------------------------------------------------------------------------------- crew ↔ agent
+
+/** What an agent actor is started with. */
+export const agentInput = z.object({
+  self: address,
+  run: z.string(),
+  crew: address,
+  keeper: address,
+  account: z.string(),
+  conversation: z.string(),
+  depth: count,
+  /** Messages in the conversation. */
+  length: count,
+  /** Estimate of what the next call sends. */
+  tokens: count,
+  paused: z.boolean(),
+  /** True when a limit of tool calls applies, so that each round must ask before it acts. */
+  counted: z.boolean(),
+  data: agentData,
+})
+export type AgentInput = z.infer<typeof agentInput>
+
+export const runPause = z.object({ type: z.literal('run.pause') })
+export const runResume = z.object({ type: z.literal('run.resume') })
+export const runCancel = z.object({ type: z.literal('run.cancel') })
+export const agentRedefined = z.object({ type: z.literal('agent.redefined'), data: agentData })
+/** An agent's end. `code` null: it answered; the answer is the last message of its conversation. */
+export const agentFinished = z.object({
+  type: z.literal('agent.finished'),
+  address,
+  conversation: z.string(),
+  code: code.nullable(),
+  reason: z.string(),
+  finish: z.string(),
+  rounds: count,
+  length: count,
+  tokens: count,
+})
+/** The agent cannot pay for its next step and waits. */
+export const agentExhausted = z.object({
+  type: z.literal('agent.exhausted'),
+  address,
+  account: z.string(),
+  dimension: z.enum(dimensions),
+})
+/** An agent calls another one as a tool. */
+export const delegateCall = z.object({
+  type: z.literal('delegate.call'),
+  caller: address,
+  /** The caller's conversation, where the answer goes. */
+  conversation: z.string(),
+  /** Position among the calls of the reply. */
+  index: count,
+  callId: z.string(),
+  agent: z.string(),
+  /** Name of the actor and conversation to start. */
+  name: z.string(),
+  depth: count,
+  length: count,
+  tokens: count,
+})
+export type DelegateCall = z.infer<typeof delegateCall>
+/** The answer, or the reason why there is none, is staged in the caller's conversation. */
+export const delegateFinished = z.object({ type: z.literal('delegate.finished'), index: count, tokens: count })
+export const delegateCancel = z.object({ type: z.literal('delegate.cancel'), caller: address })
+
+// ---------------------------------------------------------------------------------------------- agent ↔ model port
+
+/** The edge's verdict on one tool call of a reply. */
+export const callVerdict = z.discriminatedUnion('verdict', [
+  z.object({
+    verdict: z.literal('tool'),
+    index: count,
+    callId: z.string(),
+    tool: z.string(),
+    effect: z.enum(['pure', 'idempotent', 'once']),
+    timeoutMs: z.int().min(1),
+    retries: count,
+    onUnknown: z.enum(['tell', 'verify']),
+    /** Only when the model's own text had to be repaired. */
+    arguments: z.string().optional(),
+  }),
+  z.object({
+    verdict: z.literal('delegate'),
+    index: count,
+    callId: z.string(),
+    agent: z.string(),
+    /** Positions of the new conversation's messages among the envelope's values. */
+    values: z.array(count),
+    tokens: count,
+  }),
+  z.object({ verdict: z.literal('refused'), index: count, callId: z.string(), name: z.string(), message: z.string() }),
+])
+export type CallVerdict = z.infer<typeof callVerdict>
+
+/** Asks the port for one round. Its conversation is named, never copied: the shard adds length and hash. */
+export const modelCall = z.object({
+  type: z.literal('model.call'),
+  agent: z.string(),
+  run: z.string(),
+  conversation: z.string(),
+  deployment: z.string(),
+  maxOutputTokens: z.int().min(1),
+  grant: z.string(),
+  keeper: address,
+  depth: count,
+  /** What to charge when no real count ever comes in. */
+  worst: amounts,
+})
+export type ModelCall = z.infer<typeof modelCall>
+
+const usage = z.object({ inputTokens: count, outputTokens: count, cachedInputTokens: count, estimated: z.boolean() })
+
+/** A reply; the assistant message is value 0. `sequence` is filled in by the commit. */
+export const modelReplied = z.object({
+  type: z.literal('model.replied'),
+  calls: z.array(callVerdict),
+  /** Only without calls: does the text fit the agent's output? `null`: it asks for no shape. */
+  fits: z.boolean().nullable(),
+  /** What to tell the model when it does not. */
+  reason: z.string(),
+  finish: z.string(),
+  usage,
+  spent: amounts,
+  sequence: count.default(0),
+})
+/** No reply. `advice`: may the same deployment be tried again, only another one, or none. */
+export const modelFailed = z.object({
+  type: z.literal('model.failed'),
+  kind: z.string(),
+  reason: z.string(),
+  advice: z.enum(['again', 'next', 'never']),
+  delayMs: count,
+  spent: amounts,
+  /** False when the counts of `spent` are a guess. */
+  real: z.boolean(),
+})
+
+// ---------------------------------------------------------------------------------------------- agent ↔ tool executor ↔ tool port
+
+/** What a tool executor is started with. */
+export const toolInput = z.object({
+  self: address,
+  owner: address,
+  agent: z.string(),
+  run: z.string(),
+  conversation: z.string(),
+  index: count,
+  callId: z.string(),
+  tool: z.string(),
+  effect: z.enum(['pure', 'idempotent', 'once']),
+  timeoutMs: z.int().min(1),
+  retries: count,
+  onUnknown: z.enum(['tell', 'verify']),
+  arguments: z.string().optional(),
+  /** Position of the assistant message in the conversation. */
+  position: count,
+  /** Idempotency key: sequence and index of the commit that recorded the model's reply. */
+  key: z.string(),
+})
+export type ToolInput = z.infer<typeof toolInput>
+
+/** Asks the port for one execution, or (`verify`) whether one happened. */
+export const toolCall = z.object({
+  type: z.enum(['tool.call', 'tool.verify']),
+  agent: z.string(),
+  run: z.string(),
+  conversation: z.string(),
+  position: count,
+  index: count,
+  callId: z.string(),
+  tool: z.string(),
+  effect: z.enum(['pure', 'idempotent', 'once']),
+  timeoutMs: z.int().min(1),
+  arguments: z.string().optional(),
+  key: z.string(),
+  attempt: count,
+})
+export type ToolCall = z.infer<typeof toolCall>
+
+/** The tool's answer is value 0. */
+export const toolSucceeded = z.object({ type: z.literal('tool.succeeded'), bytes: count })
+/** What the model is told is value 0. `retry`: null when the class or the failure forbids it. */
+export const toolFailed = z.object({
+  type: z.literal('tool.failed'),
+  kind: z.string(),
+  bytes: count,
+  retryMs: count.nullable(),
+})
+/** The answer of `verify`; with `done: true` value 0 is the tool's answer. */
+export const toolVerified = z.object({ type: z.literal('tool.verified'), done: z.boolean().nullable(), bytes: count })
+export const toolCancel = z.object({ type: z.literal('tool.cancel') })
+/** The result is staged in the owner's conversation. */
+export const toolFinished = z.object({
+  type: z.literal('tool.finished'),
+  index: count,
+  status: z.enum(['ok', 'failed', 'unknown']),
+  tokens: count,
+})
+
+// ---------------------------------------------------------------------------------------------- ends of effects
+
+/** The effect's executor is gone. `started` is false when a `once` effect has no `dispatched` record. */
+export const effectInterrupted = z.object({ type: z.literal('effect.interrupted'), started: z.boolean() })
+/** The process died over this work three times. */
+export const effectCrashed = z.object({ type: z.literal('effect.crashed') })
+/** To a port: whoever works on effects of the sender may stop. */
+export const effectCancel = z.object({ type: z.literal('effect.cancel') })
+
+// ---------------------------------------------------------------------------------------------- budget
+
+/** What a budget keeper is started with. */
+export const budgetInput = z.object({ self: address, limits, minOutputTokens: z.int().min(1) })
+/** Opens an account below another one, or tops it up: its limits are carved from what the parent has left. */
+export const budgetOpen = z.object({ type: z.literal('budget.open'), account: z.string(), parent: z.string(), limits })
+/** Gives back to the parent what an account neither spent nor holds. */
+export const budgetRefund = z.object({ type: z.literal('budget.refund'), account: z.string() })
+/** Asks for what was spent so far. */
+export const budgetReport = z.object({ type: z.literal('budget.report'), replyTo: address })
+/** Asks for the price of one model call. */
+export const budgetReserve = z.object({
+  type: z.literal('budget.reserve'),
+  grant: z.string(),
+  account: z.string(),
+  replyTo: address,
+  inputTokens: count,
+  maxOutputTokens: z.int().min(1),
+  minOutputTokens: z.int().min(1),
+  price,
+})
+export type BudgetReserve = z.infer<typeof budgetReserve>
+/** Asks for tool calls. */
+export const budgetCharge = z.object({
+  type: z.literal('budget.charge'),
+  account: z.string(),
+  replyTo: address,
+  toolCalls: count,
+})
+/** What a grant really cost; an estimate is replaced by the first real one, and nothing after that. */
+export const budgetSettle = z.object({
+  type: z.literal('budget.settle'),
+  grant: z.string(),
+  spent: amounts,
+  real: z.boolean(),
+  /** Tool calls that follow and need no leave. */
+  toolCalls: count,
+})
+/** Takes a reservation back that nothing was spent on. */
+export const budgetRelease = z.object({ type: z.literal('budget.release'), grant: z.string() })
+/** Raises a limit. */
+export const budgetRaise = z.object({ type: z.literal('budget.raise'), account: z.string(), limits })
+/** The end of a run: closes the account tree, every open grant is settled as estimated. */
+export const budgetClose = z.object({ type: z.literal('budget.close'), replyTo: address })
+export const budgetClosed = z.object({ type: z.literal('budget.closed'), spent: amounts })
+export const budgetGranted = z.object({
+  type: z.literal('budget.granted'),
+  grant: z.string(),
+  maxOutputTokens: count,
+  worst: amounts,
+})
+export const budgetRefused = z.object({
+  type: z.literal('budget.refused'),
+  grant: z.string(),
+  account: z.string(),
+  dimension: z.enum(dimensions),
+})
+
+// ---------------------------------------------------------------------------------------------- shard, log
+
+/** To `shard/actors`: starts an actor; the sender supervises it. */
+export const actorStart = z.object({
+  type: z.literal('actor.start'),
+  kind: z.enum(['agent', 'tool', 'budget']),
+  name: z.string(),
+  input: z.unknown(),
+})
+export const actorStop = z.object({ type: z.literal('actor.stop'), address })
+/** From the shard to the supervisor. */
+export const actorFailed = z.object({ type: z.literal('actor.failed'), address, code, reason: z.string() })
+/** To `shard/runs`. */
+export const runQueued = z.object({ type: z.literal('run.queued'), run: z.string() })
+export const runStarted = z.object({ type: z.literal('run.started'), run: z.string(), conversation: z.string() })
+export const runFinished = z.object({
+  type: z.literal('run.finished'),
+  run: z.string(),
+  conversation: z.string().nullable(),
+  code: code.nullable(),
+  reason: z.string(),
+  finish: z.string(),
+  rounds: count,
+  spent: amounts,
+})
+/** To `log/<conversation>`: appends values of the envelope, a user message, or all of another conversation, which goes. */
+export const logAppend = z.object({
+  type: z.literal('log.append'),
+  values: z.array(count).optional(),
+  user: z.string().optional(),
+  all: z.string().optional(),
+})
+export type LogAppend = z.infer<typeof logAppend>
+/** To `log/<conversation>`: keeps the result of a call until the round is sealed. */
+export const logStage = z.object({
+  type: z.literal('log.stage'),
+  index: count,
+  callId: z.string(),
+  /** The content: a value of the envelope, a text, or the last message of another conversation. */
+  value: count.optional(),
+  text: z.string().optional(),
+  answerOf: z.string().optional(),
+})
+export type LogStage = z.infer<typeof logStage>
+/** To `log/<conversation>`: appends what was staged, in the order of the calls. */
+export const logSeal = z.object({ type: z.literal('log.seal') })
+/** To `log/<conversation>`: nobody will read it again. */
+export const logDrop = z.object({ type: z.literal('log.drop') })
+
+// ---------------------------------------------------------------------------------------------- unions
+
+/** Messages that an outcome of a port may become, by type; the edge checks each against its schema. */
+export const outcomes = {
+  'model.replied': modelReplied,
+  'model.failed': modelFailed,
+  'tool.succeeded': toolSucceeded,
+  'tool.failed': toolFailed,
+  'tool.verified': toolVerified,
+  'effect.interrupted': effectInterrupted,
+  'effect.crashed': effectCrashed,
+} as const
+
+/** Messages that people and programs outside may send to a crew. */
+export const commands = {
+  'crew.task': crewTask,
+  'crew.pause': crewPause,
+  'crew.resume': crewResume,
+  'crew.cancel': crewCancel,
+} as const
+
+type M<T extends z.ZodType> = z.output<T>
+
+/** What an agent takes. */
+export type AgentMessage =
+  | M<typeof budgetGranted>
+  | M<typeof budgetRefused>
+  | M<typeof budgetRaise>
+  | M<typeof modelReplied>
+  | M<typeof modelFailed>
+  | M<typeof effectInterrupted>
+  | M<typeof effectCrashed>
+  | M<typeof toolFinished>
+  | M<typeof delegateFinished>
+  | M<typeof runPause>
+  | M<typeof runResume>
+  | M<typeof runCancel>
+  | M<typeof agentRedefined>
+  | M<typeof actorFailed>
+
+/** What a tool executor takes. */
+export type ToolMessage =
+  | M<typeof toolSucceeded>
+  | M<typeof toolFailed>
+  | M<typeof toolVerified>
+  | M<typeof effectInterrupted>
+  | M<typeof effectCrashed>
+  | M<typeof toolCancel>
+
+/** What a budget keeper takes. */
+export type BudgetMessage =
+  | M<typeof budgetOpen>
+  | M<typeof budgetReserve>
+  | M<typeof budgetCharge>
+  | M<typeof budgetSettle>
+  | M<typeof budgetRelease>
+  | M<typeof budgetRaise>
+  | M<typeof budgetClose>
+  | M<typeof budgetRefund>
+  | M<typeof budgetReport>
+
+/** What a crew takes. */
+export type CrewMessage =
+  | M<typeof crewTask>
+  | M<typeof crewPause>
+  | M<typeof crewResume>
+  | M<typeof crewCancel>
+  | M<typeof crewRedefined>
+  | M<typeof agentFinished>
+  | M<typeof agentExhausted>
+  | M<typeof delegateCall>
+  | M<typeof delegateCancel>
+  | M<typeof budgetClosed>
+  | M<typeof actorFailed>

@@ -1,0 +1,480 @@
+/**
+ * Decide: takes one external envelope into a shard's state and says what follows.
+ *
+ * Owns: the order of messages inside a commit, actors' lives, timers, effects, the digest.
+ * Does not own: the append, the effects' execution (`shard.ts`, `dispatcher.ts`).
+ *
+ * - D1 Pure: the same state and envelope give the same state, digest and effects, on any machine at any time.
+ * - D2 Messages inside a commit are taken first in, first out, until nobody has anything more to say.
+ * - D3 What fails, fails one actor: its supervisor is told inside the same commit, and the envelope counts as taken.
+ * - D4 An outcome is delivered once, to the actor that asked, and only while its effect is open; afterwards it changes
+ *   accounts only. A timer that was replaced or cancelled is not delivered.
+ * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
+ */
+import { crc32 } from 'node:zlib'
+import type { LogAppend, LogStage, ModelCall, ToolCall } from '../machines/index.js'
+import { digestOf } from './codec.js'
+import { append, stage } from './conversation.js'
+import type { Envelope } from './envelope.js'
+import { type ErrorCode, isTroupeError } from './errors.js'
+import type { Message, Scope, Step } from './scope.js'
+import { type Effect, type Generation, type Machines, type RunEnd, type ShardState, timerKey } from './state.js'
+
+/** Messages that one envelope may cause. */
+export const maxMessages = 10_000
+
+/** The actor that takes tasks and commands. */
+export const crewAddress = 'crew/main'
+
+/** Something that happened, for whoever watches: where, and what. */
+export type DomainEvent = readonly [from: string, event: Message]
+
+/** What one envelope led to. */
+export interface Commit {
+  readonly sequence: number
+  readonly envelope: Envelope
+  /** SHA-256 over every decision in order. */
+  readonly digest: Uint8Array
+  /** Two bytes of checksum a decision: tells which one differs. */
+  readonly trail: Uint8Array
+  /** Effects that were asked for and are still open. */
+  readonly effects: readonly Effect[]
+  /** Effects that nobody waits for any more. */
+  readonly cancelled: readonly Generation[]
+  /** `dispatched` records of this commit. */
+  readonly dispatched: readonly Generation[]
+  readonly events: readonly DomainEvent[]
+  readonly timersChanged: boolean
+  /** Runs that ended. */
+  readonly finished: readonly string[]
+  /** The decisions in words, for a refused upgrade; only when asked for. */
+  readonly decisions: readonly string[]
+}
+
+/** What `decide` needs beside state and envelope. */
+export interface DecideContext {
+  readonly scope: Scope
+  readonly machines: Machines
+  /** Effects of the outcome types that the edge may bring. */
+  readonly explain?: boolean
+}
+
+/**
+ * Takes one envelope. Changes `state`; a caller that cannot record the commit must drop the state.
+ * Never throws for what an actor does.
+ */
+export function decide(state: ShardState, envelope: Envelope, context: DecideContext): Commit {
+  return new Deciding(state, envelope, context).run()
+}
+
+interface Delivery {
+  readonly from: string
+  readonly to: string
+  readonly message: Message
+  /** An outcome, timer or interruption: some transition must take it. */
+  readonly must: boolean
+}
+
+class Deciding {
+  readonly #queue: Delivery[] = []
+  readonly #lines: string[] = []
+  readonly #effects: Effect[] = []
+  readonly #cancelled: Generation[] = []
+  readonly #dispatched: Generation[] = []
+  readonly #events: DomainEvent[] = []
+  readonly #finished: string[] = []
+  readonly #state: ShardState
+  readonly #envelope: Envelope
+  readonly #context: DecideContext
+  #index = 0
+  #messages = 0
+  #timersChanged = false
+
+  constructor(state: ShardState, envelope: Envelope, context: DecideContext) {
+    this.#state = state
+    this.#envelope = envelope
+    this.#context = context
+  }
+
+  run(): Commit {
+    const state = this.#state
+    state.sequence += 1
+    state.at = Math.max(state.at, this.#envelope.at)
+    this.#intake()
+    for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) this.#take(next)
+    const text = this.#lines.join('\n')
+    return {
+      sequence: state.sequence,
+      envelope: this.#envelope,
+      digest: digestOf(text),
+      trail: trailOf(this.#lines),
+      effects: this.#effects.filter((effect) => state.effects.has(effect.id)),
+      cancelled: this.#cancelled,
+      dispatched: this.#dispatched,
+      events: this.#events,
+      timersChanged: this.#timersChanged,
+      finished: this.#finished,
+      decisions: this.#context.explain === true ? this.#lines : [],
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------ the envelope
+
+  #intake(): void {
+    const { to, from, cause, body } = this.#envelope
+    if (to === 'shard/self') return this.#takeOwn(body)
+    const message = { ...body, sequence: this.#state.sequence }
+    if (from === 'clock/timer') return this.#takeTimer(cause)
+    if (!from.startsWith('port/')) return this.#push({ from, to, message, must: false })
+    const effect = this.#state.effects.get(cause)
+    if (effect === undefined) return this.#takeLate(cause, body)
+    this.#state.effects.delete(cause)
+    this.#owe(effect, body)
+    this.#push({ from, to: effect.from, message, must: true })
+  }
+
+  /** A closed effect's outcome: what it cost still counts, once. */
+  #takeLate(cause: string, body: Message): void {
+    const owed = this.#state.owed.get(cause)
+    if (owed === undefined || !('spent' in body)) return
+    this.#state.owed.delete(cause)
+    const message = { type: 'budget.settle', grant: owed.grant, spent: body['spent'], real: isReal(body), toolCalls: 0 }
+    this.#push({ from: 'port/model', to: owed.keeper, message, must: false })
+  }
+
+  #takeTimer(cause: string): void {
+    const [actor = '', id = '', generation = ''] = cause.split('|')
+    const timer = this.#state.timers.get(timerKey(actor, id))
+    if (timer === undefined || timer.generation !== generation) return
+    this.#state.timers.delete(timerKey(actor, id))
+    this.#timersChanged = true
+    this.#push({ from: 'clock/timer', to: actor, message: timer.message, must: true })
+  }
+
+  #takeOwn(body: Message): void {
+    switch (body.type) {
+      case 'crew.defined':
+        return this.#define(body)
+      case 'effect.dispatched': {
+        const effect = this.#state.effects.get(body['effect'] as string)
+        if (effect === undefined) return
+        effect.startBy = body['startBy'] as number
+        this.#dispatched.push(effect.id)
+        this.#say('dispatched', effect.id)
+        return
+      }
+      case 'shard.resumed':
+        return this.#resume(body['downMs'] as number)
+      case 'effects.parked':
+        for (const effect of this.#state.effects.values())
+          effect.parked = (body['effects'] as string[]).includes(effect.id)
+        return
+      case 'timer.crashed':
+        return this.#crashTimer(body['timer'] as string)
+      default:
+        this.#emit('shard/self', body)
+    }
+  }
+
+  #define(body: Message): void {
+    this.#state.definition = body['definition'] as string
+    this.#emit('shard/self', { type: this.#state.actors.has(crewAddress) ? 'crew.redefined' : 'crew.defined' })
+    if (!this.#state.actors.has(crewAddress)) return this.#startCrew(body['crew'])
+    this.#push({
+      from: 'shard/self',
+      to: crewAddress,
+      message: { type: 'crew.redefined', crew: body['crew'] },
+      must: false,
+    })
+  }
+
+  #startCrew(data: unknown): void {
+    this.#start(crewAddress, 'crew', 'shard/self', { self: crewAddress, data })
+  }
+
+  /** Time in which the process was down counts for no timer of active time. */
+  #resume(downMs: number): void {
+    for (const timer of this.#state.timers.values()) {
+      if (timer.id.startsWith('active:')) timer.dueAt += downMs
+    }
+    this.#timersChanged = true
+    this.#emit('shard/self', { type: 'shard.resumed', downMs })
+  }
+
+  /** A timer whose delivery killed the process three times is a dead letter. */
+  #crashTimer(key: string): void {
+    const timer = this.#state.timers.get(key)
+    if (timer === undefined) return
+    this.#state.timers.delete(key)
+    this.#timersChanged = true
+    this.#deadLetter('clock/timer', timer.actor, timer.message, 'EFFECT_CRASHED')
+    this.#fail(timer.actor, 'EFFECT_CRASHED', 'the process died three times over a timer')
+  }
+
+  // ------------------------------------------------------------------------------------------ messages inside
+
+  #push(delivery: Delivery): void {
+    this.#queue.push(delivery)
+    this.#lines.push(`${delivery.to} ${JSON.stringify(delivery.message)}`)
+  }
+
+  #say(what: string, text: string): void {
+    this.#lines.push(`${what} ${text}`)
+  }
+
+  #take(delivery: Delivery): void {
+    this.#messages += 1
+    if (this.#messages > maxMessages) {
+      this.#deadLetter(delivery.from, delivery.to, delivery.message, 'COMMIT_OVERFLOW')
+      return this.#fail(delivery.to, 'COMMIT_OVERFLOW', `more than ${maxMessages} messages in one commit`)
+    }
+    const { to, message } = delivery
+    if (to.startsWith('log/')) return this.#takeLog(to.slice(4), message)
+    if (to.startsWith('port/')) return this.#takePort(delivery.from, message)
+    if (to === 'shard/actors') return this.#takeActors(delivery.from, message)
+    if (to === 'shard/runs') return this.#takeRun(message)
+    this.#deliver(delivery)
+  }
+
+  #deliver({ from, to, message, must }: Delivery): void {
+    const actor = this.#state.actors.get(to)
+    if (actor === undefined) {
+      if (must) this.#deadLetter(from, to, message, 'ACTOR_FAILED')
+      return
+    }
+    let step: Step
+    try {
+      step = this.#context.scope.deliver(actor.snapshot, to, message)
+    } catch (error) {
+      this.#deadLetter(from, to, message, codeOf(error))
+      return this.#fail(to, codeOf(error), reasonOf(error))
+    }
+    if (must && !step.taken) {
+      this.#deadLetter(from, to, message, 'OUTCOME_IGNORED')
+      return this.#fail(to, 'OUTCOME_IGNORED', `${message.type} came in a state that does not take it`)
+    }
+    actor.snapshot = step.snapshot
+    this.#carryOut(to, step)
+  }
+
+  #carryOut(address: string, step: Step): void {
+    for (const action of step.actions) {
+      if (action.kind === 'emit') this.#emit(address, action.event)
+      else if (action.kind === 'cancel') this.#cancelTimer(address, action.id)
+      else if (action.delayMs === null)
+        this.#push({ from: address, to: action.to, message: action.message, must: false })
+      else this.#plan(address, action.to, action.id, action.delayMs, action.message)
+    }
+    if (step.snapshot.status === 'active') return
+    if (step.snapshot.status === 'error') return this.#fail(address, 'ACTOR_FAILED', reasonOf(step.snapshot.error))
+    this.#stop(address)
+  }
+
+  // ------------------------------------------------------------------------------------------ timers
+
+  #plan(from: string, to: string, name: string | null, delayMs: number, message: Message): void {
+    const generation = this.#generation()
+    const id = name ?? generation
+    // A delayed message to somebody else waits in the sender's name and is delivered like any other message.
+    const timer = { actor: to, id, generation, dueAt: this.#envelope.at + delayMs, message }
+    this.#state.timers.set(timerKey(from === to ? from : to, id), timer)
+    this.#timersChanged = true
+    this.#say('timer', `${to} ${id} ${delayMs} ${JSON.stringify(message)}`)
+  }
+
+  #cancelTimer(address: string, id: string): void {
+    if (!this.#state.timers.delete(timerKey(address, id))) return
+    this.#timersChanged = true
+    this.#say('cancel', `${address} ${id}`)
+  }
+
+  // ------------------------------------------------------------------------------------------ ports and conversations
+
+  #takePort(from: string, message: Message): void {
+    if (message.type === 'effect.cancel') return this.#cancelEffects(from)
+    const body = message as unknown as ModelCall | ToolCall
+    const log = this.#state.logs.get(body.conversation)
+    const id = this.#generation()
+    const effect: Effect = {
+      id,
+      from,
+      body,
+      length: log?.length ?? 0,
+      hash: log?.hash ?? new Uint8Array(32),
+      startBy: null,
+      parked: false,
+    }
+    this.#state.effects.set(id, effect)
+    this.#effects.push(effect)
+    this.#say('effect', `${id} ${effect.length} ${Buffer.from(effect.hash).toString('hex')}`)
+  }
+
+  #cancelEffects(from: string): void {
+    for (const effect of this.#state.effects.values()) {
+      if (effect.from !== from) continue
+      this.#state.effects.delete(effect.id)
+      this.#owe(effect, { type: 'effect.cancel' })
+      this.#cancelled.push(effect.id)
+    }
+  }
+
+  /** Remembers the grant of a model call that ends without a bill. */
+  #owe(effect: Effect, body: Message): void {
+    if (effect.body.type !== 'model.call' || ('spent' in body && isReal(body))) return
+    this.#state.owed.set(effect.id, { keeper: effect.body.keeper, grant: effect.body.grant })
+  }
+
+  #takeLog(name: string, message: Message): void {
+    const { logs, sequence } = this.#state
+    const { values } = this.#envelope
+    switch (message.type) {
+      case 'log.append':
+        return append(logs, name, message as unknown as LogAppend, sequence, values)
+      case 'log.stage':
+        return stage(logs, name, message as unknown as LogStage, sequence, values)
+      case 'log.seal':
+        logs.get(name)?.seal()
+        return
+      default:
+        logs.delete(name)
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------ actors
+
+  #takeActors(from: string, message: Message): void {
+    if (message.type === 'actor.stop') return this.#stop(message['address'] as string)
+    const kind = message['kind'] as string
+    this.#start(`${kind}/${message['name'] as string}`, kind, from, message['input'])
+  }
+
+  #start(address: string, kind: string, parent: string, input: unknown): void {
+    const machine = this.#context.machines[kind]
+    const generation = this.#generation()
+    if (machine === undefined || this.#state.actors.has(address)) {
+      const reason = machine === undefined ? `no machine of kind ${kind}` : `${address} runs already`
+      return this.#tell(parent, address, 'ACTOR_FAILED', reason)
+    }
+    let step: Step
+    try {
+      step = this.#context.scope.start(machine, address, input)
+    } catch (error) {
+      return this.#tell(parent, address, codeOf(error), reasonOf(error))
+    }
+    this.#state.actors.set(address, { kind, parent, generation, snapshot: step.snapshot })
+    this.#carryOut(address, step)
+  }
+
+  #stop(address: string): void {
+    if (!this.#state.actors.delete(address)) return
+    this.#cancelEffects(address)
+    for (const [key, timer] of this.#state.timers) {
+      if (timer.actor === address) this.#timersChanged = this.#state.timers.delete(key)
+    }
+    for (const [effect, owed] of this.#state.owed) {
+      if (owed.keeper === address) this.#state.owed.delete(effect)
+    }
+  }
+
+  #fail(address: string, code: ErrorCode, reason: string): void {
+    const actor = this.#state.actors.get(address)
+    if (actor === undefined) return
+    this.#stop(address)
+    this.#emit(address, { type: 'actor.failed', code, reason })
+    this.#tell(actor.parent, address, code, reason)
+  }
+
+  /** Tells the supervisor. The crew's supervisor is the shard: its runs end and it starts anew. */
+  #tell(parent: string, address: string, code: ErrorCode, reason: string): void {
+    if (address !== crewAddress) {
+      return this.#push({
+        from: address,
+        to: parent,
+        message: { type: 'actor.failed', address, code, reason },
+        must: false,
+      })
+    }
+    for (const other of [...this.#state.actors.keys()]) this.#stop(other)
+    for (const run of this.#state.runs.values()) {
+      if (run.status === 'finished') continue
+      const end = { type: 'run.finished', run: run.run, code, reason, finish: '', rounds: 0, spent: nothingSpent }
+      this.#takeRun(end)
+      this.#emit(crewAddress, end)
+    }
+    const data = this.#state.definition === '' ? null : (JSON.parse(this.#state.definition) as { data?: unknown }).data
+    if (data !== undefined && this.#messages <= maxMessages) this.#startCrew(data)
+  }
+
+  // ------------------------------------------------------------------------------------------ runs
+
+  #takeRun(message: Message): void {
+    const id = message['run'] as string
+    const { runs, logs } = this.#state
+    if (message.type === 'run.queued') {
+      const { key, data } = this.#envelope.body
+      runs.set(id, {
+        run: id,
+        key: typeof key === 'string' ? key : id,
+        sequence: this.#state.sequence,
+        data: data === true,
+        status: 'queued',
+        conversation: id,
+        skip: 0,
+        until: 0,
+        end: null,
+      })
+      return
+    }
+    const run = runs.get(id)
+    if (run === undefined) return
+    if (message.type === 'run.started') {
+      run.status = 'running'
+      run.conversation = message['conversation'] as string
+      run.skip = run.conversation === id ? 0 : (logs.get(run.conversation)?.length ?? 0)
+      return
+    }
+    const { code, reason, finish, rounds, spent } = message as unknown as RunEnd
+    run.status = 'finished'
+    run.until = logs.get(run.conversation)?.length ?? 0
+    run.end = { code, reason, finish, rounds, spent, at: this.#envelope.at }
+    this.#finished.push(id)
+  }
+
+  // ------------------------------------------------------------------------------------------ the rest
+
+  #generation(): Generation {
+    const generation: Generation = `${this.#state.sequence}-${this.#index}`
+    this.#index += 1
+    return generation
+  }
+
+  #emit(from: string, event: Message): void {
+    this.#events.push([from, event])
+  }
+
+  #deadLetter(from: string, to: string, message: Message, code: string): void {
+    this.#emit('shard/dead', { type: 'message.dead', from, to, message: message.type, code })
+  }
+}
+
+const nothingSpent = { nanoUsd: 0, tokens: 0, modelCalls: 0, toolCalls: 0 }
+
+/** Whether an outcome's counts are the provider's own. */
+function isReal(body: Message): boolean {
+  const usage = body['usage'] as { estimated?: boolean } | undefined
+  return usage === undefined ? body['real'] === true : usage.estimated === false
+}
+
+function codeOf(error: unknown): ErrorCode {
+  return isTroupeError(error) ? error.code : 'ACTOR_FAILED'
+}
+
+function reasonOf(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).slice(0, 2_048)
+}
+
+function trailOf(lines: readonly string[]): Uint8Array {
+  const trail = Buffer.alloc(lines.length * 2)
+  lines.forEach((line, index) => trail.writeUInt16LE(crc32(line) & 0xffff, index * 2))
+  return trail
+}

@@ -1,0 +1,413 @@
+/**
+ * What users write: tools, agents, crews.
+ *
+ * Owns: the definitions, their defaults and their checks (`CREW_INVALID`), and the data form of a crew.
+ * Does not own: running them.
+ *
+ * - D1 A definition is frozen data plus the user's functions; making one does no I/O and reads no environment.
+ * - D2 Nonsense is refused here, by name, before anything starts.
+ */
+import { z } from 'zod'
+import { TroupeError } from './errors.js'
+import type { ModelSettings, Price } from './ports.js'
+
+/** What a tool may assume about reruns. */
+export type EffectClass = 'pure' | 'idempotent' | 'once'
+
+/** Logger that a tool gets: lines go to the runtime's log with run, agent and call. */
+export interface ToolLog {
+  debug(message: string, data?: object): void
+  info(message: string, data?: object): void
+  warn(message: string, data?: object): void
+  error(message: string, data?: object): void
+}
+
+/** The second argument of a tool's `run` and `verify`. */
+export interface ToolContext<Deps = unknown, Data = unknown> {
+  /** Live objects given to `createRuntime({ deps })`; never journalled. */
+  readonly deps: Deps
+  /** JSON given to `start(…, { data })`; journalled. */
+  readonly data: Data
+  readonly runId: string
+  /** Name of the agent that asked. */
+  readonly agent: string
+  /** Id of the call in the conversation. */
+  readonly callId: string
+  /** The same on every try of this call, over restarts and failover; pass it on to what you call. */
+  readonly idempotencyKey: string
+  /** Aborts on timeout, cancel and shutdown. */
+  readonly signal: AbortSignal
+  /** Shows progress to whoever watches the run; best effort. */
+  readonly progress: (value: unknown) => void
+  readonly log: ToolLog
+}
+
+/** A tool as `defineTool` takes it. */
+export interface ToolOptions<Input extends z.ZodType = z.ZodType, Deps = unknown, Data = unknown> {
+  /** `^[A-Za-z0-9_-]{1,64}$`: what models accept. */
+  readonly name: string
+  readonly description: string
+  /** Arguments, as a zod object. What does not fit is told to the model. */
+  readonly input: Input
+  /**
+   * `pure` may rerun at will, `idempotent` reruns with the same key, `once` is dispatched at most once.
+   * @default 'once'
+   */
+  readonly effect?: EffectClass
+  /**
+   * What to do with a `once` call whose outcome was lost: tell the model, or ask `verify`.
+   * @default 'tell', or 'verify' when `verify` is given
+   */
+  readonly onUnknown?: 'tell' | 'verify'
+  /** For `onUnknown: 'verify'`: did the call happen? `done: null` = cannot say. Runs with the call's own arguments and key. */
+  readonly verify?: (
+    input: z.output<Input>,
+    context: ToolContext<Deps, Data>,
+  ) => Promise<{ done: true; result: unknown } | { done: false } | { done: null }>
+  /** Bound of one execution. @default 60_000 */
+  readonly timeoutMs?: number
+  /** Further tries after a failure or a timeout of a `pure` or `idempotent` tool. @default 2 */
+  readonly retries?: number
+  /** Executions of this tool at once in one crew. @default 16 */
+  readonly concurrency?: number
+  /** Bytes of output kept for the model; more is cut with a note. @default 1_048_576 */
+  readonly maxBytes?: number
+  /** The work. What it returns is told to the model: a string as it is, anything else as JSON. */
+  readonly run: (input: z.output<Input>, context: ToolContext<Deps, Data>) => unknown
+}
+
+/** A checked tool with its defaults filled in. */
+export interface Tool<Input extends z.ZodType = z.ZodType, Deps = unknown, Data = unknown>
+  extends Required<Omit<ToolOptions<Input, Deps, Data>, 'verify'>> {
+  readonly kind: 'tool'
+  readonly verify: ToolOptions<Input, Deps, Data>['verify'] | undefined
+}
+
+// A tool of any input: method parameters of `run` are contravariant, so the general form takes `never`.
+/** Any tool, whatever its input. */
+export type AnyTool = Omit<Tool, 'run' | 'verify'> & {
+  readonly run: (input: never, context: never) => unknown
+  readonly verify: ((input: never, context: never) => Promise<unknown>) | undefined
+}
+
+/** Limits of spending. Each counts for one run unless `per` says otherwise. */
+export interface Budget {
+  /** US dollars. */
+  readonly usd?: number
+  /** Input and output tokens together. */
+  readonly tokens?: number
+  readonly modelCalls?: number
+  readonly toolCalls?: number
+  /** Time in which the run was active in a living process, in milliseconds. */
+  readonly wallMs?: number
+  /** @default 'run' */
+  readonly per?: 'run' | 'crew'
+}
+
+/** What an `instructions` function sees. */
+export interface InstructionsContext {
+  readonly agent: string
+  /** The run's `data`. */
+  readonly data: unknown
+  /** The task as text. */
+  readonly input: string
+}
+
+/** An agent as `defineAgent` takes it. */
+export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType | undefined> {
+  /** Only needed for an agent that runs alone; in a crew its key is its name. */
+  readonly name?: string
+  /** Told to agents that may delegate to this one. */
+  readonly description?: string
+  /** `<provider>:<model>`, or a list in order of preference. */
+  readonly model: string | readonly string[]
+  /** The system message. A function is called once per task, outside the commit, and its text recorded. */
+  readonly instructions: string | ((context: InstructionsContext) => string | Promise<string>)
+  readonly tools?: readonly AnyTool[]
+  /** Names of agents of the crew that this one may call as tools. */
+  readonly delegates?: readonly string[]
+  /** The answer must be JSON of this shape; what does not fit is sent back with the reason, at most twice. */
+  readonly output?: Output
+  readonly settings?: ModelSettings
+  readonly budget?: Omit<Budget, 'per'>
+  readonly limits?: {
+    /** Model calls in one task, retries not counted. @default 20 */
+    readonly rounds?: number
+    /** Tries of one model call over all deployments. @default 4 */
+    readonly attempts?: number
+    /** Tool calls taken from one reply; the rest are told to be too many. @default 64 */
+    readonly callsPerRound?: number
+  }
+  /** Keep the conversation from run to run. @default false */
+  readonly continue?: boolean
+}
+
+/** A checked agent with its defaults filled in. */
+export interface Agent<Output = unknown> {
+  readonly kind: 'agent'
+  readonly name: string | undefined
+  readonly description: string
+  readonly models: readonly string[]
+  readonly instructions: AgentOptions['instructions']
+  readonly tools: readonly AnyTool[]
+  readonly delegates: readonly string[]
+  readonly output: z.ZodType<Output> | undefined
+  readonly settings: ModelSettings
+  readonly budget: Omit<Budget, 'per'> | undefined
+  readonly limits: { readonly rounds: number; readonly attempts: number; readonly callsPerRound: number }
+  readonly continue: boolean
+}
+
+/** What an agent answers with: text, or its `output` schema's type. */
+export type AgentOutput<O extends z.ZodType | undefined> = O extends z.ZodType ? z.output<O> : string
+
+/** A crew as `defineCrew` takes it. */
+export interface CrewOptions<Agents extends Record<string, Agent<unknown>>, Lead extends keyof Agents & string> {
+  /** `^[A-Za-z0-9_-]{1,64}$`. */
+  readonly name: string
+  readonly agents: Agents
+  /** The agent that gets the task and whose answer is the crew's. */
+  readonly lead: Lead
+  readonly budget?: Budget
+  readonly limits?: {
+    /** Delegations at work at once; the rest wait. @default 16 */
+    readonly delegates?: number
+    /** How deep delegations may nest. @default 8 */
+    readonly depth?: number
+    /** Tool executions at once. @default 64 */
+    readonly toolConcurrency?: number
+  }
+  /** Fewest output tokens a model call is worth making for. @default 256 */
+  readonly minOutputTokens?: number
+  /** Price of models that the price table does not know: worst case, never free. @default 15 $ and 75 $ a million tokens */
+  readonly unknownPrice?: Price
+  /** A version of your own code, for information. */
+  readonly version?: string
+}
+
+/** A checked crew. */
+export interface Crew<Output = unknown> {
+  readonly kind: 'crew'
+  readonly name: string
+  readonly agents: Readonly<Record<string, Agent<unknown>>>
+  readonly lead: string
+  readonly budget: Budget
+  readonly limits: { readonly delegates: number; readonly depth: number; readonly toolConcurrency: number }
+  readonly minOutputTokens: number
+  readonly unknownPrice: Price
+  readonly version: string | undefined
+  /** Type of the lead's answer; never present at run time. */
+  readonly _output?: Output
+}
+
+/** Thrown by a tool to tell the model something in the tool's own words. Never retried. */
+export class ToolError extends Error {
+  override readonly name = 'ToolError'
+}
+
+const namePattern = /^[A-Za-z0-9_-]{1,64}$/
+
+/** Longest delay that a timer takes, and so the largest `…Ms` of a definition. */
+const maxMs = 2 ** 31 - 1
+const ms = z.int().min(1).max(maxMs)
+const count = z.int().min(0).max(1_000_000)
+
+const toolShape = z.strictObject({
+  name: z.string().regex(namePattern),
+  description: z.string().max(4_096),
+  input: z.custom<z.ZodType>((value) => value instanceof z.ZodType, 'a zod schema'),
+  effect: z.enum(['pure', 'idempotent', 'once']).default('once'),
+  onUnknown: z.enum(['tell', 'verify']).optional(),
+  verify: z.custom<AnyTool['verify']>((value) => typeof value === 'function', 'a function').optional(),
+  timeoutMs: ms.default(60_000),
+  retries: count.default(2),
+  concurrency: z.int().min(1).max(10_000).default(16),
+  maxBytes: z
+    .int()
+    .min(256)
+    .max(16 * 1_048_576)
+    .default(1_048_576),
+  run: z.custom<AnyTool['run']>((value) => typeof value === 'function', 'a function'),
+})
+
+const budgetFields = {
+  usd: z.number().min(0).max(1_000_000).optional(),
+  tokens: z.int().min(0).optional(),
+  modelCalls: z.int().min(0).optional(),
+  toolCalls: z.int().min(0).optional(),
+  wallMs: ms.optional(),
+}
+
+const settingsShape = z.strictObject({
+  temperature: z.number().optional(),
+  topP: z.number().optional(),
+  maxOutputTokens: z.int().min(1).optional(),
+  toolChoice: z.enum(['auto', 'required', 'none']).optional(),
+  parallelToolCalls: z.boolean().optional(),
+  reasoningEffort: z.enum(['minimal', 'low', 'medium', 'high']).optional(),
+  seed: z.int().optional(),
+  stop: z.array(z.string()).optional(),
+  extra: z.record(z.string(), z.unknown()).optional(),
+})
+
+const modelName = z.string().regex(/^[A-Za-z0-9_-]{1,64}:[^\s:][^\s]{0,255}$/, '"<provider>:<model>"')
+
+const agentShape = z.strictObject({
+  name: z.string().regex(namePattern).optional(),
+  description: z.string().max(4_096).default(''),
+  model: z.union([modelName, z.array(modelName).min(1).max(16)]),
+  instructions: z.union([
+    z.string().max(262_144),
+    z.custom<(context: InstructionsContext) => string>((value) => typeof value === 'function', 'text or a function'),
+  ]),
+  tools: z.array(z.custom<AnyTool>((value) => hasKind(value, 'tool'), 'a tool of defineTool')).default([]),
+  delegates: z.array(z.string().regex(namePattern)).default([]),
+  output: z.custom<z.ZodType>((value) => value instanceof z.ZodType, 'a zod schema').optional(),
+  settings: settingsShape.default({}),
+  budget: z.strictObject(budgetFields).optional(),
+  limits: z
+    .strictObject({
+      rounds: z.int().min(1).max(100_000).optional(),
+      attempts: z.int().min(1).max(100).optional(),
+      callsPerRound: z.int().min(1).max(256).optional(),
+    })
+    .default({}),
+  continue: z.boolean().default(false),
+})
+
+const crewShape = z.strictObject({
+  name: z.string().regex(namePattern),
+  agents: z.record(
+    z.string().regex(namePattern),
+    z.custom<Agent>((value) => hasKind(value, 'agent'), 'an agent of defineAgent'),
+  ),
+  lead: z.string(),
+  budget: z.strictObject({ ...budgetFields, per: z.enum(['run', 'crew']).optional() }).default({}),
+  limits: z
+    .strictObject({
+      delegates: z.int().min(1).max(256).optional(),
+      depth: z.int().min(0).max(64).optional(),
+      toolConcurrency: z.int().min(1).max(10_000).optional(),
+    })
+    .default({}),
+  minOutputTokens: z.int().min(1).default(256),
+  unknownPrice: z
+    .strictObject({ input: z.int().min(0), output: z.int().min(0) })
+    .default({ input: 15_000_000, output: 75_000_000 }),
+  version: z.string().max(256).optional(),
+})
+
+function hasKind(value: unknown, kind: string): boolean {
+  return typeof value === 'object' && value !== null && 'kind' in value && value.kind === kind
+}
+
+function check<T extends z.ZodType>(shape: T, value: unknown, what: string): z.output<T> {
+  const result = shape.safeParse(value)
+  if (result.success) return result.data
+  const [issue] = result.error.issues
+  const path = issue?.path.map(String).join('.') ?? ''
+  throw new TroupeError('CREW_INVALID', `${what}${path === '' ? '' : `: ${path}`}: ${issue?.message ?? 'invalid'}`, {
+    details: { path },
+  })
+}
+
+/**
+ * Defines a tool.
+ * @throws TroupeError `CREW_INVALID` for a bad name, a missing schema, `verify` without a function.
+ */
+export function defineTool<Input extends z.ZodType, Deps = unknown, Data = unknown>(
+  options: ToolOptions<Input, Deps, Data>,
+): Tool<Input, Deps, Data> {
+  const data = check(toolShape, options, `tool ${describe(options)}`)
+  const onUnknown = data.onUnknown ?? (data.verify === undefined ? 'tell' : 'verify')
+  if (onUnknown === 'verify' && data.verify === undefined) {
+    throw new TroupeError('CREW_INVALID', `tool ${data.name}: onUnknown 'verify' needs a verify function`)
+  }
+  return Object.freeze({ ...data, kind: 'tool', onUnknown, verify: data.verify }) as unknown as Tool<Input, Deps, Data>
+}
+
+/**
+ * Defines an agent.
+ * @throws TroupeError `CREW_INVALID` for a bad model name, two tools of one name, a tool named like a delegate.
+ */
+export function defineAgent<const Output extends z.ZodType | undefined = undefined>(
+  options: AgentOptions<Output>,
+): Agent<AgentOutput<Output>> {
+  const data = check(agentShape, options, `agent ${describe(options)}`)
+  const names = [...data.tools.map((tool) => tool.name), ...data.delegates]
+  const twice = names.find((name, index) => names.indexOf(name) !== index)
+  if (twice !== undefined) throw new TroupeError('CREW_INVALID', `agent ${describe(options)}: two tools named ${twice}`)
+  return Object.freeze({
+    kind: 'agent',
+    name: data.name,
+    description: data.description,
+    models: typeof data.model === 'string' ? [data.model] : data.model,
+    instructions: data.instructions,
+    tools: data.tools,
+    delegates: data.delegates,
+    output: data.output,
+    settings: data.settings as ModelSettings,
+    budget: data.budget,
+    limits: {
+      rounds: data.limits.rounds ?? 20,
+      attempts: data.limits.attempts ?? 4,
+      callsPerRound: data.limits.callsPerRound ?? 64,
+    },
+    continue: data.continue,
+  }) as unknown as Agent<AgentOutput<Output>>
+}
+
+/**
+ * Defines a crew. Its output type is the lead's.
+ * @throws TroupeError `CREW_INVALID` for a lead or delegate that is no agent of the crew.
+ */
+export function defineCrew<
+  const Agents extends Record<string, Agent<unknown>>,
+  const Lead extends keyof Agents & string,
+>(options: CrewOptions<Agents, Lead>): Crew<Agents[Lead] extends Agent<infer Output> ? Output : never> {
+  const data = check(crewShape, options, `crew ${describe(options)}`)
+  if (data.agents[data.lead] === undefined) {
+    throw new TroupeError('CREW_INVALID', `crew ${data.name}: lead '${data.lead}' is not one of its agents`)
+  }
+  for (const [name, agent] of Object.entries(data.agents)) {
+    const missing = agent.delegates.find((delegate) => data.agents[delegate] === undefined)
+    if (missing !== undefined) {
+      throw new TroupeError(
+        'CREW_INVALID',
+        `crew ${data.name}: ${name} delegates to '${missing}', which is not one of its agents`,
+      )
+    }
+  }
+  return Object.freeze({
+    kind: 'crew',
+    name: data.name,
+    agents: data.agents,
+    lead: data.lead,
+    budget: data.budget as Budget,
+    limits: {
+      delegates: data.limits.delegates ?? 16,
+      depth: data.limits.depth ?? 8,
+      toolConcurrency: data.limits.toolConcurrency ?? 64,
+    },
+    minOutputTokens: data.minOutputTokens,
+    unknownPrice: data.unknownPrice,
+    version: data.version,
+  })
+}
+
+/** A crew of one from an agent; a crew stays what it is. @throws TroupeError `CREW_INVALID` for anything else. */
+export function toCrew<Output>(definition: Crew<Output> | Agent<Output>, name?: string): Crew<Output> {
+  if (hasKind(definition, 'crew')) return definition as Crew<Output>
+  if (!hasKind(definition, 'agent')) {
+    throw new TroupeError('CREW_INVALID', 'not a crew of defineCrew or an agent of defineAgent')
+  }
+  const agent = definition as Agent<Output>
+  const key = name ?? agent.name ?? 'agent'
+  return defineCrew({ name: key, agents: { [key]: agent }, lead: key }) as unknown as Crew<Output>
+}
+
+function describe(options: unknown): string {
+  return typeof options === 'object' && options !== null && 'name' in options && typeof options.name === 'string'
+    ? options.name.slice(0, 64)
+    : ''
+}

@@ -1,0 +1,279 @@
+/**
+ * The dispatcher: gives open effects to the ports and brings their outcomes back. One for each shard.
+ *
+ * Owns: which effects are in flight in this process, their cancellation, the `dispatched` record of `once` calls.
+ * Does not own: what is asked for (machines), what an outcome means (`edge.ts`), taking it (`shard.ts`).
+ *
+ * - X1 An effect is dispatched only after the commit that asked for it is durable.
+ * - X2 A `once` call starts only after its `dispatched` record is durable, and not after that record's `startBy`.
+ * - X3 Every dispatched effect comes back with one outcome, whatever its port does, unless it was cancelled.
+ * - X4 At most `maxInFlight` effects are with the ports; the rest wait here in order.
+ */
+import type { ModelCall, ToolCall } from '../machines/index.js'
+import { textsOf } from './content.js'
+import type { Draft } from './envelope.js'
+import { broken, type EdgeRun, failed, type Outcome, replied, toolOutcome, verified } from './edge.js'
+import { TroupeError, toTroupeError } from './errors.js'
+import type { Journal } from './journal.js'
+import type { Clock, ModelDelta, ModelPort, ModelTimeouts, ToolPort, ToolRequest } from './ports.js'
+import type { PreparedCrew } from './prepared-crew.js'
+import type { Effect, ShardState } from './state.js'
+
+/** Effects with the ports at once, in one shard. */
+export const maxInFlight = 256
+/** How long after its record a `once` call may start. */
+const startWithinMs = 10_000
+
+const timeouts: ModelTimeouts = { connectMs: 60_000, firstTokenMs: 120_000, gapMs: 60_000, totalMs: 600_000 }
+
+/** A crew's definition with the ports that work for it. */
+export interface LiveCrew {
+  readonly prepared: PreparedCrew
+  readonly model: ModelPort
+  readonly tools: ToolPort
+}
+
+/** What every shard of a worker shares. */
+export interface Ports {
+  readonly clock: Clock
+  /** Uniform in [0, 1); for jitter only. */
+  readonly random: () => number
+}
+
+/** What passes by while an effect runs: best effort, never stored. */
+export type LiveEvent =
+  | {
+      readonly kind: 'delta'
+      readonly effect: string
+      readonly agent: string
+      readonly run: string
+      readonly delta: ModelDelta
+    }
+  | {
+      readonly kind: 'progress'
+      readonly effect: string
+      readonly agent: string
+      readonly run: string
+      readonly callId: string
+      readonly value: unknown
+    }
+
+/** What the dispatcher needs of its shard. */
+export interface DispatchingShard {
+  readonly id: string
+  readonly journal: Journal
+  readonly ports: Ports
+  /** Name of this process in `dispatched` records. */
+  readonly executor: string
+  state(): ShardState
+  /** The crew's live definition; null while this process has none. */
+  crew(): LiveCrew | null
+  /** The run's `data`. */
+  dataOf(run: string): Promise<unknown>
+  /** Takes an outcome or a `dispatched` record; resolves when it is durable. */
+  post(draft: Draft): Promise<unknown>
+  /** Whether anybody watches the run live. */
+  watched(): boolean
+  show(event: LiveEvent): void
+  /** Something that must not happen did; the shard stops with it. */
+  stop(reason: TroupeError): void
+}
+
+/** Gives effects to ports. */
+export class Dispatcher {
+  readonly #shard: DispatchingShard
+  readonly #inFlight = new Map<string, AbortController>()
+  readonly #waiting: Effect[] = []
+  #closed = false
+  #draining = false
+
+  constructor(shard: DispatchingShard) {
+    this.#shard = shard
+  }
+
+  /** Whether this process works on an effect, or will. */
+  knows(effect: string): boolean {
+    return this.#inFlight.has(effect) || this.#waiting.some((waiting) => waiting.id === effect)
+  }
+
+  get size(): number {
+    return this.#inFlight.size + this.#waiting.length
+  }
+
+  /** Takes effects of a durable commit. */
+  dispatch(effects: readonly Effect[]): void {
+    if (effects.length === 0) return
+    this.#waiting.push(...effects)
+    this.pump()
+  }
+
+  /** Starts what may start: called when the crew's definition has come. */
+  pump(): void {
+    if (this.#closed || this.#draining || this.#shard.crew() === null) return
+    while (this.#inFlight.size < maxInFlight) {
+      const effect = this.#waiting.shift()
+      if (effect === undefined) return
+      this.#start(effect)
+    }
+  }
+
+  /** Nobody waits for these any more. */
+  cancel(effects: readonly string[]): void {
+    for (const id of effects) {
+      this.#inFlight.get(id)?.abort()
+      const at = this.#waiting.findIndex((effect) => effect.id === id)
+      if (at >= 0) this.#waiting.splice(at, 1)
+    }
+  }
+
+  /** Starts nothing more. Returns the effects that wait, by id: they were never with a port. */
+  drain(): string[] {
+    this.#draining = true
+    return this.#waiting.map((effect) => effect.id)
+  }
+
+  /** Effects with the ports. */
+  get running(): number {
+    return this.#inFlight.size
+  }
+
+  /** Aborts everything; outcomes that still come in are for a closed shard. */
+  close(): void {
+    this.#closed = true
+    this.#waiting.length = 0
+    for (const controller of this.#inFlight.values()) controller.abort()
+  }
+
+  #start(effect: Effect): void {
+    const controller = new AbortController()
+    this.#inFlight.set(effect.id, controller)
+    const work =
+      effect.body.type === 'model.call'
+        ? this.#model(effect, effect.body, controller.signal)
+        : this.#tool(effect, effect.body, controller.signal)
+    void work
+      .catch((error: unknown) => this.#break(effect, error))
+      .then(async (outcome) => {
+        // Out of the table only when the outcome is durable: until then this process knows the effect.
+        if (outcome !== null && !this.#closed) await this.#shard.post(draftOf(effect, outcome))
+      })
+      .catch(() => undefined)
+      .finally(() => {
+        this.#inFlight.delete(effect.id)
+        this.pump()
+      })
+  }
+
+  #break(effect: Effect, error: unknown): Outcome | null {
+    const reason = toTroupeError(error, 'TOOL_FAILED')
+    if (reason.code === 'JOURNAL_CORRUPT' || reason.code === 'BLOB_MISSING') {
+      this.#shard.stop(reason)
+      return null
+    }
+    return broken(reason.code, reason.message, effect.body.type, effect.body)
+  }
+
+  async #run(id: string): Promise<EdgeRun> {
+    return { data: await this.#shard.dataOf(id), random: this.#shard.ports.random }
+  }
+
+  async #model(effect: Effect, call: ModelCall, signal: AbortSignal): Promise<Outcome | null> {
+    const shard = this.#shard
+    const live = shard.crew()
+    const agent = live?.prepared.agents.get(call.agent)
+    if (live === null || agent === undefined)
+      throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
+    const entries = shard.state().logs.get(call.conversation)?.entries.slice(0, effect.length) ?? []
+    const messages = await textsOf(shard.journal, shard.id, entries)
+    if (agent.system !== null) messages.unshift(agent.system)
+    const watched = shard.watched()
+    const reply = await live.model.call({
+      effect: effect.id,
+      deployment: call.deployment,
+      messages,
+      tools: agent.schemas,
+      responseFormat: agent.format,
+      settings: agent.agent.settings,
+      maxOutputTokens: call.maxOutputTokens,
+      timeouts,
+      stream: watched,
+      signal,
+      onDelta: watched
+        ? (delta) => shard.show({ kind: 'delta', effect: effect.id, agent: call.agent, run: call.run, delta })
+        : undefined,
+    })
+    if (!reply.ok) return failed(reply, call, live.prepared, shard.ports)
+    return replied(reply, call, live.prepared, await this.#run(call.run))
+  }
+
+  async #tool(effect: Effect, call: ToolCall, signal: AbortSignal): Promise<Outcome | null> {
+    const shard = this.#shard
+    const { tools } = shard.crew()!
+    const { data } = await this.#run(call.run)
+    const request: ToolRequest = {
+      effect: effect.id,
+      agent: call.agent,
+      shard: shard.id,
+      runId: call.run,
+      callId: call.callId,
+      idempotencyKey: `${shard.id}.${call.key}`,
+      tool: call.tool,
+      arguments: call.arguments ?? (await this.#argumentsOf(call)),
+      timeoutMs: call.timeoutMs,
+      data,
+      signal,
+      mayStart: () => this.#mayStart(effect, call, signal),
+      progress: (value) =>
+        shard.show({
+          kind: 'progress',
+          effect: effect.id,
+          agent: call.agent,
+          run: call.run,
+          callId: call.callId,
+          value,
+        }),
+    }
+    if (call.type === 'tool.verify') return verified(await tools.verify(request))
+    const outcome = await tools.run(request)
+    // Not started, and this process is sure of it: it may be asked for again.
+    if (outcome.status === 'dropped' && !signal.aborted)
+      return { body: { type: 'effect.interrupted', started: false }, values: [] }
+    return toolOutcome(outcome, call, shard.ports)
+  }
+
+  /** The arguments that the model wrote, from its message in the conversation. */
+  async #argumentsOf(call: ToolCall): Promise<string> {
+    const entry = this.#shard.state().logs.get(call.conversation)?.entries[call.position]
+    const [text] = entry === undefined ? [] : await textsOf(this.#shard.journal, this.#shard.id, [entry])
+    const message = JSON.parse(text ?? '{}') as { tool_calls?: { function?: { arguments?: string } }[] }
+    const written = message.tool_calls?.[call.index]?.function?.arguments ?? ''
+    return written.trim() === '' ? '{}' : written
+  }
+
+  /** Writes the `dispatched` record of a `once` call, then looks whether it may still start. */
+  async #mayStart(effect: Effect, call: ToolCall, signal: AbortSignal): Promise<boolean> {
+    if (signal.aborted || this.#closed) return false
+    if (call.effect !== 'once') return true
+    const { clock } = this.#shard.ports
+    const startBy = clock.now() + startWithinMs
+    const started = clock.monotonic()
+    await this.#shard.post({
+      from: 'shard/self',
+      to: 'shard/self',
+      cause: effect.id,
+      body: { type: 'effect.dispatched', effect: effect.id, executor: this.#shard.executor, startBy },
+      values: [],
+    })
+    const inTime = clock.monotonic() - started < startWithinMs
+    return inTime && !this.#isClosed() && !signal.aborted && this.#shard.state().effects.has(effect.id)
+  }
+
+  #isClosed(): boolean {
+    return this.#closed
+  }
+}
+
+function draftOf(effect: Effect, outcome: Outcome): Draft {
+  const from = effect.body.type === 'model.call' ? 'port/model' : 'port/tool'
+  return { from, to: effect.from, cause: effect.id, body: outcome.body, values: outcome.values }
+}

@@ -1,0 +1,222 @@
+/**
+ * The edge: turns what a port brought into the message of an outcome.
+ *
+ * Owns: the judgement of replies, the choice whether and when a failure may be tried again, the sizes of what comes in.
+ * Does not own: calling the ports (`dispatcher.ts`), what actors make of it.
+ *
+ * - E1 Everything of the user's that has to look at a reply (schemas, dynamic instructions) runs here, before the
+ *   append; its verdict travels in the envelope.
+ * - E2 Randomness (jitter) is drawn here and travels as a number.
+ */
+import { type Amounts, type CallVerdict, type ModelCall, nothing, type ToolCall } from '../machines/index.js'
+import type { Value } from './codec.js'
+import type { ErrorCode } from './errors.js'
+import type { FailureKind, ModelFailure, ModelReply, ToolOutcome, Usage } from './ports.js'
+import { estimateTokens, type PreparedCrew, systemMessage } from './prepared-crew.js'
+import type { Message } from './scope.js'
+import { judgeCalls, judgeOutput, type Verdict } from './verdict.js'
+
+/** An outcome: a message with its content. */
+export interface Outcome {
+  readonly body: Message
+  readonly values: readonly Value[]
+}
+
+/** What the edge needs to know of the run. */
+export interface EdgeRun {
+  readonly data: unknown
+  /** Uniform in [0, 1). */
+  readonly random: () => number
+}
+
+/** First wait before another try, and the longest one, in milliseconds. */
+const firstDelayMs = 500
+const maxDelayMs = 30_000
+/** Waits that a provider asks for are honoured up to here. */
+const maxRetryAfterMs = 10 * 60_000
+
+/** The outcome of a model call that brought a reply. */
+export async function replied(reply: ModelReply, call: ModelCall, crew: PreparedCrew, run: EdgeRun): Promise<Outcome> {
+  const prepared = crew.agents.get(call.agent)
+  const values: Value[] = [reply.message]
+  const calls: CallVerdict[] = []
+  for (const verdict of prepared === undefined ? [] : await judgeCalls(reply.toolCalls, prepared)) {
+    calls.push(await admit(verdict, call, crew, run, values))
+  }
+  let fits: boolean | null = null
+  let reason = ''
+  if (calls.length === 0 && prepared?.agent.output !== undefined) {
+    const judged = await judgeOutput(reply.text, prepared.agent.output)
+    fits = judged.ok
+    if (judged.ok) values.push(JSON.stringify(judged.value))
+    else reason = judged.message
+  }
+  const spent = bill(call, crew, reply.usage, reply.costNanoUsd)
+  return {
+    body: { type: 'model.replied', calls, fits, reason, finish: reply.finishReason, usage: reply.usage, spent },
+    values,
+  }
+}
+
+/** A verdict as machines take it. The messages of a new conversation join the envelope's values. */
+async function admit(
+  verdict: Verdict,
+  call: ModelCall,
+  crew: PreparedCrew,
+  run: EdgeRun,
+  values: Value[],
+): Promise<CallVerdict> {
+  const { index, callId } = verdict
+  switch (verdict.verdict) {
+    case 'refused':
+      return { verdict: 'refused', index, callId, name: verdict.name, message: verdict.message }
+    case 'tool': {
+      const { tool, effect, timeoutMs, retries, onUnknown } = verdict
+      const admitted = { verdict: 'tool' as const, index, callId, tool, effect, timeoutMs, retries, onUnknown }
+      return verdict.repaired ? { ...admitted, arguments: verdict.arguments } : admitted
+    }
+    case 'delegate': {
+      if (call.depth >= crew.crew.limits.depth) {
+        const message = `Not done: delegations may be nested ${crew.crew.limits.depth} deep at most.`
+        return { verdict: 'refused', index, callId, name: verdict.agent, message }
+      }
+      const system = await instructionsOf(crew, verdict.agent, verdict.input, run.data)
+      const messages = [...(system === null ? [] : [system]), userMessage(verdict.input)]
+      const first = values.length
+      values.push(...messages)
+      return {
+        verdict: 'delegate',
+        index,
+        callId,
+        agent: verdict.agent,
+        values: messages.map((_, at) => first + at),
+        tokens: estimateTokens(messages.reduce((sum, message) => sum + message.length, 0)),
+      }
+    }
+  }
+}
+
+/** The system message of an agent whose `instructions` is a function; null for text, which each request takes anew. */
+export async function instructionsOf(
+  crew: PreparedCrew,
+  agent: string,
+  input: string,
+  data: unknown,
+): Promise<string | null> {
+  const instructions = crew.agents.get(agent)?.agent.instructions
+  if (typeof instructions !== 'function') return null
+  return systemMessage(String(await instructions({ agent, input, data })))
+}
+
+/** A user message as JSON text. */
+export function userMessage(text: string): string {
+  return JSON.stringify({ role: 'user', content: text })
+}
+
+/** The outcome of a model call that brought none. */
+export function failed(
+  failure: ModelFailure,
+  call: ModelCall,
+  crew: PreparedCrew,
+  run: Pick<EdgeRun, 'random'>,
+): Outcome {
+  const real = !failure.billed || failure.usage?.estimated === false
+  const spent =
+    failure.billed && failure.usage !== null ? bill(call, crew, failure.usage, failure.costNanoUsd) : nothing
+  const delayMs = Math.min(maxRetryAfterMs, Math.max(failure.retryAfterMs ?? 0, backoff(0, run.random())))
+  return {
+    body: {
+      type: 'model.failed',
+      kind: failure.kind,
+      reason: failure.message,
+      advice: advice[failure.kind],
+      delayMs,
+      spent: failure.billed && failure.usage === null ? call.worst : spent,
+      real,
+    },
+    values: [],
+  }
+}
+
+/** May the call be made again: by the same deployment, by another one only, or not at all. */
+const advice: Readonly<Record<FailureKind, 'again' | 'next' | 'never'>> = {
+  rate_limited: 'again',
+  timeout: 'again',
+  overloaded: 'again',
+  server: 'again',
+  network: 'again',
+  invalid_reply: 'again',
+  auth: 'next',
+  quota: 'next',
+  not_found: 'next',
+  context_window: 'next',
+  content_policy: 'next',
+  config: 'next',
+  bad_request: 'never',
+  cancelled: 'never',
+}
+
+/** Exponential with full jitter. */
+function backoff(tries: number, random: number): number {
+  return Math.round(Math.min(maxDelayMs, firstDelayMs * 2 ** tries) * (0.5 + random / 2))
+}
+
+/** What a call cost. A model that the price table does not know costs the crew's worst case. */
+function bill(call: ModelCall, crew: PreparedCrew, usage: Usage, costNanoUsd: number | null): Amounts {
+  const { inputTokens, outputTokens } = usage
+  const price =
+    crew.data.agents[call.agent]?.deployments.find(({ name }) => name === call.deployment)?.price ??
+    crew.crew.unknownPrice
+  const listed = Math.ceil((inputTokens * price.input + outputTokens * price.output) / 1_000)
+  return { nanoUsd: costNanoUsd ?? listed, tokens: inputTokens + outputTokens, modelCalls: 1, toolCalls: 0 }
+}
+
+/** The outcome of a tool call; null when the call was not made and nobody waits for it. */
+export function toolOutcome(outcome: ToolOutcome, call: ToolCall, run: Pick<EdgeRun, 'random'>): Outcome | null {
+  switch (outcome.status) {
+    case 'ok':
+      return { body: { type: 'tool.succeeded', bytes: outcome.content.length }, values: [outcome.content] }
+    case 'failed': {
+      const retry = call.effect !== 'once' && (outcome.kind === 'threw' || outcome.kind === 'timeout')
+      const retryMs = retry ? backoff(call.attempt - 1, run.random()) : null
+      const body = { type: 'tool.failed', kind: outcome.kind, bytes: outcome.message.length, retryMs }
+      return { body, values: [outcome.message] }
+    }
+    case 'cancelled':
+    case 'dropped':
+      return null
+  }
+}
+
+/** The outcome of a `verify`. */
+export function verified(answer: { readonly done: boolean | null; readonly content?: string }): Outcome {
+  const content = answer.content ?? ''
+  return { body: { type: 'tool.verified', done: answer.done, bytes: content.length }, values: [content] }
+}
+
+/** The outcome of a port that broke its promise never to reject. */
+export function broken(
+  code: ErrorCode,
+  reason: string,
+  type: 'model.call' | 'tool.call' | 'tool.verify',
+  call: ModelCall | ToolCall,
+): Outcome {
+  if (type === 'model.call') {
+    const worst = (call as ModelCall).worst
+    return {
+      body: {
+        type: 'model.failed',
+        kind: 'config',
+        reason: `${code}: ${reason}`,
+        advice: 'never',
+        delayMs: 0,
+        spent: worst,
+        real: false,
+      },
+      values: [],
+    }
+  }
+  if (type === 'tool.verify') return verified({ done: null })
+  const message = `The tool could not be run: ${reason}`
+  return { body: { type: 'tool.failed', kind: 'threw', bytes: message.length, retryMs: null }, values: [message] }
+}

@@ -1,0 +1,83 @@
+/**
+ * Envelopes: one message on its way into a shard, and where it comes from.
+ *
+ * Owns: the envelope's shape, its stored form, the addresses that are not actors.
+ * Does not own: who may send what (`shard.ts`, `edge.ts`).
+ *
+ * - E1 Ids and addresses are checked when they enter; nothing else is ever put into a subject, a key or a file name.
+ * - E2 An envelope's message is plain data; content travels beside it as opaque values.
+ */
+import { z } from 'zod'
+import { BlobRef, type Value } from './codec.js'
+import { TroupeError } from './errors.js'
+import type { Message } from './scope.js'
+
+/** One external message to an actor of a shard. */
+export interface Envelope {
+  /** Address of the sender: an actor, `port/…`, `clock/timer`, `client/…` or `shard/…`. */
+  readonly from: string
+  /** Address of the actor, or `shard/…`. */
+  readonly to: string
+  /** Epoch milliseconds; stamped when it is taken, never running backwards inside a shard. */
+  readonly at: number
+  /** What caused it: an effect's or timer's id; empty for a new cause. */
+  readonly cause: string
+  readonly body: Message
+  readonly values: readonly Value[]
+}
+
+/** An envelope before it is taken: without its time. */
+export type Draft = Omit<Envelope, 'at'>
+
+/** An envelope as it lies in a record. */
+export type StoredEnvelope = readonly [number, string, string, string, Message, readonly Value[]]
+
+export function toStored(envelope: Envelope): StoredEnvelope {
+  return [envelope.at, envelope.from, envelope.to, envelope.cause, envelope.body, envelope.values]
+}
+
+export function fromStored([at, from, to, cause, body, values]: StoredEnvelope): Envelope {
+  return { at, from, to, cause, body, values }
+}
+
+/** Bytes that an envelope takes in memory and in a record, roughly. */
+export function sizeOf(draft: Draft): number {
+  let bytes = 256
+  for (const value of draft.values) bytes += value instanceof BlobRef ? 64 : value.length
+  return bytes
+}
+
+const idPattern = /^[A-Za-z0-9_-]{1,64}$/
+
+/** Checks an id that comes from outside: crew, agent, client. @throws TroupeError `ID_INVALID`. */
+export function checkId(id: unknown, what: string): string {
+  if (typeof id === 'string' && idPattern.test(id)) return id
+  const shown = typeof id === 'string' ? JSON.stringify(id.slice(0, 80)) : typeof id
+  throw new TroupeError('ID_INVALID', `${what} must match ${idPattern.source}, not ${shown}`)
+}
+
+/** Refuses messages that outsiders must not send. @throws TroupeError `MESSAGE_REFUSED`. */
+export function checkType(type: string): void {
+  // XState would believe a forged completion of a child or timer.
+  if (/^xstate\./i.test(type))
+    throw new TroupeError('MESSAGE_REFUSED', `messages of type ${type.slice(0, 80)} are made inside only`)
+}
+
+/** Messages that the shard itself takes, at `shard/self`. */
+export const shardMessages = {
+  /** First definition, or another one at a commit boundary. `definition` is its canonical JSON. */
+  'crew.defined': z.object({ type: z.literal('crew.defined'), definition: z.string(), crew: z.unknown() }),
+  /** A `once` effect starts: written before it does. */
+  'effect.dispatched': z.object({
+    type: z.literal('effect.dispatched'),
+    effect: z.string(),
+    executor: z.string(),
+    startBy: z.number(),
+  }),
+  /** The process was down so long; timers of active time move. */
+  'shard.resumed': z.object({ type: z.literal('shard.resumed'), downMs: z.number() }),
+  /** Changed code was accepted: commits up to `until` may have other digests. */
+  'shard.upgraded': z.object({ type: z.literal('shard.upgraded'), until: z.number() }),
+  /** Records were lost and given up. */
+  'shard.repaired': z.object({ type: z.literal('shard.repaired'), reason: z.string() }),
+} as const

@@ -1,0 +1,217 @@
+/**
+ * Events: what the outside may watch, as CloudEvents.
+ *
+ * Owns: their public form, live fan-out, streams that go on from a cursor.
+ * Does not own: what is an event (machines and `commit.ts`), storing them (`journal.ts`).
+ *
+ * - W1 A stream from a cursor gives every stored event after it, once, in order, and then the live ones.
+ * - W2 A slow reader loses no stored event: what does not fit in its buffer is read from the store again. Deltas and
+ *   progress are best effort.
+ * - W3 A reader that leaves costs nothing and cancels nothing.
+ */
+import type { LiveEvent } from './dispatcher.js'
+import type { Journal } from './journal.js'
+import { fromEvents, type PlacedEvent } from './record.js'
+
+/** A CloudEvent 1.0. */
+export interface TroupeEvent {
+  readonly specversion: '1.0'
+  /** `<shard>-<sequence>-<index>`: the cursor. Deltas have ids of their own, which are no cursors. */
+  readonly id: string
+  /** `/troupe/<shard>/<actor>`. */
+  readonly source: string
+  /** `troupe.<what>`, e.g. `troupe.tool.called`. */
+  readonly type: string
+  /** ISO 8601. */
+  readonly time: string
+  readonly datacontenttype: 'application/json'
+  readonly data: Readonly<Record<string, unknown>>
+}
+
+/** A stored event's place. */
+export interface Cursor {
+  readonly sequence: number
+  readonly index: number
+}
+
+/** Events that a stream keeps for a slow reader before it goes back to the store. */
+const maxBuffer = 1_000
+
+export function toCloudEvent(shard: string, placed: PlacedEvent): TroupeEvent {
+  const { type, ...data } = placed.event
+  return {
+    specversion: '1.0',
+    id: `${shard}-${placed.sequence}-${placed.index}`,
+    source: `/troupe/${shard}/${placed.from}`,
+    type: `troupe.${type}`,
+    time: new Date(placed.at).toISOString(),
+    datacontenttype: 'application/json',
+    data,
+  }
+}
+
+function liveToCloudEvent(shard: string, live: LiveEvent, count: number, now: number): TroupeEvent {
+  const { agent, run, effect } = live
+  const data =
+    live.kind === 'delta'
+      ? { run, agent, effect, ...live.delta }
+      : { run, agent, effect, callId: live.callId, value: live.value }
+  return {
+    specversion: '1.0',
+    id: `${shard}-live-${effect}-${count}`,
+    source: `/troupe/${shard}/agent/${agent}`,
+    type: live.kind === 'delta' ? 'troupe.model.delta' : 'troupe.tool.progress',
+    time: new Date(now).toISOString(),
+    datacontenttype: 'application/json',
+    data,
+  }
+}
+
+/** Reads a cursor; null for something else. Shard ids may hold `-`, sequences and indexes do not. */
+export function parseCursor(text: string): Cursor | null {
+  const match = /-(\d{1,15})-(\d{1,9})$/.exec(text)
+  return match === null ? null : { sequence: Number(match[1]), index: Number(match[2]) }
+}
+
+function isAfter(placed: PlacedEvent, cursor: Cursor): boolean {
+  return placed.sequence > cursor.sequence || (placed.sequence === cursor.sequence && placed.index > cursor.index)
+}
+
+interface Subscriber {
+  take(events: readonly PlacedEvent[]): void
+  show(event: LiveEvent): void
+}
+
+/** Fans the events of durable commits out to whoever watches. */
+export class EventHub {
+  readonly #subscribers = new Map<string, Set<Subscriber>>()
+
+  publish(shard: string, events: readonly PlacedEvent[]): void {
+    for (const subscriber of this.#subscribers.get(shard) ?? []) subscriber.take(events)
+  }
+
+  show(shard: string, event: LiveEvent): void {
+    for (const subscriber of this.#subscribers.get(shard) ?? []) subscriber.show(event)
+  }
+
+  watched(shard: string): boolean {
+    return this.#subscribers.has(shard)
+  }
+
+  subscribe(shard: string, subscriber: Subscriber): () => void {
+    const set = this.#subscribers.get(shard) ?? new Set()
+    set.add(subscriber)
+    this.#subscribers.set(shard, set)
+    return () => {
+      set.delete(subscriber)
+      if (set.size === 0) this.#subscribers.delete(shard)
+    }
+  }
+}
+
+/** What a stream reads. */
+export interface StreamOptions {
+  readonly shard: string
+  /** Events after this one; `{ sequence: 0, index: -1 }` is the beginning. */
+  readonly after: Cursor
+  readonly journal: Journal
+  readonly hub: EventHub
+  /** True for the last event: the stream ends behind it. */
+  readonly isLast: (event: PlacedEvent) => boolean
+  readonly wants: (event: PlacedEvent) => boolean
+  /** Live events to pass on; null for none. */
+  readonly wantsLive: ((event: LiveEvent) => boolean) | null
+  readonly now: () => number
+  readonly signal?: AbortSignal | undefined
+}
+
+/** Stored events after a cursor, then live ones, until the last. */
+export async function* streamEvents(options: StreamOptions): AsyncGenerator<TroupeEvent, void, void> {
+  const reader = new StreamReader(options)
+  try {
+    let next = await reader.next()
+    while (next !== null) {
+      yield next
+      next = await reader.next()
+    }
+  } finally {
+    reader.close()
+  }
+}
+
+class StreamReader implements Subscriber {
+  readonly #options: StreamOptions
+  readonly #unsubscribe: () => void
+  readonly #ready: TroupeEvent[] = []
+  #buffer: PlacedEvent[] = []
+  #cursor: Cursor
+  #wake: (() => void) | null = null
+  /** The buffer overflowed, or nothing was read yet: the store knows more. */
+  #behind = true
+  #done = false
+  #live = 0
+
+  constructor(options: StreamOptions) {
+    this.#options = options
+    this.#cursor = options.after
+    this.#unsubscribe = options.hub.subscribe(options.shard, this)
+    options.signal?.addEventListener('abort', this.#abort)
+  }
+
+  readonly #abort = (): void => {
+    this.#done = true
+    this.#wake?.()
+  }
+
+  take(events: readonly PlacedEvent[]): void {
+    if (this.#buffer.length + events.length > maxBuffer) {
+      this.#buffer = []
+      this.#behind = true
+    } else {
+      this.#buffer.push(...events)
+    }
+    this.#wake?.()
+  }
+
+  show(event: LiveEvent): void {
+    if (this.#options.wantsLive === null || !this.#options.wantsLive(event) || this.#ready.length >= maxBuffer) return
+    this.#live += 1
+    this.#ready.push(liveToCloudEvent(this.#options.shard, event, this.#live, this.#options.now()))
+    this.#wake?.()
+  }
+
+  async next(): Promise<TroupeEvent | null> {
+    for (;;) {
+      const event = this.#ready.shift()
+      if (event !== undefined) return event
+      if (this.#done) return null
+      if (this.#behind) await this.#catchUp()
+      else if (this.#buffer.length > 0) this.#accept(this.#buffer.splice(0))
+      else await new Promise<void>((resolve) => (this.#wake = resolve))
+      this.#wake = null
+    }
+  }
+
+  async #catchUp(): Promise<void> {
+    this.#behind = false
+    const { journal, shard } = this.#options
+    for await (const { bytes } of journal.readEvents(shard, Math.max(1, this.#cursor.sequence))) {
+      this.#accept(fromEvents(bytes))
+      if (this.#done) return
+    }
+  }
+
+  #accept(events: readonly PlacedEvent[]): void {
+    for (const event of events) {
+      if (this.#done || !isAfter(event, this.#cursor)) continue
+      this.#cursor = { sequence: event.sequence, index: event.index }
+      if (this.#options.wants(event)) this.#ready.push(toCloudEvent(this.#options.shard, event))
+      if (this.#options.isLast(event)) this.#done = true
+    }
+  }
+
+  close(): void {
+    this.#unsubscribe()
+    this.#options.signal?.removeEventListener('abort', this.#abort)
+  }
+}

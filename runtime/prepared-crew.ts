@@ -1,0 +1,145 @@
+/**
+ * A crew made ready to run: the definition as data for the journal and the machines, the user's functions for the edge.
+ *
+ * Owns: the data form of a definition, prices and estimates that go into it, the texts a request needs.
+ * Does not own: the definition's checks (`define.ts`), running it.
+ *
+ * - P1 Equal definitions have equal data; functions count by name only.
+ */
+import { z } from 'zod'
+import type { AgentData, CrewData, Limits } from '../machines/index.js'
+import { canonicalJson, contentHash } from './codec.js'
+import type { Agent, AnyTool, Budget, Crew } from './define.js'
+import type { ModelPort } from './ports.js'
+import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
+
+/** One agent, ready for the edge. */
+export interface PreparedAgent extends JudgedAgent {
+  readonly agent: Agent
+  /** The system message as JSON text; null when `instructions` is a function. */
+  readonly system: string | null
+  /** JSON text of the `tools` array. */
+  readonly schemas: string | null
+  /** JSON text of `response_format`. */
+  readonly format: string | null
+}
+
+/** One crew, ready to run. */
+export interface PreparedCrew {
+  readonly crew: Crew
+  readonly data: CrewData
+  /** Canonical JSON of everything that is data: what the journal takes as the definition. */
+  readonly definition: string
+  /** Hex hash of `definition`. */
+  readonly hash: string
+  readonly agents: ReadonlyMap<string, PreparedAgent>
+}
+
+/** Default bound of output tokens a round. */
+const defaultMaxOutputTokens = 4_096
+
+/**
+ * Prepares a crew.
+ * @throws TroupeError `MODEL_UNKNOWN`, `KEY_MISSING` for a model that cannot work, `CREW_INVALID` for a schema that has no JSON Schema.
+ */
+export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
+  const agents = new Map<string, PreparedAgent>()
+  const data: Record<string, AgentData> = {}
+  const described: Record<string, unknown> = {}
+  for (const [name, agent] of Object.entries(crew.agents)) {
+    for (const deployment of agent.models) model.check(deployment)
+    const prepared = prepareAgent(agent, crew)
+    agents.set(name, prepared)
+    data[name] = agentData(name, prepared, crew, model)
+    described[name] = describeAgent(agent, prepared)
+  }
+  const crewData: CrewData = {
+    name: crew.name,
+    lead: crew.lead,
+    agents: data,
+    limits: limitsOf(crew.budget),
+    per: crew.budget.per ?? 'run',
+    wallMs: crew.budget.wallMs ?? null,
+    delegates: crew.limits.delegates,
+  }
+  const definition = canonicalJson({
+    data: crewData,
+    agents: described,
+    limits: crew.limits,
+    version: crew.version ?? null,
+  })
+  return { crew, data: crewData, definition, hash: contentHash(definition), agents }
+}
+
+function prepareAgent(agent: Agent, crew: Crew): PreparedAgent {
+  const { instructions, output } = agent
+  return {
+    agent,
+    tools: new Map<string, AnyTool>(agent.tools.map((tool) => [tool.name, tool])),
+    delegates: new Set(agent.delegates),
+    callsPerRound: agent.limits.callsPerRound,
+    system: typeof instructions === 'string' ? systemMessage(instructions) : null,
+    schemas: toolSchemas(agent, crew),
+    format: output === undefined ? null : responseFormat(output),
+  }
+}
+
+/** A system message as JSON text. */
+export function systemMessage(instructions: string): string {
+  return JSON.stringify({ role: 'system', content: instructions })
+}
+
+/** Rough tokens of a text; errs on the high side for prose. */
+export function estimateTokens(characters: number): number {
+  return Math.ceil(characters / 3)
+}
+
+function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: ModelPort): AgentData {
+  const { agent, system, schemas, format } = prepared
+  const characters = (system?.length ?? 0) + (schemas?.length ?? 0) + (format?.length ?? 0)
+  const maxOutputTokens = agent.settings.maxOutputTokens ?? defaultMaxOutputTokens
+  return {
+    name,
+    deployments: agent.models.map((deployment) => ({
+      name: deployment,
+      price: model.price(deployment) ?? crew.unknownPrice,
+    })),
+    rounds: agent.limits.rounds,
+    attempts: agent.limits.attempts,
+    maxOutputTokens,
+    minOutputTokens: Math.min(crew.minOutputTokens, maxOutputTokens),
+    baseTokens: estimateTokens(characters) + 16,
+    limits: agent.budget === undefined ? null : limitsOf(agent.budget),
+    keep: agent.continue,
+  }
+}
+
+function limitsOf(budget: Budget): Limits {
+  const limits: Limits = {}
+  if (budget.usd !== undefined) limits.nanoUsd = Math.round(budget.usd * 1e9)
+  if (budget.tokens !== undefined) limits.tokens = budget.tokens
+  if (budget.modelCalls !== undefined) limits.modelCalls = budget.modelCalls
+  if (budget.toolCalls !== undefined) limits.toolCalls = budget.toolCalls
+  return limits
+}
+
+function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
+  const { instructions, settings, models, delegates } = agent
+  return {
+    instructions: typeof instructions === 'string' ? instructions : `function ${instructions.name}`,
+    models,
+    delegates,
+    settings,
+    tools: agent.tools.map(({ name, description, effect, onUnknown, timeoutMs, retries, run }) => ({
+      name,
+      description,
+      effect,
+      onUnknown,
+      timeoutMs,
+      retries,
+      run: run.name,
+    })),
+    schemas: prepared.schemas,
+    output: agent.output === undefined ? null : z.toJSONSchema(agent.output, { unrepresentable: 'any' }),
+  }
+}

@@ -1,0 +1,204 @@
+/**
+ * Recovery: from what is stored to the state, or to the reason why not.
+ *
+ * Owns: the choice of a snapshot, replay, the check of chain and digests, the refusal of changed code.
+ * Does not own: what happens to open effects afterwards (`shard.ts`).
+ *
+ * - Y1 Replay runs no effect and calls no code of the user.
+ * - Y2 A snapshot is used only when the journal's chain has its hash at its sequence.
+ * - Y3 A record that does not follow from the one before stops the shard with `JOURNAL_CORRUPT`.
+ * - Y4 Decisions that differ from the recorded ones are refused with `UPGRADE_REFUSED`, which names the first one; the
+ *   shard is untouched. An accepted upgrade is journalled and not refused again.
+ */
+import { type Commit, type DecideContext, decide } from './commit.js'
+import { isTroupeError, TroupeError } from './errors.js'
+import type { Journal, StoredRecord } from './journal.js'
+import { checkChain, corrupt, fromRecord, type RecordedCommit } from './record.js'
+import { loadSnapshot, type SealedSegments } from './snapshot.js'
+import { emptyState, type ShardState } from './state.js'
+
+/** A shard as it was recovered. */
+export interface Recovered {
+  readonly state: ShardState
+  /** Chain hash of the last record. */
+  readonly hash: Uint8Array
+  /** Bytes of the records after the snapshot that was used. */
+  readonly tailBytes: number
+  /** Sequence of that snapshot; 0 for none. */
+  readonly snapshot: number
+  readonly sealed: SealedSegments
+  /** The first decision that differs, when differences were accepted. */
+  readonly diverged: string | null
+}
+
+/**
+ * Rebuilds a shard.
+ * @param acceptUpgrade takes changed decisions; the caller journals the upgrade.
+ * @throws TroupeError `JOURNAL_CORRUPT`, `JOURNAL_TRUNCATED`, `UPGRADE_REFUSED`, `SNAPSHOT_INCOMPATIBLE`.
+ */
+export async function recover(
+  journal: Journal,
+  shard: string,
+  context: DecideContext,
+  acceptUpgrade: boolean,
+): Promise<Recovered> {
+  const head = await journal.head(shard)
+  if (head.removed || head.sequence === 0) {
+    const state = emptyState(shard)
+    state.sequence = head.sequence
+    return { state, hash: head.hash, tailBytes: 0, snapshot: 0, sealed: new Map(), diverged: null }
+  }
+  let refusal: unknown
+  for (const stored of await journal.snapshots(shard)) {
+    const sealed: SealedSegments = new Map()
+    try {
+      const state = await loadSnapshot(journal, stored, sealed, context.scope, context.machines)
+      const tail = await readTail(journal, shard, stored.sequence, stored.hash)
+      if (tail !== null)
+        return finish(
+          shard,
+          replay(shard, state, tail, context, acceptUpgrade),
+          tail,
+          stored.sequence,
+          sealed,
+          head.sequence,
+        )
+    } catch (error) {
+      // A damaged snapshot is an optimisation lost; one that this release cannot read may be made again by replay.
+      if (!isTroupeError(error) || (error.code !== 'SNAPSHOT_INCOMPATIBLE' && error.code !== 'JOURNAL_CORRUPT'))
+        throw error
+      refusal = error
+    }
+  }
+  const tail = await readTail(journal, shard, 0, new Uint8Array(32))
+  if (tail === null) throw refusal ?? corrupt(shard, 1, 'is missing and no snapshot stands in for it')
+  try {
+    return finish(
+      shard,
+      replay(shard, emptyState(shard), tail, context, acceptUpgrade),
+      tail,
+      0,
+      new Map(),
+      head.sequence,
+    )
+  } catch (error) {
+    // Replay under other code after an unreadable snapshot: the snapshot's reason says more.
+    throw isTroupeError(error) &&
+      error.code === 'UPGRADE_REFUSED' &&
+      isTroupeError(refusal) &&
+      refusal.code === 'SNAPSHOT_INCOMPATIBLE'
+      ? refusal
+      : error
+  }
+}
+
+function finish(
+  shard: string,
+  replayed: { state: ShardState; diverged: string | null },
+  tail: Tail,
+  snapshot: number,
+  sealed: SealedSegments,
+  headSequence: number,
+): Recovered {
+  if (replayed.state.sequence !== headSequence) {
+    throw new TroupeError(
+      'JOURNAL_TRUNCATED',
+      `${shard}: records end at ${replayed.state.sequence}, the index says ${headSequence}`,
+      {
+        details: { shard, sequence: replayed.state.sequence },
+      },
+    )
+  }
+  const { state, diverged } = replayed
+  return { state, hash: tail.hash, tailBytes: tail.bytes, snapshot, sealed, diverged }
+}
+
+interface Tail {
+  readonly commits: readonly RecordedCommit[]
+  readonly hash: Uint8Array
+  readonly bytes: number
+}
+
+/** The commits after `sequence`, chain checked; null when the journal does not have `hash` at `sequence`. */
+async function readTail(journal: Journal, shard: string, sequence: number, hash: Uint8Array): Promise<Tail | null> {
+  const commits: RecordedCommit[] = []
+  let previous = hash
+  let bytes = 0
+  let anchored = sequence === 0
+  for await (const record of journal.read(shard, Math.max(1, sequence))) {
+    if (!anchored) {
+      if (!isAt(record, sequence, hash)) return null
+      anchored = true
+      continue
+    }
+    checkChain(shard, previous, record)
+    const expected = (commits.at(-1)?.sequence ?? sequence) + 1
+    // A new life of a removed id, and a trimmed journal, start later than 1.
+    if (record.first !== expected && !(sequence === 0 && commits.length === 0))
+      throw corrupt(shard, record.first, 'leaves a gap before it')
+    commits.push(...fromRecord(shard, record))
+    previous = record.hash
+    bytes += record.bytes.length
+  }
+  return anchored ? { commits, hash: previous, bytes } : null
+}
+
+function isAt(record: StoredRecord, sequence: number, hash: Uint8Array): boolean {
+  return record.last === sequence && Buffer.from(record.hash).equals(hash)
+}
+
+function replay(
+  shard: string,
+  state: ShardState,
+  tail: Tail,
+  context: DecideContext,
+  acceptUpgrade: boolean,
+): { state: ShardState; diverged: string | null } {
+  const accepted = upgradedUntil(tail.commits)
+  let diverged: string | null = null
+  const [firstCommit] = tail.commits
+  if (firstCommit !== undefined) state.sequence = firstCommit.sequence - 1
+  for (const recorded of tail.commits) {
+    const commit = decide(state, recorded.envelope, { ...context, explain: true })
+    if (Buffer.from(commit.digest).equals(recorded.digest)) continue
+    diverged ??= difference(recorded, commit)
+    if (recorded.sequence > accepted && !acceptUpgrade) throw refused(shard, recorded, commit)
+  }
+  return { state, diverged }
+}
+
+/** Commits up to this one were accepted under other code. */
+function upgradedUntil(commits: readonly RecordedCommit[]): number {
+  return Math.max(
+    0,
+    ...commits
+      .filter((commit) => commit.envelope.body.type === 'shard.upgraded')
+      .map((commit) => commit.envelope.body['until'] as number),
+  )
+}
+
+function refused(shard: string, recorded: RecordedCommit, commit: Commit): TroupeError {
+  const what = difference(recorded, commit)
+  return new TroupeError(
+    'UPGRADE_REFUSED',
+    `${shard}: this code decides otherwise than the code that wrote the journal: ${what}`,
+    {
+      details: { shard, sequence: recorded.sequence, difference: what },
+    },
+  )
+}
+
+/** The first decision that differs, in words. */
+function difference(recorded: RecordedCommit, commit: Commit): string {
+  const before = Buffer.from(recorded.trail)
+  const now = Buffer.from(commit.trail)
+  let index = 0
+  while (
+    index * 2 < before.length &&
+    index * 2 < now.length &&
+    before.readUInt16LE(index * 2) === now.readUInt16LE(index * 2)
+  )
+    index += 1
+  const decision = commit.decisions[index]?.slice(0, 300) ?? 'nothing more'
+  return `commit ${recorded.sequence} (${recorded.envelope.body.type} to ${recorded.envelope.to}), decision ${index + 1} of ${before.length / 2}: now ${decision}`
+}

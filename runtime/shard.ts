@@ -1,0 +1,500 @@
+/**
+ * The shard: one crew's mailbox, state and journal in this process.
+ *
+ * Owns: intake with its bounds, the loop decide – append – act, snapshots, what happens after a failed append.
+ * Does not own: decisions (`commit.ts`), ports (`dispatcher.ts`), rebuilding a state (`recovery.ts`).
+ *
+ * - H1 Nothing is acknowledged, dispatched or shown before the append that decided it is durable.
+ * - H2 Envelopes are decided in the order in which they were taken; time never runs backwards.
+ * - H3 After a failed append the state is dropped and rebuilt; what was decided and is not in the journal goes back to
+ *   the head of the mailbox in order.
+ * - H4 New work is refused with a code when there is no room; outcomes and timers never are.
+ * - H5 A shard that cannot go on stops with its reason; the others go on.
+ */
+import { BlobRef, contentHash } from './codec.js'
+import { type Commit, type DecideContext, decide } from './commit.js'
+import { valuesAt } from './content.js'
+import { Dispatcher, type LiveCrew, type LiveEvent, type Ports } from './dispatcher.js'
+import { type Draft, type Envelope, sizeOf } from './envelope.js'
+import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
+import type { Journal, Pending } from './journal.js'
+import { eventsOf, type PlacedEvent, toRecord } from './record.js'
+import { type Recovered, recover } from './recovery.js'
+import { type SealedSegments, takeSnapshot } from './snapshot.js'
+import { nextDueAt, type ShardState, timerKey } from './state.js'
+
+/** Values above this go to blobs, in bytes of UTF-8. */
+export const blobBytes = 64 * 1024
+/** New work in a mailbox. */
+export const maxMailbox = 1_000
+export const maxMailboxBytes = 16 * 1_048_576
+/** Commits in one record at most. */
+const maxCommits = 64
+/** A tail above this is snapshotted when it outweighs the last snapshot. */
+const tailBytes = 256 * 1024
+/** Waits between two tries of a failed append. */
+const refreshMs = 250
+const maxRefreshMs = 5_000
+/** Crashes over one piece of work before it is given up. */
+export const maxCrashes = 3
+
+/** What the worker gives each of its shards. */
+export interface ShardHost {
+  readonly journal: Journal
+  readonly ports: Ports
+  readonly context: DecideContext
+  readonly executor: string
+  /** The shard's next timer is due then; null for none. */
+  schedule(shard: string, dueAt: number | null): void
+  /** Events of a durable commit, in order. */
+  publish(shard: string, events: readonly PlacedEvent[]): void
+  show(shard: string, event: LiveEvent): void
+  watched(shard: string): boolean
+  /** The shard stopped with a reason. */
+  stopped(shard: string, reason: TroupeError): void
+}
+
+interface Item {
+  readonly draft: Draft
+  readonly bytes: number
+  /** New work counts against the bounds. */
+  readonly work: boolean
+  readonly resolve: (commit: Commit) => void
+  readonly reject: (error: TroupeError) => void
+}
+
+/** How to activate. */
+export interface ActivateOptions {
+  /** The previous owner did not close: effects and timers count a crash. */
+  readonly unclean: boolean
+  readonly acceptUpgrade: boolean
+}
+
+/** One shard, active in this process. */
+export class Shard {
+  readonly id: string
+  readonly #host: ShardHost
+  readonly #dispatcher: Dispatcher
+  readonly #mailbox: Item[] = []
+  readonly #duePosted = new Set<string>()
+  readonly #runData = new Map<string, Promise<unknown>>()
+  #state: ShardState
+  #hash: Uint8Array
+  #sealed: SealedSegments
+  #tailBytes: number
+  #snapshotBytes = 0
+  #snapshotAt: number
+  #snapshotting: Promise<void> | null = null
+  #work = 0
+  #workBytes = 0
+  #pumping: Promise<void> | null = null
+  #crew: LiveCrew | null = null
+  #stalled: ErrorCode | null = null
+  #stopped: TroupeError | null = null
+  #closing = false
+  #pending: Pending = { nextDueAt: null, openEffects: 0, outbox: 0 }
+  lastUsed: number
+
+  private constructor(id: string, host: ShardHost, recovered: Recovered) {
+    this.id = id
+    this.#host = host
+    this.#state = recovered.state
+    this.#hash = recovered.hash
+    this.#sealed = recovered.sealed
+    this.#tailBytes = recovered.tailBytes
+    this.#snapshotAt = recovered.snapshot
+    this.lastUsed = host.ports.clock.monotonic()
+    this.#dispatcher = new Dispatcher({
+      id,
+      journal: host.journal,
+      ports: host.ports,
+      executor: host.executor,
+      state: () => this.#state,
+      crew: () => this.#crew,
+      dataOf: (run) => this.dataOf(run),
+      post: (draft) => this.post(draft),
+      watched: () => host.watched(id),
+      show: (event) => host.show(id, event),
+      stop: (reason) => this.#stop(reason),
+    })
+  }
+
+  /**
+   * Rebuilds a shard and accounts for what its last owner left open.
+   * @throws TroupeError `JOURNAL_CORRUPT`, `JOURNAL_TRUNCATED`, `UPGRADE_REFUSED`, `SNAPSHOT_INCOMPATIBLE`.
+   */
+  static async activate(id: string, host: ShardHost, options: ActivateOptions): Promise<Shard> {
+    const recovered = await recover(host.journal, id, host.context, options.acceptUpgrade)
+    const shard = new Shard(id, host, recovered)
+    await shard.#dropOrphans()
+    await shard.#settleIn(recovered, options)
+    return shard
+  }
+
+  get state(): ShardState {
+    return this.#state
+  }
+
+  /** Why it stopped; null while it goes on. */
+  get stopped(): TroupeError | null {
+    return this.#stopped
+  }
+
+  /** Nothing is queued, running or about to be written. */
+  get quiet(): boolean {
+    return (
+      this.#mailbox.length === 0 && this.#pumping === null && this.#dispatcher.size === 0 && this.#snapshotting === null
+    )
+  }
+
+  /** Whether effects or runs are open. */
+  get busy(): boolean {
+    return !this.quiet || this.#state.effects.size > 0
+  }
+
+  get crew(): LiveCrew | null {
+    return this.#crew
+  }
+
+  // ------------------------------------------------------------------------------------------ intake
+
+  /**
+   * Takes an envelope; resolves with its commit when that is durable.
+   * @param work new work is refused when there is no room; outcomes and timers are not.
+   * @throws TroupeError `MAILBOX_FULL`, `STORE_FULL`, `STORE_FAILED`, `SHARD_STOPPED`.
+   */
+  async post(draft: Draft, work = false): Promise<Commit> {
+    this.#checkRoom(draft, work)
+    const values = draft.values.some((value) => typeof value === 'string' && value.length > blobBytes / 4)
+      ? await Promise.all(draft.values.map((value) => this.#store(value)))
+      : draft.values
+    return new Promise((resolve, reject) => {
+      if (this.#stopped !== null) return reject(this.#refusal())
+      const item: Item = { draft: { ...draft, values }, bytes: sizeOf(draft), work, resolve, reject }
+      this.#mailbox.push(item)
+      if (work) {
+        this.#work += 1
+        this.#workBytes += item.bytes
+      }
+      this.#pump()
+    })
+  }
+
+  #checkRoom(draft: Draft, work: boolean): void {
+    if (this.#stopped !== null) throw this.#refusal()
+    if (!work) return
+    if (this.#closing) throw new TroupeError('RUNTIME_CLOSED', `${this.id} is being closed`)
+    if (this.#stalled !== null)
+      throw new TroupeError(this.#stalled, `${this.id}: the store takes no new records`, { retryable: true })
+    if (this.#work >= maxMailbox || this.#workBytes + sizeOf(draft) > maxMailboxBytes) {
+      throw new TroupeError('MAILBOX_FULL', `${this.id}: ${this.#work} envelopes wait`, { retryable: true })
+    }
+  }
+
+  #refusal(): TroupeError {
+    const { code, message } = this.#stopped!
+    return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${code}: ${message}`, {
+      cause: this.#stopped,
+      details: { reason: code },
+    })
+  }
+
+  /** Puts a large value beside the journal, before the record that will name it. */
+  async #store(value: Draft['values'][number]): Promise<Draft['values'][number]> {
+    if (value instanceof BlobRef) return value
+    const bytes = Buffer.from(value, 'utf8')
+    if (bytes.length <= blobBytes) return value
+    const hash = contentHash(bytes)
+    await this.#host.journal.putBlob(this.id, hash, bytes, this.#state.sequence + 1)
+    return new BlobRef(hash, bytes.length)
+  }
+
+  // ------------------------------------------------------------------------------------------ decide, record, act
+
+  #pump(): void {
+    if (this.#pumping !== null || this.#mailbox.length === 0) return
+    this.#pumping = this.#loop()
+      .catch((error: unknown) => this.#stop(toTroupeError(error, 'STORE_FAILED')))
+      .finally(() => {
+        this.#pumping = null
+        if (this.#mailbox.length > 0 && this.#stopped === null) this.#pump()
+      })
+  }
+
+  async #loop(): Promise<void> {
+    while (this.#mailbox.length > 0 && this.#stopped === null) {
+      const items = this.#mailbox.splice(0, maxCommits)
+      const commits = items.map((item) => decide(this.#state, this.#stamp(item.draft), this.#host.context))
+      const pending = this.#pendingNow(commits)
+      const record = toRecord(this.id, this.#hash, commits, pending)
+      try {
+        await this.#host.journal.append(record)
+      } catch (error) {
+        const landed = await this.#reload(record.last, record.hash, toTroupeError(error, 'STORE_FAILED'))
+        if (!landed) {
+          this.#mailbox.unshift(...items)
+          continue
+        }
+      }
+      this.#hash = record.hash
+      this.#pending = pending
+      this.#tailBytes += record.bytes.length
+      items.forEach((item, index) => this.#act(item, commits[index]!))
+      this.#host.schedule(this.id, pending.nextDueAt)
+      this.#maybeSnapshot()
+    }
+  }
+
+  #stamp(draft: Draft): Envelope {
+    return { ...draft, at: Math.max(this.#state.at, this.#host.ports.clock.now()) }
+  }
+
+  #pendingNow(commits: readonly Commit[]): Pending {
+    const changed = commits.some((commit) => commit.timersChanged)
+    return {
+      nextDueAt: changed ? nextDueAt(this.#state) : this.#pending.nextDueAt,
+      openEffects: this.#state.effects.size,
+      outbox: 0,
+    }
+  }
+
+  #act(item: Item, commit: Commit): void {
+    if (item.work) {
+      this.#work -= 1
+      this.#workBytes -= item.bytes
+    }
+    if (item.draft.from === 'clock/timer') this.#duePosted.delete(item.draft.cause)
+    for (const run of commit.finished) this.#forget(run)
+    if (commit.events.length > 0) this.#host.publish(this.id, eventsOf(commit))
+    if (commit.cancelled.length > 0) this.#dispatcher.cancel(commit.cancelled)
+    // The state may be a rebuilt one: effects are taken from it, never from the commit.
+    this.#dispatcher.dispatch(
+      commit.effects.map((effect) => this.#state.effects.get(effect.id)).filter((effect) => effect !== undefined),
+    )
+    item.resolve(commit)
+  }
+
+  /** A finished run's texts leave memory; its conversation stays as references. */
+  #forget(run: string): void {
+    this.#runData.delete(run)
+    const conversation = this.#state.runs.get(run)?.conversation ?? ''
+    for (const entry of this.#state.logs.get(conversation)?.entries ?? []) if (entry.sequence !== 0) entry.text = null
+  }
+
+  /** After a failed append: rebuilds the state, waiting until the store can be used. True when the record had landed after all. */
+  async #reload(last: number, hash: Uint8Array, cause: TroupeError): Promise<boolean> {
+    this.#stalled = cause.code
+    for (let delayMs = refreshMs; ; delayMs = Math.min(maxRefreshMs, delayMs * 2)) {
+      if (this.#stopped !== null || this.#closing) throw this.#stopped ?? cause
+      try {
+        await this.#host.journal.refresh(this.id)
+        const recovered = await recover(this.#host.journal, this.id, this.#host.context, false)
+        this.#state = recovered.state
+        this.#hash = recovered.hash
+        this.#sealed = recovered.sealed
+        this.#tailBytes = recovered.tailBytes
+        this.#stalled = null
+        return recovered.state.sequence === last && Buffer.from(recovered.hash).equals(hash)
+      } catch (error) {
+        if (!isTroupeError(error) || (error.code !== 'STORE_FULL' && error.code !== 'STORE_FAILED')) throw error
+        await new Promise<void>((resolve) => this.#host.ports.clock.after(delayMs, resolve))
+      }
+    }
+  }
+
+  #stop(reason: TroupeError): void {
+    if (this.#stopped !== null) return
+    this.#stopped = reason
+    this.#dispatcher.close()
+    for (const item of this.#mailbox.splice(0)) item.reject(this.#refusal())
+    this.#host.schedule(this.id, null)
+    this.#host.stopped(this.id, reason)
+  }
+
+  // ------------------------------------------------------------------------------------------ activation
+
+  /** Blobs of a crash that no record names. */
+  async #dropOrphans(): Promise<void> {
+    const orphans = (await this.#host.journal.listBlobs(this.id)).filter((blob) => blob.sequence > this.#state.sequence)
+    if (orphans.length > 0)
+      await this.#host.journal.deleteBlobs(
+        this.id,
+        orphans.map((blob) => blob.hash),
+      )
+  }
+
+  async #settleIn(recovered: Recovered, options: ActivateOptions): Promise<void> {
+    const { state } = recovered
+    this.#pending = { nextDueAt: nextDueAt(state), openEffects: state.effects.size, outbox: 0 }
+    if (recovered.diverged !== null) {
+      await this.#own({ type: 'shard.upgraded', until: state.sequence, difference: recovered.diverged })
+      await this.snapshot()
+    }
+    const downMs = this.#host.ports.clock.now() - state.at
+    const active = [...state.timers.values()].some((timer) => timer.id.startsWith('active:'))
+    if (active && downMs > 0) await this.#own({ type: 'shard.resumed', downMs })
+    const crashes = options.unclean ? await this.#countCrashes() : {}
+    for (const key of [...state.timers.keys()]) {
+      if ((crashes[`timer ${key}`] ?? 0) >= maxCrashes) await this.#own({ type: 'timer.crashed', timer: key })
+    }
+    const open = [...this.#state.effects.values()]
+    const parked = open.filter((effect) => effect.parked)
+    // Whoever had the others is gone: only this process could have them, and it has just begun.
+    await Promise.all(
+      open
+        .filter((effect) => !effect.parked)
+        .map((effect) => {
+          const crashed = (crashes[workOf(effect.from, effect.length)] ?? 0) >= maxCrashes
+          const body = crashed
+            ? { type: 'effect.crashed' }
+            : { type: 'effect.interrupted', started: effect.startBy !== null }
+          return this.post({ from: portOf(effect.body.type), to: effect.from, cause: effect.id, body, values: [] })
+        }),
+    )
+    if (parked.length > 0) {
+      await this.#own({ type: 'effects.parked', effects: [] })
+      this.#dispatcher.dispatch(
+        parked.map(({ id }) => this.#state.effects.get(id)).filter((effect) => effect !== undefined),
+      )
+    }
+    this.#host.schedule(this.id, nextDueAt(this.#state))
+  }
+
+  /** Counts a crash for everything that is about to be tried again, durably and before it is. */
+  async #countCrashes(): Promise<Readonly<Record<string, number>>> {
+    const now = this.#host.ports.clock.now()
+    const work = [
+      ...[...this.#state.effects.values()].map((effect) => workOf(effect.from, effect.length)),
+      ...[...this.#state.timers].filter(([, timer]) => timer.dueAt <= now).map(([key]) => `timer ${key}`),
+    ]
+    if (work.length === 0) return {}
+    const before = await this.#host.journal.getAttempts(this.id)
+    const attempts = Object.fromEntries(work.map((key) => [key, (before[key] ?? 0) + 1]))
+    await this.#host.journal.putAttempts(this.id, attempts)
+    return attempts
+  }
+
+  async #own(body: { type: string; [field: string]: unknown }): Promise<void> {
+    await this.post({ from: 'shard/self', to: 'shard/self', cause: '', body, values: [] })
+  }
+
+  /** Gives the shard the crew's live definition; journals it when it is another one than the last. */
+  async define(crew: LiveCrew): Promise<void> {
+    const { definition, data } = crew.prepared
+    if (this.#state.definition !== definition) await this.#own({ type: 'crew.defined', definition, crew: data })
+    this.#crew = crew
+    this.#dispatcher.pump()
+  }
+
+  // ------------------------------------------------------------------------------------------ timers
+
+  /** Takes every timer that is due. */
+  fireDue(): void {
+    const now = this.#host.ports.clock.now()
+    const due = [...this.#state.timers.values()].filter((timer) => timer.dueAt <= now).sort((a, b) => a.dueAt - b.dueAt)
+    for (const timer of due) {
+      const cause = `${timerKey(timer.actor, timer.id)}|${timer.generation}`
+      if (this.#duePosted.has(cause)) continue
+      this.#duePosted.add(cause)
+      const draft = { from: 'clock/timer', to: timer.actor, cause, body: { type: 'timer.due' }, values: [] }
+      this.post(draft).catch(() => undefined)
+    }
+    this.#host.schedule(this.id, nextDueAt(this.#state))
+  }
+
+  // ------------------------------------------------------------------------------------------ reading
+
+  /** The `data` of a run. */
+  dataOf(run: string): Promise<unknown> {
+    const known = this.#runData.get(run)
+    if (known !== undefined) return known
+    const state = this.#state.runs.get(run)
+    const data =
+      state?.data === true
+        ? valuesAt(this.#host.journal, this.id, state.sequence).then(
+            (values) => JSON.parse(values.at(-1) ?? 'null') as unknown,
+          )
+        : Promise.resolve(null)
+    this.#runData.set(run, data)
+    return data
+  }
+
+  // ------------------------------------------------------------------------------------------ snapshots, end
+
+  #maybeSnapshot(): void {
+    if (this.#snapshotting !== null || this.#tailBytes < Math.max(tailBytes, this.#snapshotBytes)) return
+    // A failed snapshot is an optimisation lost; the next commit tries again.
+    void this.snapshot().catch(() => undefined)
+  }
+
+  /** Writes a snapshot of the state as it is now, unless nothing came after the last one. */
+  async snapshot(): Promise<void> {
+    if (this.#snapshotAt === this.#state.sequence || this.#stopped !== null) return
+    const { manifest, chunks, bytes } = takeSnapshot(
+      this.#state,
+      this.#hash,
+      this.#sealed,
+      this.#host.context.scope,
+      this.#host.context.machines,
+    )
+    const previous = this.#snapshotAt
+    this.#snapshotAt = manifest.sequence
+    this.#snapshotBytes = bytes
+    this.#tailBytes = 0
+    const writing = this.#host.journal
+      .putSnapshot(manifest, chunks, previous === 0 ? [] : [previous])
+      .catch((error: unknown) => {
+        this.#snapshotAt = 0
+        this.#sealed = new Map()
+        throw error
+      })
+    this.#snapshotting = writing.finally(() => {
+      this.#snapshotting = null
+    })
+    await this.#snapshotting
+  }
+
+  /**
+   * Takes no new work and starts nothing; waits for what the ports have up to `graceMs`, then aborts it. What no port
+   * had yet is parked for the next owner. Snapshots when there is a tail.
+   */
+  async close(graceMs: number): Promise<void> {
+    this.#closing = true
+    this.#dispatcher.drain()
+    if (this.#stopped === null && graceMs > 0) await this.#settled(graceMs)
+    const parked = this.#dispatcher.drain()
+    if (this.#stopped === null && parked.length > 0) {
+      await this.#own({ type: 'effects.parked', effects: parked }).catch(() => undefined)
+    }
+    this.#dispatcher.close()
+    await this.#pumping?.catch(() => undefined)
+    for (const item of this.#mailbox.splice(0)) item.reject(new TroupeError('RUNTIME_CLOSED', `${this.id} is closed`))
+    await this.#snapshotting?.catch(() => undefined)
+    if (this.#stopped === null) await this.snapshot().catch(() => undefined)
+  }
+
+  /** Leaves memory while nothing runs; snapshots a long tail. */
+  async unload(): Promise<void> {
+    this.#closing = true
+    this.#dispatcher.close()
+    if (this.#tailBytes > tailBytes) await this.snapshot()
+  }
+
+  /** Resolves when no port has work of this shard any more, or after `graceMs`. */
+  async #settled(graceMs: number): Promise<void> {
+    const { clock } = this.#host.ports
+    const until = clock.monotonic() + graceMs
+    while ((this.#dispatcher.running > 0 || this.#pumping !== null) && clock.monotonic() < until) {
+      await new Promise<void>((resolve) => clock.after(5, resolve))
+    }
+  }
+}
+
+/** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */
+function workOf(from: string, length: number): string {
+  return `effect ${from} ${length}`
+}
+
+function portOf(type: string): string {
+  return type === 'model.call' ? 'port/model' : 'port/tool'
+}

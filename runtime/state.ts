@@ -1,0 +1,238 @@
+/**
+ * The state of a shard: everything that its journal adds up to.
+ *
+ * Owns: the tables (actors, conversations, effects, timers, runs) and their plain-data form.
+ * Does not own: how a message changes them (`commit.ts`), where the plain data is kept (`snapshot.ts`).
+ *
+ * - T1 Two states that serve the same commits have the same plain data, byte for byte.
+ * - T2 The plain data holds no content of messages: conversations name the records that have it.
+ */
+import type { ModelCall, ToolCall } from '../machines/index.js'
+import { contentHash, encode } from './codec.js'
+import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
+import { TroupeError } from './errors.js'
+import type { Machine, Message, PersistedSnapshot, Scope, Snapshot } from './scope.js'
+
+/** The machines that a shard may run, by actor kind. */
+export type Machines = Readonly<Record<string, Machine>>
+
+/** Sequence and index of the commit that made something. */
+export type Generation = `${number}-${number}`
+
+/** One running actor. */
+export interface Actor {
+  readonly kind: string
+  /** Address of its supervisor. */
+  readonly parent: string
+  readonly generation: Generation
+  snapshot: Snapshot
+}
+
+/** Work for a port whose outcome has not come in. */
+export interface Effect {
+  readonly id: Generation
+  /** The actor that asked. */
+  readonly from: string
+  readonly body: ModelCall | ToolCall
+  /** Length and hash of the conversation that it names. */
+  readonly length: number
+  readonly hash: Uint8Array
+  /** Epoch milliseconds until which a `once` call may start; null before its `dispatched` record. */
+  startBy: number | null
+  /** A clean stop left it before any port had it: it is dispatched as it is, not interrupted. */
+  parked: boolean
+}
+
+/** A message that is due later. */
+export interface Timer {
+  readonly actor: string
+  readonly id: string
+  readonly generation: Generation
+  dueAt: number
+  readonly message: Message
+}
+
+/** What became of a run. */
+export interface RunEnd {
+  readonly code: string | null
+  readonly reason: string
+  readonly finish: string
+  readonly rounds: number
+  readonly spent: {
+    readonly nanoUsd: number
+    readonly tokens: number
+    readonly modelCalls: number
+    readonly toolCalls: number
+  }
+  readonly at: number
+}
+
+/** One task of the crew. */
+export interface RunState {
+  readonly run: string
+  readonly key: string
+  /** Commit that took the task. */
+  readonly sequence: number
+  /** Whether the last value of that commit is the run's `data`. */
+  readonly data: boolean
+  status: 'queued' | 'running' | 'finished'
+  conversation: string
+  /** Entries of the conversation that belong to earlier runs. */
+  skip: number
+  /** Length of the conversation at the run's end. */
+  until: number
+  end: RunEnd | null
+}
+
+/** The whole state. */
+export interface ShardState {
+  readonly shard: string
+  sequence: number
+  at: number
+  /** Canonical JSON of the crew's definition; empty before the first one. */
+  definition: string
+  readonly actors: Map<string, Actor>
+  readonly logs: Conversations
+  readonly effects: Map<string, Effect>
+  readonly timers: Map<string, Timer>
+  readonly runs: Map<string, RunState>
+  /** Grants of effects that were closed without a real bill, by effect: a late one still counts. */
+  readonly owed: Map<string, { readonly keeper: string; readonly grant: string }>
+}
+
+/** The form of the plain data; another one is refused. */
+export const stateVersion = 1
+
+type StoredActor = readonly [string, string, string, Generation, PersistedSnapshot]
+/** A conversation's plain data: name, entries, staged results, hash. */
+export type StoredLog = readonly [
+  string,
+  readonly StoredEntry[],
+  readonly (readonly [number, StoredEntry])[],
+  Uint8Array,
+]
+
+/** The plain data of a state. */
+export interface StoredState {
+  readonly version: number
+  readonly sequence: number
+  readonly at: number
+  readonly definition: string
+  /** Versions of the machines that wrote it. */
+  readonly machines: Readonly<Record<string, string>>
+  readonly actors: readonly StoredActor[]
+  readonly logs: readonly StoredLog[]
+  readonly effects: readonly Effect[]
+  readonly timers: readonly Timer[]
+  readonly runs: readonly RunState[]
+  readonly owed: readonly (readonly [string, { readonly keeper: string; readonly grant: string }])[]
+}
+
+/** The state of a shard without a commit. */
+export function emptyState(shard: string): ShardState {
+  return {
+    shard,
+    sequence: 0,
+    at: 0,
+    definition: '',
+    actors: new Map(),
+    logs: new Map(),
+    effects: new Map(),
+    timers: new Map(),
+    runs: new Map(),
+    owed: new Map(),
+  }
+}
+
+export function toStoredState(state: ShardState, scope: Scope, machines: Machines): StoredState {
+  return {
+    version: stateVersion,
+    sequence: state.sequence,
+    at: state.at,
+    definition: state.definition,
+    machines: versionsOf(machines),
+    actors: [...state.actors].map(
+      ([address, actor]): StoredActor => [
+        address,
+        actor.kind,
+        actor.parent,
+        actor.generation,
+        scope.persist(actor.snapshot),
+      ],
+    ),
+    logs: [...state.logs].map(([name, log]) => toStoredLog(name, log)),
+    effects: [...state.effects.values()],
+    timers: [...state.timers.values()],
+    runs: [...state.runs.values()],
+    owed: [...state.owed],
+  }
+}
+
+export function toStoredLog(name: string, log: Conversation): StoredLog {
+  const staged = [...log.staged].map(([index, entry]) => [index, toStoredEntry(entry)] as const)
+  return [name, log.entries.map(toStoredEntry), staged, log.hash]
+}
+
+/**
+ * Rebuilds a state. Conversations come without text.
+ * @throws TroupeError `SNAPSHOT_INCOMPATIBLE` for another form, an unknown actor kind or a state that is gone.
+ */
+export function fromStoredState(shard: string, stored: StoredState, scope: Scope, machines: Machines): ShardState {
+  if (stored.version !== stateVersion) {
+    throw new TroupeError(
+      'SNAPSHOT_INCOMPATIBLE',
+      `${shard}: snapshot of form ${stored.version}, this release reads ${stateVersion}`,
+    )
+  }
+  const state = emptyState(shard)
+  state.sequence = stored.sequence
+  state.at = stored.at
+  state.definition = stored.definition
+  for (const [address, kind, parent, generation, persisted] of stored.actors) {
+    const machine = machines[kind]
+    if (machine === undefined) throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${shard}: no machine for ${address}`)
+    if (stored.machines[kind] !== machine.version) {
+      throw new TroupeError(
+        'SNAPSHOT_INCOMPATIBLE',
+        `${shard}: ${address} was run by version ${stored.machines[kind] ?? '?'} of its machine, this is ${machine.version ?? '?'}`,
+      )
+    }
+    state.actors.set(address, { kind, parent, generation, snapshot: scope.restore(machine, persisted) })
+  }
+  for (const [name, entries, staged, hash] of stored.logs) {
+    const log = new Conversation()
+    log.entries.push(...entries.map(fromStoredEntry))
+    for (const [index, entry] of staged) log.staged.set(index, fromStoredEntry(entry))
+    log.hash = hash
+    state.logs.set(name, log)
+  }
+  for (const effect of stored.effects) state.effects.set(effect.id, { ...effect })
+  for (const timer of stored.timers) state.timers.set(timerKey(timer.actor, timer.id), { ...timer })
+  for (const run of stored.runs) state.runs.set(run.run, { ...run })
+  for (const [effect, grant] of stored.owed) state.owed.set(effect, grant)
+  return state
+}
+
+/** Hex hash of the plain data: equal states have equal ones. */
+export function stateHash(state: ShardState, scope: Scope, machines: Machines): string {
+  return contentHash(encode(toStoredState(state, scope, machines)))
+}
+
+/** Versions of machines by kind. */
+export function versionsOf(machines: Machines): Record<string, string> {
+  return Object.fromEntries(Object.entries(machines).map(([kind, machine]) => [kind, machine.version ?? '']))
+}
+
+/** Key of a timer in its table: a second one of the same id replaces the first. */
+export function timerKey(actor: string, id: string): string {
+  return `${actor}|${id}`
+}
+
+/** Earliest due time of a timer; null when there is none. */
+export function nextDueAt(state: ShardState): number | null {
+  let next: number | null = null
+  for (const timer of state.timers.values()) {
+    if (next === null || timer.dueAt < next) next = timer.dueAt
+  }
+  return next
+}

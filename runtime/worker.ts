@@ -1,0 +1,238 @@
+/**
+ * The worker: owns the shards of one journal in this process.
+ *
+ * Owns: which shards are active, waking them for timers and open work, unloading quiet ones, their end.
+ * Does not own: a shard's inside (`shard.ts`), what users see (`runtime.ts`).
+ *
+ * - K1 A shard is active at most once; whoever asks while it is being rebuilt waits for the same one.
+ * - K2 Whatever is due or open when the journal is opened is taken up without anybody asking for it.
+ * - K3 A shard that cannot be rebuilt says why to whoever asks; the others are not touched.
+ * - K4 Quiet shards leave memory; their next timer wakes them.
+ */
+import type { DecideContext } from './commit.js'
+import type { Ports } from './dispatcher.js'
+import { type TroupeError, toTroupeError } from './errors.js'
+import { EventHub } from './events.js'
+import type { Journal, OpenReport } from './journal.js'
+import type { Log } from './log.js'
+import { type ActivateOptions, Shard, type ShardHost } from './shard.js'
+
+/** What a worker is made of. */
+export interface WorkerOptions {
+  readonly journal: Journal
+  readonly ports: Ports
+  readonly context: DecideContext
+  readonly log: Log
+  /** Name of this process in records. */
+  readonly executor: string
+  /** A quiet shard is unloaded after so long. @default 30_000 */
+  readonly idleMs?: number
+  /** Shards being rebuilt at once. @default 32 */
+  readonly rebuilds?: number
+}
+
+/** Longest delay of one timer; a later due time is looked at again then. */
+const maxDelayMs = 2 ** 30
+
+/** Owner of shards. */
+export class Worker {
+  readonly hub = new EventHub()
+  readonly journal: Journal
+  readonly #options: WorkerOptions
+  readonly #host: ShardHost
+  readonly #active = new Map<string, Shard>()
+  readonly #activating = new Map<string, Promise<Shard>>()
+  readonly #wakes = new Map<string, { dueAt: number; cancel: () => void }>()
+  readonly #unloading = new Map<string, Promise<void>>()
+  readonly #pinned = new Map<string, number>()
+  readonly #ends = new Map<string, Set<() => void>>()
+  #unclean = false
+  /** Shards whose crash was counted since the journal was opened. */
+  readonly #counted = new Set<string>()
+  #sweep: (() => void) | null = null
+  #closing = false
+
+  constructor(options: WorkerOptions) {
+    this.#options = options
+    this.journal = options.journal
+    this.#host = {
+      journal: options.journal,
+      ports: options.ports,
+      context: options.context,
+      executor: options.executor,
+      schedule: (shard, dueAt) => this.#schedule(shard, dueAt),
+      publish: (shard, events) => {
+        this.hub.publish(shard, events)
+        if (events.some(({ event }) => event.type === 'run.finished')) this.#tellEnds(shard)
+      },
+      show: (shard, event) => this.hub.show(shard, event),
+      watched: (shard) => this.hub.watched(shard),
+      stopped: (shard, reason) => {
+        options.log.error('shard stopped', { shard, code: reason.code, reason: reason.message })
+        this.#tellEnds(shard)
+      },
+    }
+  }
+
+  /** Opens the journal and takes up what is due or open. Resolves when the journal is open; the work goes on. */
+  async open(): Promise<OpenReport> {
+    const report = await this.journal.open()
+    this.#unclean = report.unclean
+    for (const damage of report.damaged) this.#options.log.error('shard damaged', { ...damage })
+    const now = this.#options.ports.clock.now()
+    const open: string[] = []
+    for (const head of report.pending) {
+      if (head.pending.openEffects > 0 || (head.pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= now)
+        open.push(head.shard)
+      else this.#schedule(head.shard, head.pending.nextDueAt)
+    }
+    void this.#takeUp(open)
+    this.#planSweep()
+    return report
+  }
+
+  /** The active shards. */
+  get active(): ReadonlyMap<string, Shard> {
+    return this.#active
+  }
+
+  /** True when the previous owner did not close the journal. */
+  get unclean(): boolean {
+    return this.#unclean
+  }
+
+  /**
+   * The shard, rebuilt when it is not active.
+   * @throws TroupeError as `Shard.activate`.
+   */
+  shard(id: string, options: { readonly acceptUpgrade?: boolean } = {}): Promise<Shard> {
+    const active = this.#active.get(id)
+    if (active !== undefined) {
+      active.lastUsed = this.#options.ports.clock.monotonic()
+      return Promise.resolve(active)
+    }
+    const known = this.#activating.get(id)
+    if (known !== undefined) return known
+    const activating = this.#activate(id, options.acceptUpgrade === true).finally(() => this.#activating.delete(id))
+    this.#activating.set(id, activating)
+    return activating
+  }
+
+  /** Calls back whenever a run of the shard ended or the shard stopped; at once the first time. Returns an unsubscribe. */
+  onEnd(id: string, callback: () => void): () => void {
+    const callbacks = this.#ends.get(id) ?? new Set()
+    callbacks.add(callback)
+    this.#ends.set(id, callbacks)
+    queueMicrotask(callback)
+    return () => {
+      callbacks.delete(callback)
+      if (callbacks.size === 0) this.#ends.delete(id)
+    }
+  }
+
+  #tellEnds(id: string): void {
+    for (const callback of [...(this.#ends.get(id) ?? [])]) callback()
+  }
+
+  /** Keeps a shard in memory until the returned function is called. */
+  pin(id: string): () => void {
+    this.#pinned.set(id, (this.#pinned.get(id) ?? 0) + 1)
+    let held = true
+    return () => {
+      if (!held) return
+      held = false
+      const left = (this.#pinned.get(id) ?? 1) - 1
+      if (left === 0) this.#pinned.delete(id)
+      else this.#pinned.set(id, left)
+    }
+  }
+
+  async #activate(id: string, acceptUpgrade: boolean): Promise<Shard> {
+    await this.#unloading.get(id)
+    const options: ActivateOptions = { unclean: this.#unclean && !this.#counted.has(id), acceptUpgrade }
+    const shard = await Shard.activate(id, this.#host, options)
+    this.#counted.add(id)
+    this.#active.set(id, shard)
+    return shard
+  }
+
+  /** Rebuilds shards with something to do, some at a time. */
+  async #takeUp(ids: readonly string[]): Promise<void> {
+    const queue = [...ids]
+    const next = async (): Promise<void> => {
+      for (let id = queue.shift(); id !== undefined && !this.#closing; id = queue.shift()) await this.#wake(id)
+    }
+    await Promise.all(Array.from({ length: this.#options.rebuilds ?? 32 }, next))
+  }
+
+  async #wake(id: string): Promise<void> {
+    try {
+      const shard = await this.shard(id)
+      shard.fireDue()
+    } catch (error) {
+      const { code, message } = toTroupeError(error, 'STORE_FAILED') as TroupeError
+      this.#options.log.error('shard cannot go on', { shard: id, code, reason: message })
+    }
+  }
+
+  #schedule(shard: string, dueAt: number | null): void {
+    const known = this.#wakes.get(shard)
+    if (known?.dueAt === dueAt) return
+    known?.cancel()
+    this.#wakes.delete(shard)
+    if (dueAt === null || this.#closing) return
+    const delayMs = Math.min(maxDelayMs, Math.max(0, dueAt - this.#options.ports.clock.now()))
+    const cancel = this.#options.ports.clock.after(delayMs, () => {
+      this.#wakes.delete(shard)
+      const active = this.#active.get(shard)
+      if (active !== undefined) active.fireDue()
+      else void this.#wake(shard)
+    })
+    this.#wakes.set(shard, { dueAt, cancel })
+  }
+
+  #planSweep(): void {
+    const idleMs = this.#options.idleMs ?? 30_000
+    this.#sweep = this.#options.ports.clock.after(idleMs / 2, () => {
+      const limit = this.#options.ports.clock.monotonic() - idleMs
+      for (const [id, shard] of this.#active) {
+        const idle = shard.lastUsed < limit && !shard.busy && !this.#pinned.has(id) && !this.hub.watched(id)
+        if (idle && shard.stopped === null) this.#unload(id, shard)
+      }
+      this.#planSweep()
+    })
+  }
+
+  #unload(id: string, shard: Shard): void {
+    this.#active.delete(id)
+    // Whoever asks meanwhile waits until it has written what it had.
+    const unloading = shard
+      .unload()
+      .catch(() => undefined)
+      .then(() => {
+        this.#unloading.delete(id)
+      })
+    this.#unloading.set(id, unloading)
+  }
+
+  /** Deletes a shard: journal, blobs, snapshots; leaves a tombstone. */
+  async remove(id: string): Promise<void> {
+    const active = this.#active.get(id) ?? (await this.#activating.get(id)?.catch(() => undefined))
+    this.#active.delete(id)
+    await active?.close(0)
+    this.#schedule(id, null)
+    await this.journal.remove(id)
+  }
+
+  /** Closes every shard, waiting up to `graceMs` for what runs, then the journal. */
+  async close(graceMs: number): Promise<void> {
+    this.#closing = true
+    this.#sweep?.()
+    for (const { cancel } of this.#wakes.values()) cancel()
+    this.#wakes.clear()
+    await Promise.allSettled([...this.#activating.values(), ...this.#unloading.values()])
+    await Promise.all([...this.#active.values()].map((shard) => shard.close(graceMs)))
+    this.#active.clear()
+    await this.journal.close()
+  }
+}

@@ -1,0 +1,470 @@
+/**
+ * The journal in LevelDB: one folder, one owner, all shards of a worker.
+ *
+ *     db/      LevelDB (keys and rows: `level-keys.ts`)
+ *     head     the witness (`head-file.ts`)
+ *     pid      the owner's process id, for the message of who finds the store busy
+ *     reserve  space that is freed when the disk is full, because LevelDB needs some to open
+ *
+ * Owns: ownership, damage marks, reading, cutting and removing shards, opening anew after a failed write.
+ * Does not own: the order of writing (`level-commit.ts`), the chain's check (`recovery.ts` in `runtime/`), content
+ * beside records (`level-content.ts`).
+ *
+ * - L1 In `power` each batch is synced. The witness is not: a power cut can only leave it older than the store, which
+ *   is no damage; it is brought to disk about once a second, and when the journal closes.
+ * - L2 In `process` nothing is synced; after a power cut every shard behind the witness is named as truncated.
+ * - L3 A damaged shard refuses `head` and appends with its code until `acceptLoss`; reading gives its sound records,
+ *   then the error. The other shards go on.
+ * - L4 An idle shard costs no memory.
+ */
+
+import { mkdirSync } from 'node:fs'
+import { Level } from 'level'
+import { TroupeError, isTroupeError } from '../runtime/errors.js'
+import {
+  type BlobInfo,
+  type Durability,
+  type Journal,
+  type JournalRecord,
+  type OpenReport,
+  type ShardHead,
+  type SnapshotManifest,
+  type StoredRecord,
+} from '../runtime/journal.js'
+import { HeadFile } from './head-file.js'
+import { LevelCommit, copyOf, type CommitTarget } from './level-commit.js'
+import { LevelContent } from './level-content.js'
+import { coded, entries, levelCode, openError, storeError, type Database } from './level-database.js'
+import { clearRemoved, cutBatch, tombstone } from './level-ends.js'
+import { LevelFiles } from './level-files.js'
+import { LevelHeads, headOf, type Entry } from './level-heads.js'
+import { inspect, type DamageMark } from './level-inspect.js'
+import * as keys from './level-keys.js'
+
+/** Options of `createLevelJournal`. */
+export interface LevelJournalOptions {
+  /** Folder of the store; made when it is not there. */
+  readonly path: string
+  /** What a resolved append survives. @default 'power' */
+  readonly durability?: Exclude<Durability, 'memory'>
+}
+
+/** A journal in LevelDB. Nothing is touched before `open`. */
+export function createLevelJournal(options: LevelJournalOptions): Journal {
+  return new LevelJournal(options.path, options.durability ?? 'power')
+}
+
+class LevelJournal implements Journal {
+  readonly durability: Durability
+  readonly #path: string
+  readonly #files: LevelFiles
+  readonly #commit: LevelCommit
+  readonly #heads: LevelHeads
+  readonly #content: LevelContent
+
+  #state: 'closed' | 'opening' | 'open' | 'closing' = 'closed'
+  /** Null while closed, and after a reopening that failed. */
+  #target: CommitTarget | null = null
+  #damaged = new Map<string, DamageMark>()
+  /** Part of the witness's sums that the marks with `shares` have in common. */
+  #lost = { count: 0, sum: 0 }
+  #recovery: Promise<void> | null = null
+  #closed: Promise<void> = Promise.resolve()
+
+  constructor(path: string, durability: Exclude<Durability, 'memory'>) {
+    this.#path = path
+    this.durability = durability
+    this.#files = new LevelFiles(path)
+    this.#heads = new LevelHeads((shard) => this.#row(shard))
+    this.#commit = new LevelCommit(
+      { sync: durability === 'power' },
+      () => this.#open(),
+      (shard) => this.#heads.forget(shard),
+    )
+    this.#content = new LevelContent({ db: () => this.#open().db, write: (batch) => this.#commit.write(batch) })
+  }
+
+  // Life.
+
+  async open(): Promise<OpenReport> {
+    if (this.#state !== 'closed') {
+      throw new TroupeError('STORE_BUSY', `${this.#path} is open already`, { details: { pid: process.pid } })
+    }
+    this.#state = 'opening'
+    let db: Database | null = null
+    let witness: HeadFile | null = null
+    try {
+      mkdirSync(this.#path, { recursive: true, mode: 0o700 })
+      db = await this.#openDatabase()
+      this.#files.claim()
+      witness = new HeadFile(this.#files.head)
+      const report = await this.#adopt({ db, witness })
+      await this.#files.fillReserve()
+      this.#commit.reset()
+      this.#state = 'open'
+      return report
+    } catch (thrown) {
+      this.#target = null
+      this.#state = 'closed'
+      witness?.close()
+      await db?.close()
+      throw levelCode(thrown) === 'LEVEL_CORRUPTION' ? openError(thrown, this.#path, null) : storeError(thrown)
+    }
+  }
+
+  async #openDatabase(): Promise<Database> {
+    const createIfMissing = this.#files.isUnused()
+    for (let attempt = 0; ; attempt++) {
+      const db = new Level<string, Buffer>(this.#files.database, { valueEncoding: 'buffer', createIfMissing })
+      try {
+        await db.open()
+        return db
+      } catch (thrown) {
+        const error = openError(thrown, this.#path, this.#files.owner())
+        if (attempt > 0 || error.code !== 'STORE_FULL' || !this.#files.freeReserve()) throw error
+      }
+    }
+  }
+
+  /** Looks a store through and goes on from what was found. */
+  async #adopt(target: CommitTarget): Promise<OpenReport> {
+    const { db, witness } = target
+    const found = await inspect(db, witness)
+    this.#heads.clear()
+    this.#damaged = found.damaged
+    this.#lost = { count: found.lostCount, sum: found.lostSum }
+    witness.pin = (shard) => this.#damaged.has(shard)
+    for (const shard of found.removing) await clearRemoved(db, shard, (task) => task())
+    const unclean = !witness.clean && (found.count > 0 || witness.sound)
+    witness.count = found.count
+    witness.sum = found.sum
+    witness.writeHeader()
+    this.#target = target
+    const damaged = [...found.damaged.values()].map(({ shard, code, reason }) => ({ shard, code, reason }))
+    return { shards: found.shards, pending: found.pending, damaged, unclean }
+  }
+
+  close(): Promise<void> {
+    if (this.#state === 'open') {
+      this.#state = 'closing'
+      this.#closed = this.#release()
+    }
+    return this.#closed
+  }
+
+  async #release(): Promise<void> {
+    await this.#recovery?.catch(() => undefined)
+    await this.#commit.idle()
+    const target = this.#target
+    try {
+      if (target !== null && this.#commit.failure === null) {
+        // In `process` the log is not on disk yet: one synced write takes it along, or the witness could be ahead.
+        const batch = target.db.batch()
+        batch.put(keys.closedKey, Buffer.from(String(target.witness.sum)))
+        await batch.write({ sync: true })
+        target.witness.writeHeader(true)
+      }
+    } catch (thrown) {
+      throw storeError(thrown)
+    } finally {
+      this.#files.disclaim()
+      this.#target = null
+      target?.witness.close()
+      await target?.db.close()
+      this.#heads.clear()
+      this.#state = 'closed'
+    }
+  }
+
+  #open(): CommitTarget {
+    if (this.#target !== null && this.#state !== 'closed') return this.#target
+    if (this.#commit.failure !== null && this.#state === 'open') throw copyOf(this.#commit.failure)
+    throw new TroupeError('STORE_FAILED', 'the journal is not open')
+  }
+
+  // Appending.
+
+  append(record: JournalRecord): Promise<void> {
+    const refusal = this.#refusal(record.shard)
+    if (refusal !== null) return Promise.reject(refusal)
+    const entry = this.#heads.cached(record.shard)
+    if (entry !== undefined) return this.#append(entry, record)
+    return this.#heads.entry(record.shard).then((loaded) => {
+      const refusalNow = this.#refusal(record.shard)
+      if (refusalNow !== null) throw refusalNow
+      return this.#append(loaded, record)
+    })
+  }
+
+  #append(entry: Entry, record: JournalRecord): Promise<void> {
+    if (!entry.busy && record.first === entry.sequence + 1 && record.last >= record.first) {
+      return this.#commit.append(entry, record)
+    }
+    const { shard, first, last } = record
+    const details = { shard, sequence: entry.sequence, first }
+    const problem = entry.busy ? 'an append is in flight' : `it ends at ${entry.sequence}`
+    const message = `commits ${first} to ${last} of ${shard} do not follow: ${problem}`
+    return Promise.reject(new TroupeError('STORE_FAILED', message, { details }))
+  }
+
+  /** Why a shard takes no change now, or null. */
+  #refusal(shard: string): TroupeError | null {
+    if (this.#state !== 'open') return new TroupeError('STORE_FAILED', 'the journal is not open')
+    if (this.#commit.failure !== null) return copyOf(this.#commit.failure)
+    const mark = this.#damaged.size === 0 ? undefined : this.#damaged.get(shard)
+    return mark === undefined ? null : damageError(mark)
+  }
+
+  async refresh(shard: string): Promise<ShardHead> {
+    if (this.#commit.failure !== null && this.#state === 'open') {
+      this.#recovery ??= this.#reopen().finally(() => {
+        this.#recovery = null
+      })
+      await this.#recovery
+    }
+    if (this.#heads.cached(shard)?.busy !== true) this.#heads.forget(shard)
+    return this.head(shard)
+  }
+
+  /** Opens the database anew, with a new log, once the disk has room for what that takes. */
+  async #reopen(): Promise<void> {
+    await this.#commit.idle()
+    try {
+      await this.#files.probeSpace()
+      this.#files.freeReserve()
+      const target = this.#target
+      this.#target = null
+      target?.witness.close()
+      await target?.db.close()
+      const db = await this.#openDatabase()
+      try {
+        await this.#adopt({ db, witness: new HeadFile(this.#files.head) })
+      } catch (thrown) {
+        await db.close()
+        throw thrown
+      }
+      this.#commit.reset()
+      await this.#files.fillReserve()
+    } catch (thrown) {
+      this.#commit.failure = storeError(thrown)
+      throw copyOf(this.#commit.failure)
+    }
+  }
+
+  // Heads.
+
+  async head(shard: string): Promise<ShardHead> {
+    const mark = this.#damaged.get(shard)
+    if (mark !== undefined) throw damageError(mark)
+    return headOf(await this.#heads.entry(shard))
+  }
+
+  async *heads(): AsyncGenerator<ShardHead> {
+    const { db } = this.#open()
+    for await (const [key, value] of coded(entries(db, keys.kindRange(keys.kind.index)), indexError)) {
+      const shard = keys.keyShard(key)
+      const row = keys.decodeRow(shard, value)
+      if (row !== null) yield { shard, sequence: row.last, hash: row.hash, pending: row.pending, removed: row.removed }
+      else if (!this.#damaged.has(shard)) throw this.#corrupt(shard, 'its index row is damaged')
+    }
+  }
+
+  async #row(shard: string): Promise<keys.Row | undefined> {
+    keys.checkShardName(shard)
+    const { db } = this.#open()
+    try {
+      const value = await db.get(keys.shardKey(keys.kind.index, shard))
+      if (value === undefined) return undefined
+      const row = keys.decodeRow(shard, value)
+      if (row !== null) return row
+    } catch (thrown) {
+      if (levelCode(thrown) !== 'LEVEL_CORRUPTION') throw storeError(thrown)
+    }
+    throw this.#corrupt(shard, 'its index row is damaged')
+  }
+
+  /** Marks a shard whose damage was found after `open`. */
+  #corrupt(shard: string, reason: string): TroupeError {
+    const known = this.#damaged.get(shard)
+    if (known !== undefined) return damageError(known)
+    // Not known: then the witness's sum is given up until the next open.
+    const witnessed = this.#target?.witness.witness(shard)?.sequence ?? Number.POSITIVE_INFINITY
+    const counted = this.#heads.cached(shard)?.sequence ?? witnessed
+    const mark: DamageMark = { shard, code: 'JOURNAL_CORRUPT', reason, counted, deficit: 0, shares: false, named: true }
+    this.#damaged.set(shard, mark)
+    return damageError(mark)
+  }
+
+  // Reading.
+
+  async *read(shard: string, from: number): AsyncGenerator<StoredRecord> {
+    const { base, end } = await this.#bounds(shard)
+    const start = Math.max(from, base + 1)
+    let next = start
+    for await (const [key, value] of this.#shardEntries(keys.kind.record, shard, start)) {
+      const row = keys.decodeRow(shard, value)
+      if (row === null || row.last !== keys.keySequence(key)) {
+        throw this.#corrupt(shard, `the record that ends at commit ${keys.keySequence(key)} is damaged`)
+      }
+      const follows = next === start ? row.first <= start : row.first === next
+      if (!follows) throw this.#corrupt(shard, `commits ${next} to ${row.first - 1} are missing`)
+      next = row.last + 1
+      yield { first: row.first, last: row.last, hash: row.hash, bytes: value.subarray(keys.rowBytes) }
+    }
+    if (next <= end) throw this.#corrupt(shard, `commits ${next} to ${end} are missing`)
+    const mark = this.#damaged.get(shard)
+    if (mark !== undefined) throw damageError(mark)
+  }
+
+  async *readEvents(
+    shard: string,
+    from: number,
+  ): AsyncGenerator<{ readonly first: number; readonly bytes: Uint8Array }> {
+    const { base } = await this.#bounds(shard)
+    for await (const [key, value] of this.#shardEntries(keys.kind.events, shard, Math.max(from, base + 1))) {
+      const opened = keys.unseal(key, value)
+      if (opened === null) {
+        throw corruptError(shard, `the events of the record that ends at commit ${keys.keySequence(key)} are damaged`)
+      }
+      yield { first: opened.number, bytes: opened.payload }
+    }
+  }
+
+  /** Where this life of the shard begins, and the commit it ends with as far as the index knows. */
+  async #bounds(shard: string): Promise<{ readonly base: number; readonly end: number }> {
+    if (!this.#damaged.has(shard)) {
+      const { base, sequence } = await this.#heads.entry(shard)
+      return { base, end: sequence }
+    }
+    const row = await this.#row(shard).catch((thrown: unknown) => {
+      if (isTroupeError(thrown) && thrown.code !== 'STORE_FAILED') return undefined
+      throw thrown
+    })
+    return { base: row?.base ?? 0, end: row?.last ?? 0 }
+  }
+
+  #shardEntries(of: keys.Kind, shard: string, from: number): AsyncGenerator<[string, Buffer]> {
+    const range = { gte: keys.sequenceKey(of, shard, from), lt: keys.shardRange(of, shard).lt }
+    return coded(entries(this.#open().db, range), (reason) => this.#corrupt(shard, reason))
+  }
+
+  // Ends.
+
+  async remove(shard: string): Promise<void> {
+    const entry = await this.#claim(shard)
+    try {
+      const { db } = this.#open()
+      const batch = db.batch()
+      const { sequence, hash } = entry
+      if (entry.exists) batch.put(keys.shardKey(keys.kind.index, shard), tombstone(shard, sequence, hash, true))
+      batch.del(keys.shardKey(keys.kind.attempts, shard))
+      await this.#commit.write(batch)
+      await clearRemoved(db, shard, (task) => this.#commit.run(task))
+    } finally {
+      entry.busy = false
+      this.#heads.forget(shard)
+    }
+  }
+
+  /** The entry of a sound shard, made busy: nobody else changes it meanwhile. */
+  async #claim(shard: string): Promise<Entry> {
+    const refusal = this.#refusal(shard)
+    if (refusal !== null) throw refusal
+    const entry = await this.#heads.entry(shard)
+    if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
+    entry.busy = true
+    return entry
+  }
+
+  /**
+   * The store is cut before the witness: after a crash in between the shard is named again. A shard without mark gets a
+   * slot first, so that it would be.
+   */
+  async acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void> {
+    const mark = this.#damaged.get(shard)
+    const entry = mark === undefined ? await this.#claim(shard) : null
+    try {
+      const { db, witness } = this.#open()
+      if (entry?.exists === true) {
+        witness.note(shard, entry.sequence, entry.hash)
+        witness.write()
+      }
+      const hasRow = entry?.exists ?? mark?.named === true
+      const isNamed = mark?.named !== false
+      if (isNamed) await this.#commit.write(await cutBatch(db, shard, sequence, hash), { sync: true })
+      this.#damaged.delete(shard)
+      witness.sum -= entry?.sequence ?? (mark === undefined ? 0 : mark.counted + mark.deficit)
+      if (hasRow) witness.count--
+      if (mark?.shares === true && ![...this.#damaged.values()].some((each) => each.shares)) {
+        witness.sum -= this.#lost.sum
+        witness.count -= this.#lost.count
+        this.#lost = { count: 0, sum: 0 }
+      }
+      witness.drop(shard)
+      if (sequence > 0 && isNamed) {
+        witness.sum += sequence
+        witness.count++
+        witness.note(shard, sequence, hash)
+      }
+      witness.writeHeader()
+    } finally {
+      if (entry !== null) entry.busy = false
+      this.#heads.forget(shard)
+    }
+  }
+
+  // Content beside the records.
+
+  putBlob(shard: string, hash: string, bytes: Uint8Array, sequence: number): Promise<void> {
+    return this.#content.putBlob(shard, hash, bytes, sequence)
+  }
+
+  getBlob(shard: string, hash: string): Promise<Uint8Array> {
+    return this.#content.getBlob(shard, hash)
+  }
+
+  listBlobs(shard: string): Promise<readonly BlobInfo[]> {
+    return this.#content.listBlobs(shard)
+  }
+
+  deleteBlobs(shard: string, hashes: readonly string[]): Promise<void> {
+    return this.#content.deleteBlobs(shard, hashes)
+  }
+
+  putSnapshot(
+    manifest: SnapshotManifest,
+    chunks: ReadonlyMap<string, Uint8Array>,
+    keep: readonly number[],
+  ): Promise<void> {
+    return this.#content.putSnapshot(manifest, chunks, keep)
+  }
+
+  snapshots(shard: string): Promise<readonly SnapshotManifest[]> {
+    return this.#content.snapshots(shard)
+  }
+
+  getChunks(shard: string, hashes: readonly string[]): Promise<readonly Uint8Array[]> {
+    return this.#content.getChunks(shard, hashes)
+  }
+
+  putAttempts(shard: string, attempts: Readonly<Record<string, number>>): Promise<void> {
+    return this.#content.putAttempts(shard, attempts)
+  }
+
+  getAttempts(shard: string): Promise<Readonly<Record<string, number>>> {
+    return this.#content.getAttempts(shard)
+  }
+}
+
+function damageError({ shard, code, reason }: DamageMark): TroupeError {
+  return new TroupeError(code, `${shard}: ${reason}`, { details: { shard } })
+}
+
+/** Which shards are behind a damaged block of the index is not known; `open` finds out. */
+function indexError(reason: string): TroupeError {
+  return new TroupeError('JOURNAL_CORRUPT', reason)
+}
+
+function corruptError(shard: string, reason: string): TroupeError {
+  return new TroupeError('JOURNAL_CORRUPT', `${shard}: ${reason}`, { details: { shard } })
+}
