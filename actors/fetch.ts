@@ -8,12 +8,12 @@
  * looks at. This one answers with an object that has the parts of `Response` which clients use; a body becomes a web
  * stream only when `body` is asked for.
  *
- * - F1 A promise settles once: an abort rejects at once, also while the connection is still being made.
- * - F2 A body above the cap fails with `BodyTooLargeError` and its socket is destroyed; never more than the cap plus one
+ * - FE1 A promise settles once: an abort rejects at once, also while the connection is still being made.
+ * - FE2 A body above the cap fails with `BodyTooLargeError` and its socket is destroyed; never more than the cap plus one
  *   chunk is held.
- * - F3 No listener stays on the signal and no socket stays busy after the body has ended, failed or been cancelled.
- * - F4 Idle sockets do not keep the process alive.
- * - F5 Redirects are not followed: a key never travels to another origin.
+ * - FE3 No listener stays on the signal and no socket stays busy after the body has ended, failed or been cancelled.
+ * - FE4 Idle sockets do not keep the process alive.
+ * - FE5 Redirects are not followed: a key never travels to another origin.
  */
 import { createRequire } from 'node:module'
 import { createBrotliDecompress, createGunzip, createInflate } from 'node:zlib'

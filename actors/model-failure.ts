@@ -4,9 +4,9 @@
  * Owns: the reading of error bodies of every shape, the words that tell one kind from another, redaction.
  * Does not own: transport errors, what to do about a failure.
  *
- * - E1 There is no rule for a provider: one list of words per kind, applied to the normalised text of the whole body.
- * - E2 Reading is bounded: 16 KiB of text, 200 values, depth 6.
- * - E3 A message is redacted before it is cut, so half a key cannot be left over.
+ * - MF1 There is no rule for a provider: one list of words per kind, applied to the normalised text of the whole body.
+ * - MF2 Reading is bounded: 16 KiB of text, 200 values, depth 6.
+ * - MF3 A message is redacted before it is cut, so half a key cannot be left over.
  */
 import type { FailureKind } from '../runtime/ports.js'
 
@@ -293,7 +293,16 @@ export function createRedactor(keys: readonly string[], more?: (text: string) =>
     for (const key of long) clean = clean.replaceAll(key, '[redacted]')
     for (const pattern of [...short, ...secretPatterns]) clean = clean.replace(pattern, '[redacted]')
     clean = clean.replace(namedSecret, '$1[redacted]')
-    return cutToBytes(more === undefined ? clean : more(clean), maxMessageBytes)
+    return cutToBytes(more === undefined ? clean : redactedBy(more, clean), maxMessageBytes)
+  }
+}
+
+/** A redactor that throws must neither end the call nor let the text through. */
+function redactedBy(more: (text: string) => string, text: string): string {
+  try {
+    return more(text)
+  } catch {
+    return 'the message is withheld: its redactor threw'
   }
 }
 

@@ -38,7 +38,7 @@ export interface OpenAIModelPortOptions {
   readonly env?: Readonly<Record<string, string | undefined>>
   /** Used for all providers that have none of their own. @default `createFetch()` */
   readonly fetch?: NonNullable<ProviderOptions['fetch']>
-  /** Applied to every failure message after our own redaction. Must not throw. */
+  /** Applied to every failure message after our own redaction; when it throws, the message is withheld. */
   readonly redact?: (text: string) => string
   /** Prices by `<provider>:<model>` or `<provider>`; they win over the table. */
   readonly prices?: PriceOverrides
@@ -296,15 +296,17 @@ async function problemOf(thrown: unknown, clock: CallClock): Promise<Problematic
   if (inner instanceof BodyTooLargeError) return { kind: 'invalid_reply', message: inner.message, billed: true }
   const code = codeOf(inner)
   return {
-    kind: code === null ? 'network' : kindOfCode(code),
+    kind: kindOfError(inner, code),
     message: textOf(inner, code),
     billed: code === null || !unsentCodes.test(code),
   }
 }
 
-function kindOfCode(code: string): FailureKind {
+function kindOfError(thrown: unknown, code: string | null): FailureKind {
+  if (thrown instanceof Error && thrown.name === 'HTTPParserError') return 'invalid_reply'
+  if (code === null) return 'network'
   if (/TIMEDOUT|TIMEOUT/.test(code)) return 'timeout'
-  return /^HPE_|^UND_ERR_HEADERS_OVERFLOW/.test(code) ? 'invalid_reply' : 'network'
+  return code === 'UND_ERR_HEADERS_OVERFLOW' ? 'invalid_reply' : 'network'
 }
 
 function textOf(thrown: unknown, code: string | null): string {

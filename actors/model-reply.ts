@@ -4,11 +4,11 @@
  * Owns: telling JSON from SSE by the bytes, SSE framing, putting deltas together, the normal form of a message.
  * Does not own: sockets, time, what an error in the body means (`model-failure.ts`), money.
  *
- * - N1 Linear in the bytes: no text is searched or copied again for each piece that arrives.
- * - N2 Nothing in a body makes it throw; what cannot be read is a `Problem`.
- * - N3 A message that comes out is taken back by strict providers: ids are there and differ, arguments are the text of a
+ * - MR1 Linear in the bytes: no text is searched or copied again for each piece that arrives.
+ * - MR2 Nothing in a body makes it throw; what cannot be read is a `Problem`.
+ * - MR3 A message that comes out is taken back by strict providers: ids are there and differ, arguments are the text of a
  *   JSON object, names are plain. The calls beside it are as the model wrote them.
- * - N4 A stream counts as complete only with a finish reason, `[DONE]` or a closing usage chunk; otherwise it was cut.
+ * - MR4 A stream counts as complete only with a finish reason, `[DONE]` or a closing usage chunk; otherwise it was cut.
  */
 import type { ModelReply, RawToolCall, Usage } from '../runtime/ports.js'
 

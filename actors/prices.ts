@@ -4,11 +4,11 @@
  * Owns: the look-up in the price table (`@pydantic/genai-prices`, offline), overrides, integer arithmetic.
  * Does not own: budgets; what an unknown price counts as.
  *
- * - C1 A price is found only for a provider that is named in the table: a gateway under a name of its own has no list
+ * - PC1 A price is found only for a provider that is named in the table: a gateway under a name of its own has no list
  *   price, whatever its model is called.
- * - C2 Costs are whole nano-dollars, rounded up; nonsense usage (negative, not finite) costs as its nearest sense and
+ * - PC2 Costs are whole nano-dollars, rounded up; nonsense usage (negative, not finite) costs as its nearest sense and
  *   never throws.
- * - C3 The table (30 ms, 480 KB) is loaded on the first look-up that no override answers.
+ * - PC3 The table (30 ms, 480 KB) is loaded on the first look-up that no override answers.
  */
 import { createRequire } from 'node:module'
 import type * as GenaiPrices from '@pydantic/genai-prices'
@@ -63,6 +63,15 @@ interface Entry {
   readonly price: Price
   /** From the table; null when the price is an override. */
   readonly listed: ListedModel | null
+  /** When the listed price is one number a kind of token: the library's own sum, without its look-ups on every call. */
+  readonly flat: FlatPrice | null
+}
+
+/** Dollars a million tokens. */
+interface FlatPrice {
+  readonly input: number
+  readonly cached: number
+  readonly output: number
 }
 
 interface ListedModel {
@@ -89,6 +98,7 @@ export function createPrices(overrides: PriceOverrides = {}): Prices {
       const input = sensible(usage.inputTokens)
       const output = sensible(usage.outputTokens)
       const cached = Math.min(sensible(usage.cachedInputTokens), input)
+      if (entry.flat !== null) return flatCost(entry.flat, input, output, cached)
       return (
         (entry.listed === null ? null : listCost(entry.listed, input, output, cached)) ??
         plain(entry.price, input, output)
@@ -109,7 +119,8 @@ function find(deployment: string, overrides: PriceOverrides): Entry | null {
   const colon = deployment.indexOf(':')
   const provider = colon < 0 ? deployment : deployment.slice(0, colon)
   const own = pick(overrides, deployment) ?? pick(overrides, provider) ?? pick(local, provider)
-  if (own !== undefined) return { price: { input: sensible(own.input), output: sensible(own.output) }, listed: null }
+  if (own !== undefined)
+    return { price: { input: sensible(own.input), output: sensible(own.output) }, listed: null, flat: null }
   const providerId = pick(tableNames, provider)
   if (providerId === undefined || colon < 0) return null
   try {
@@ -123,6 +134,7 @@ function find(deployment: string, overrides: PriceOverrides): Entry | null {
       price: { input: microDollars(input_mtok), output: microDollars(output_mtok) },
       // with the one model that matched, the next look-up does not search the whole table
       listed: { modelId: deployment.slice(colon + 1), provider: { ...found.provider, models: [found.model] } },
+      flat: Array.isArray(found.model.prices) ? null : flatPrice(found.model_price),
     }
   } catch {
     return null
@@ -137,6 +149,28 @@ function pick<Value>(values: Readonly<Record<string, Value>>, name: string): Val
 function microDollars(price: number | GenaiPrices.TieredPrices): number {
   const dollars = typeof price === 'number' ? price : Math.max(price.base, ...price.tiers.map((tier) => tier.price))
   return Math.ceil(Number((dollars * 1_000_000).toFixed(3)))
+}
+
+/** Null for tiers, fees and whatever else is more than a number a kind of token. */
+function flatPrice(price: GenaiPrices.ModelPrice): FlatPrice | null {
+  const { input_mtok: input, output_mtok: output, cache_read_mtok: cached = input, ...rest } = price
+  const others = Object.entries(rest).filter(([name, value]) => value !== undefined && !ignored.has(name))
+  if (typeof input !== 'number' || typeof output !== 'number' || typeof cached !== 'number' || others.length > 0)
+    return null
+  return { input, cached, output }
+}
+
+/** Prices of what a chat call here never has. */
+const ignored = new Set(['cache_write_mtok'])
+
+function flatCost(
+  { input, cached, output }: FlatPrice,
+  inputTokens: number,
+  outputTokens: number,
+  cachedTokens: number,
+): number {
+  const micro = (inputTokens - cachedTokens) * input + cachedTokens * cached + outputTokens * output
+  return roundedUp(micro * 1_000)
 }
 
 function listCost({ modelId, provider }: ListedModel, input: number, output: number, cached: number): number | null {

@@ -4,9 +4,9 @@
  * Owns: the table, how `providers` and the environment change it, what makes a deployment's name usable.
  * Does not own: requests, prices.
  *
- * - P1 A key is only ever in the closure that `resolveProvider` fills; it is not on an object that is shown or logged
+ * - PR1 A key is only ever in the closure that `resolveProvider` fills; it is not on an object that is shown or logged
  *   by us.
- * - P2 A provider of the table is reached by https or on loopback. Plain http elsewhere is taken only from `providers`
+ * - PR2 A provider of the table is reached by https or on loopback. Plain http elsewhere is taken only from `providers`
  *   or a `<PROVIDER>_BASE_URL` variable: somebody wrote it down.
  */
 import { TroupeError } from '../runtime/errors.js'

@@ -4,8 +4,8 @@
  * Owns: the checks that a provider makes of a request, the counting of tokens, the bytes of a reply and of a stream.
  * Does not own: sockets, faults, the log (`scripted-model.ts`).
  *
- * - T1 Everything is a function of the request, its index and the script's answer; ids and counts repeat exactly.
- * - T2 What a provider would refuse is refused: no messages, results without a call, calls without a result.
+ * - SC1 Everything is a function of the request, its index and the script's answer; ids and counts repeat exactly.
+ * - SC2 What a provider would refuse is refused: no messages, results without a call, calls without a result.
  */
 
 /** A chat message as it was sent. */

@@ -4,8 +4,8 @@
  * Owns: the server, faults, the count of what was asked of it.
  * Does not own: any part of the runtime; it is the outside, and judges it.
  *
- * - S1 No clock and no randomness: the same requests in the same order get the same bytes.
- * - S2 The totals count every request that was answered, also faults; the log keeps at most `keep` requests.
+ * - SM1 No clock and no randomness: the same requests in the same order get the same bytes.
+ * - SM2 The totals count every request that was answered, also faults; the log keeps at most `keep` requests.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'

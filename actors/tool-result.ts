@@ -4,10 +4,10 @@
  * Owns: values as text, their bounds, the words for an error.
  * Does not own: when a tool runs; whether a failed call is made again.
  *
- * - R1 A value either becomes JSON text or is refused with the place that has none: unlike `JSON.stringify`, no function,
+ * - TR1 A value either becomes JSON text or is refused with the place that has none: unlike `JSON.stringify`, no function,
  *   `Map` or `Response` becomes nothing in silence. An error inside a result is told as its name and message.
- * - R2 Every result is well-formed and bounded; an error is also without secrets.
- * - R3 Each property of a value is read once: what was checked is what is told.
+ * - TR2 Every result is well-formed and bounded; an error is also without secrets.
+ * - TR3 Each property of a value is read once: what was checked is what is told.
  */
 import { Buffer } from 'node:buffer'
 import { ToolError } from '../runtime/define.js'

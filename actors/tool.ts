@@ -6,11 +6,11 @@
  * again; the record of a dispatch (`mayStart` writes it); validation of what a model wrote (`runtime/verdict.ts`; here
  * the schema is applied once more, for its transforms).
  *
- * - T1 Every call gets exactly one outcome. Nothing here rejects or throws, whatever the tool does.
- * - T2 The tool's code runs only after `mayStart` answered true and while the call is neither cancelled nor timed out.
- * - T3 A place is given back exactly once: at the outcome, also when the run goes on and ignores its signal.
- * - T4 Waiting calls go in the order in which they came, among those whose tool has a free place.
- * - T5 What leaves is bounded: `maxBytes` of output, 2 KiB of a foreign error, 64 progress values a second of 8 KiB.
+ * - TL1 Every call gets exactly one outcome. Nothing here rejects or throws, whatever the tool does.
+ * - TL2 The tool's code runs only after `mayStart` answered true and while the call is neither cancelled nor timed out.
+ * - TL3 A place is given back exactly once: at the outcome, also when the run goes on and ignores its signal.
+ * - TL4 Waiting calls go in the order in which they came, among those whose tool has a free place.
+ * - TL5 What leaves is bounded: `maxBytes` of output, 2 KiB of a foreign error, 64 progress values a second of 8 KiB.
  *
  * A tool shares the process: an endless loop, `process.exit` and a throw in its own timers are beyond this file.
  */
@@ -222,17 +222,31 @@ function contextOf(
   live: () => boolean,
 ): ToolContext {
   const { shard, runId, agent, callId, tool } = request
-  const log = logOf(() => options.log({ shard, runId, agent, callId, tool }))
+  let log: ToolLog | undefined
+  let guard: AbortSignal | undefined
+  let progress: ((value: unknown) => void) | undefined
+  let data: { readonly copy: unknown } | undefined
+  const logNow = (): ToolLog => (log ??= logOf(() => options.log({ shard, runId, agent, callId, tool })))
+  // Most tools use few of these, and some are dear to make: each is made when it is asked for.
   return {
     deps: options.deps,
-    data: ownCopy(request.data),
+    get data() {
+      data ??= { copy: ownCopy(request.data) }
+      return data.copy
+    },
     runId,
     agent,
     callId,
     idempotencyKey: request.idempotencyKey,
-    signal: guarded(signal, () => log.warn('an abort listener of the tool threw')),
-    progress: progressOf(options.clock, request, live),
-    log,
+    get signal() {
+      return (guard ??= guarded(signal, () => logNow().warn('an abort listener of the tool threw')))
+    },
+    get progress() {
+      return (progress ??= progressOf(options.clock, request, live))
+    },
+    get log() {
+      return logNow()
+    },
   }
 }
 

@@ -31,7 +31,6 @@ interface AgentContext extends AgentInput {
   delayMs: number
   /** Answers that did not fit the output. */
   misfits: number
-  maxOutputTokens: number
   worst: Amounts
   verdicts: readonly CallVerdict[]
   sequence: number
@@ -43,7 +42,6 @@ interface AgentContext extends AgentInput {
 
 /** What the outside may watch an agent do. */
 export type AgentEvent =
-  | { type: 'model.called'; round: number; deployment: string; maxOutputTokens: number }
   | {
       type: 'model.replied'
       round: number
@@ -54,7 +52,6 @@ export type AgentEvent =
       nanoUsd: number
     }
   | { type: 'model.failed'; round: number; kind: string; advice: string; reason: string }
-  | { type: 'tool.called'; callId: string; tool: string }
   | { type: 'tool.refused'; callId: string; tool: string; reason: string }
   | { type: 'delegate.called'; callId: string; agent: string }
   | { type: 'budget.exhausted'; account: string; dimension: string }
@@ -71,19 +68,21 @@ const log = (context: AgentContext) => to(`log/${context.conversation}`)
 const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
 const deploymentOf = (context: AgentContext) =>
   context.data.deployments[context.deployment % context.data.deployments.length] ?? context.data.deployments[0]!
-const executorOf = (context: AgentContext, call: Tool) => `tool/${context.sequence}-${call.index}`
+const executorOf = (sequence: number, index: number) => `tool/${sequence}-${index}`
 const dearest = (context: AgentContext) => ({
   input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),
   output: Math.max(...context.data.deployments.map((deployment) => deployment.price.output)),
 })
-const opened = (context: AgentContext): OpenCall[] =>
-  context.verdicts
+const opened = (calls: readonly CallVerdict[], sequence: number): OpenCall[] =>
+  calls
     .filter((call) => !isRefused(call))
     .map((call) => ({
       index: call.index,
       callId: call.callId,
-      executor: isTool(call) ? executorOf(context, call) : null,
+      executor: isTool(call) ? executorOf(sequence, call.index) : null,
     }))
+const closesLast = (context: AgentContext, event: AgentMessage) =>
+  event.type === 'tool.finished' && context.open.every((call) => call.index === event.index)
 /** Most answers that are sent back because they do not fit. */
 const maxMisfits = 2
 
@@ -107,6 +106,9 @@ const agent = setup({
       context.tries + 1 < context.data.attempts &&
       (event.advice === 'again' || (event.advice === 'next' && context.tries + 1 < context.data.deployments.length)),
     callsWait: ({ context }) => context.verdicts.length > 0,
+    /** The last result of a round that is followed by another one: the common case, in one step. */
+    endsRound: ({ context, event }) =>
+      closesLast(context, event) && !context.paused && context.round < context.data.rounds,
     nothingOpen: ({ context }) => context.open.length === 0,
   },
   actions: {
@@ -130,28 +132,23 @@ const agent = setup({
         price: dearest(context),
       }),
     ),
-    holdGrant: assign(({ event }) => {
+    callModel: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.granted')
-      return { maxOutputTokens: event.maxOutputTokens, worst: event.worst }
+      const { maxOutputTokens, worst } = event
+      enqueue.sendTo(to('port/model'), {
+        type: 'model.call',
+        agent: context.data.name,
+        run: context.run,
+        conversation: context.conversation,
+        deployment: deploymentOf(context).name,
+        maxOutputTokens,
+        grant: grantOf(context),
+        keeper: context.keeper,
+        depth: context.depth,
+        worst,
+      })
+      enqueue.assign({ worst })
     }),
-    callModel: sendTo(to('port/model'), ({ context }) => ({
-      type: 'model.call',
-      agent: context.data.name,
-      run: context.run,
-      conversation: context.conversation,
-      deployment: deploymentOf(context).name,
-      maxOutputTokens: context.maxOutputTokens,
-      grant: grantOf(context),
-      keeper: context.keeper,
-      depth: context.depth,
-      worst: context.worst,
-    })),
-    showCall: emit(({ context }) => ({
-      type: 'model.called',
-      round: context.round + 1,
-      deployment: deploymentOf(context).name,
-      maxOutputTokens: context.maxOutputTokens,
-    })),
 
     takeReply: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'model.replied')
@@ -182,6 +179,7 @@ const agent = setup({
         finish: event.finish,
         verdicts: event.calls,
         sequence: event.sequence,
+        open: opened(event.calls, event.sequence),
       })
     }),
     askToAct: sendTo(
@@ -193,7 +191,6 @@ const agent = setup({
         toolCalls: context.verdicts.length,
       }),
     ),
-    openCalls: assign(({ context }) => ({ open: opened(context) })),
     refuseCalls: enqueueActions(({ context, enqueue }) => {
       for (const call of context.verdicts.filter(isRefused)) {
         enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text: call.message })
@@ -208,7 +205,7 @@ const agent = setup({
           name: `${context.sequence}-${call.index}`,
           input: {
             ...call,
-            self: executorOf(context, call),
+            self: executorOf(context.sequence, call.index),
             owner: context.self,
             agent: context.data.name,
             run: context.run,
@@ -217,7 +214,6 @@ const agent = setup({
             key: `${context.sequence}-${call.index}`,
           },
         })
-        enqueue.emit({ type: 'tool.called', callId: call.callId, tool: call.tool })
       }
     }),
     startDelegates: enqueueActions(({ context, enqueue }) => {
@@ -253,6 +249,16 @@ const agent = setup({
         enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text })
       }
       enqueue.assign({ open: context.open.filter((open) => open.executor !== event.address) })
+    }),
+    endRound: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'tool.finished')
+      enqueue.sendTo(log(context), { type: 'log.seal' })
+      enqueue.assign({
+        length: context.length + context.verdicts.length,
+        tokens: context.tokens + event.tokens,
+        verdicts: [],
+        open: [],
+      })
     }),
     sealRound: enqueueActions(({ context, enqueue }) => {
       enqueue.sendTo(log(context), { type: 'log.seal' })
@@ -359,7 +365,6 @@ export const agentMachine = agent.createMachine({
     deployment: 0,
     delayMs: 0,
     misfits: 0,
-    maxOutputTokens: 0,
     worst: nothing,
     verdicts: [],
     sequence: 0,
@@ -388,18 +393,17 @@ export const agentMachine = agent.createMachine({
     reserving: {
       entry: 'reserve',
       on: {
-        'budget.granted': { target: 'thinking', actions: 'holdGrant' },
+        'budget.granted': { target: 'thinking', actions: 'callModel' },
         'budget.refused': { target: 'exhausted', actions: 'tellExhausted' },
         'run.cancel': { target: 'failed', actions: ['release', 'endCancelled'] },
       },
     },
     thinking: {
-      entry: ['callModel', 'showCall'],
       on: {
         'model.replied': [
           { guard: 'lastRoundCalls', target: 'failed', actions: ['takeReply', 'abandonCalls', 'endRounds'] },
-          { guard: 'callsToCount', target: 'authorizing', actions: ['takeReply', 'openCalls'] },
-          { guard: 'calls', target: 'acting', actions: ['takeReply', 'openCalls'] },
+          { guard: 'callsToCount', target: 'authorizing', actions: 'takeReply' },
+          { guard: 'calls', target: 'acting', actions: 'takeReply' },
           { guard: 'misfit', target: 'ready', actions: ['takeReply', 'correct'] },
           { guard: 'finalMisfit', target: 'failed', actions: ['takeReply', 'endMisfit'] },
           { target: 'answered', actions: 'takeReply' },
@@ -426,7 +430,7 @@ export const agentMachine = agent.createMachine({
       entry: ['refuseCalls', 'startTools', 'startDelegates'],
       always: { guard: 'nothingOpen', target: 'ready', actions: 'sealRound' },
       on: {
-        'tool.finished': { actions: 'closeCall' },
+        'tool.finished': [{ guard: 'endsRound', target: 'reserving', actions: 'endRound' }, { actions: 'closeCall' }],
         'delegate.finished': { actions: 'closeCall' },
         'actor.failed': { actions: 'closeFailedCall' },
         'run.cancel': { target: 'failed', actions: ['stopCalls', 'abandonCalls', 'endCancelled'] },

@@ -115,6 +115,9 @@ function book(
   amount: Amounts,
   factor: 1 | -1,
 ): BudgetContext['accounts'] {
+  const only = accounts[name]!
+  // An account without a parent pays everything itself: the common case, in one step.
+  if (only.parent === null) return { ...accounts, [name]: { ...only, [column]: plus(only[column], amount, factor) } }
   const booked = { ...accounts }
   for (const dimension of dimensions) {
     const at = payer(accounts, name, dimension)
@@ -196,23 +199,24 @@ function absorb(accounts: BudgetContext['accounts'], name: string): BudgetContex
     account.parent,
   )
 }
-/** Gives `account` limits of up to `wanted`, taken from what its parent has left. */
+/**
+ * Gives `name` limits of up to `wanted`, taken from what its parent has left. What an account limits is settled when it is
+ * first opened: later on its grants are booked there, so a counter can be topped up, not added or dropped.
+ */
 function carve(
   accounts: BudgetContext['accounts'],
   name: string,
   parent: string,
   wanted: Limits,
 ): BudgetContext['accounts'] {
-  const account = accounts[name] ?? { parent, limits: {}, held: nothing, spent: nothing }
+  const account = accounts[name] ?? { parent, limits: wanted, held: nothing, spent: nothing }
+  const before = accounts[name]?.limits ?? {}
+  const limited = dimensions.filter((dimension) => account.limits[dimension] !== undefined)
   const more = (dimension: Dimension) =>
-    Math.max(
-      0,
-      Math.min((wanted[dimension] ?? 0) - (account.limits[dimension] ?? 0), left(accounts, parent, dimension)),
-    )
-  const limited = dimensions.filter((dimension) => wanted[dimension] !== undefined)
+    Math.max(0, Math.min((wanted[dimension] ?? 0) - (before[dimension] ?? 0), left(accounts, parent, dimension)))
   const added = Object.fromEntries(limited.map((dimension) => [dimension, more(dimension)])) as Partial<Amounts>
   const limits = Object.fromEntries(
-    limited.map((dimension) => [dimension, (account.limits[dimension] ?? 0) + (added[dimension] ?? 0)]),
+    limited.map((dimension) => [dimension, (before[dimension] ?? 0) + (added[dimension] ?? 0)]),
   ) as Limits
   return { ...book(accounts, parent, 'held', { ...nothing, ...(added as Amounts) }, 1), [name]: { ...account, limits } }
 }
@@ -235,13 +239,16 @@ function refund(accounts: BudgetContext['accounts'], name: string): BudgetContex
   return { ...book(accounts, account.parent ?? name, 'held', back, -1), [name]: { ...account, limits } }
 }
 /** Closes a grant: what it held or estimated is taken back, what it spent is booked. */
-function settle(context: BudgetContext, id: string, spent: Amounts, real: boolean) {
+function settle(context: BudgetContext, id: string, spent: Amounts, real: boolean, toolCalls: number) {
   const grant = context.grants[id]!
   const column = grant.state === 'held' ? 'held' : 'spent'
   const cleared = book(context.accounts, grant.account, column, grant.worst, -1)
   const estimated: Grant = { ...grant, state: 'estimated', worst: spent }
   return {
-    accounts: absorb(book(cleared, grant.account, 'spent', spent, 1), grant.account),
+    accounts: absorb(
+      book(cleared, grant.account, 'spent', { ...spent, toolCalls: spent.toolCalls + toolCalls }, 1),
+      grant.account,
+    ),
     grants: real ? without(context.grants, id) : { ...context.grants, [id]: estimated },
   }
 }
@@ -249,7 +256,7 @@ function settle(context: BudgetContext, id: string, spent: Amounts, real: boolea
 function expire(context: BudgetContext, old: (grant: Grant) => boolean): BudgetContext {
   return Object.entries(context.grants)
     .filter(([, grant]) => grant.state === 'held' && old(grant))
-    .reduce<BudgetContext>((rest, [id, grant]) => ({ ...rest, ...settle(rest, id, grant.worst, false) }), context)
+    .reduce<BudgetContext>((rest, [id, grant]) => ({ ...rest, ...settle(rest, id, grant.worst, false, 0) }), context)
 }
 const total = (context: BudgetContext) =>
   Object.values(context.accounts).reduce((sum, account) => plus(sum, account.spent), nothing)
@@ -260,6 +267,15 @@ type Sweep = { type: 'budget.sweep' }
 const keeper = setup({
   types: {} as { context: BudgetContext; events: BudgetMessage | Sweep; input: BudgetInput },
   guards: {
+    /** The common case: nobody waits, there is room, and the sweep is planned. */
+    fitsNow: ({ context, event }) =>
+      event.type === 'budget.reserve' &&
+      context.sweeping &&
+      context.waiting.length === 0 &&
+      context.grants[event.grant] === undefined &&
+      shortage(context, event.account, worstOf(event, event.maxOutputTokens)) === undefined,
+    settlesQuietly: ({ context, event }) =>
+      event.type === 'budget.settle' && context.waiting.length === 0 && context.grants[event.grant] !== undefined,
     isNew: ({ context, event }) => event.type === 'budget.reserve' && !known(context, event.grant),
     isChild: ({ context, event }) =>
       event.type === 'budget.refund' && (context.accounts[event.account]?.parent ?? null) !== null,
@@ -292,6 +308,16 @@ const keeper = setup({
         event.type === 'budget.reserve' ? [...context.waiting, event] : context.waiting,
     }),
     look: assign({ next: ({ context }) => decide(context) }),
+    grantNow: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'budget.reserve')
+      const worst = worstOf(event, event.maxOutputTokens)
+      const { grant, account, maxOutputTokens } = event
+      enqueue.sendTo(to(event.replyTo), { type: 'budget.granted', grant, maxOutputTokens, worst })
+      enqueue.assign({
+        accounts: book(context.accounts, account, 'held', worst, 1),
+        grants: { ...context.grants, [grant]: { account, worst, state: 'held', age: 0 } },
+      })
+    }),
     grant: enqueueActions(({ context, enqueue }) => {
       const { request, worst, maxOutputTokens } = context.next as Extract<Decision, { kind: 'grant' }>
       enqueue.sendTo(to(request.replyTo), { type: 'budget.granted', grant: request.grant, maxOutputTokens, worst })
@@ -308,12 +334,7 @@ const keeper = setup({
     }),
     settle: assign(({ context, event }) => {
       assertEvent(event, 'budget.settle')
-      const { account } = context.grants[event.grant]!
-      const settled = settle(context, event.grant, event.spent, event.real)
-      return {
-        ...settled,
-        accounts: book(settled.accounts, account, 'spent', { ...nothing, toolCalls: event.toolCalls }, 1),
-      }
+      return settle(context, event.grant, event.spent, event.real, event.toolCalls)
     }),
     release: assign(({ context, event }) => {
       assertEvent(event, 'budget.release')
@@ -392,8 +413,14 @@ export const budgetMachine = keeper.createMachine({
       on: {
         'budget.open': { target: '.looking', actions: 'openAccount' },
         'budget.refund': { guard: 'isChild', target: '.looking', actions: 'refundAccount' },
-        'budget.reserve': { guard: 'isNew', target: '.looking', actions: 'enqueueRequest' },
-        'budget.settle': { guard: 'isHeldOrEstimated', target: '.looking', actions: 'settle' },
+        'budget.reserve': [
+          { guard: 'fitsNow', actions: 'grantNow' },
+          { guard: 'isNew', target: '.looking', actions: 'enqueueRequest' },
+        ],
+        'budget.settle': [
+          { guard: 'settlesQuietly', actions: 'settle' },
+          { guard: 'isHeldOrEstimated', target: '.looking', actions: 'settle' },
+        ],
         'budget.release': [
           { guard: 'isHeld', target: '.looking', actions: 'release' },
           { target: '.looking', actions: 'forget' },

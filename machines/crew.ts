@@ -57,6 +57,8 @@ interface CrewContext {
   readonly end: End | null
   /** The keeper failed: nobody can send the bill. */
   readonly bankrupt: boolean
+  /** Name of the keeper at work: `crew` for a budget of the crew, else the run's; null when the next run starts one. */
+  readonly keeper: string | null
   /** For a budget of the crew: what was spent before this run. */
   readonly before: Amounts
 }
@@ -92,8 +94,9 @@ const minus = (a: Amounts, b: Amounts): Amounts => ({
 })
 const runOf = (context: CrewContext) => context.task?.run ?? ''
 const perCrew = (context: CrewContext) => context.data.per === 'crew'
-const keeperName = (context: CrewContext) => (perCrew(context) ? 'crew' : runOf(context))
-const keeperOf = (context: CrewContext) => `budget/${keeperName(context)}`
+/** Whether the keeper at work is the crew's: the definition may say otherwise from the next run on. */
+const keptByCrew = (context: CrewContext) => context.keeper === 'crew'
+const keeperOf = (context: CrewContext) => `budget/${context.keeper ?? runOf(context)}`
 const leadName = (context: CrewContext) => `${context.data.lead}-${runOf(context)}`
 const limitsOf = (context: CrewContext, agent: string): Limits | null => context.data.agents[agent]?.limits ?? null
 const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
@@ -109,6 +112,15 @@ const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
 const isLead = (context: CrewContext, address: string) => context.workers[address]?.call === null
 const delegateWorkers = (context: CrewContext) =>
   Object.entries(context.workers).filter(([, worker]) => worker.call !== null)
+const delegatesOf = (context: CrewContext, caller: string) =>
+  delegateWorkers(context)
+    .filter(([, worker]) => worker.call?.caller === caller)
+    .map(([address]) => address)
+/** The call that a delegate's end answers; none when its caller, and with it the conversation, is gone. */
+const answerable = (context: CrewContext, address: string): DelegateCall[] =>
+  [context.workers[address]?.call ?? null].filter(
+    (call) => call !== null && context.workers[call.caller] !== undefined,
+  ) as DelegateCall[]
 const mayStart = (context: CrewContext) => delegateWorkers(context).length < context.data.delegates
 const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
 
@@ -167,7 +179,7 @@ const crew = setup({
     allStopped: ({ context }) => Object.keys(context.workers).length === 0,
     isQueued: ({ context }) => context.queue.length > 0,
     hasWall: ({ context }) => context.data.wallMs !== null,
-    needsKeeper: ({ context }) => context.before.modelCalls < 0,
+    needsKeeper: ({ context }) => context.keeper === null || keptByCrew(context) !== perCrew(context),
   },
   actions: {
     takeTask: enqueueActions(({ context, event, enqueue }) => {
@@ -184,9 +196,12 @@ const crew = setup({
       return { task: task ?? null, queue, end: null, workers: {}, waiting: [] }
     }),
     startKeeper: enqueueActions(({ context, enqueue }) => {
-      const input = { self: keeperOf(context), limits: context.data.limits, minOutputTokens: minOutputTokens(context) }
-      enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'budget', name: keeperName(context), input })
-      enqueue.assign({ before: nothing })
+      const name = perCrew(context) ? 'crew' : runOf(context)
+      const input = { self: `budget/${name}`, limits: context.data.limits, minOutputTokens: minOutputTokens(context) }
+      for (const old of context.keeper === null ? [] : [keeperOf(context)])
+        enqueue.sendTo(to('shard/actors'), { type: 'actor.stop', address: old })
+      enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'budget', name, input })
+      enqueue.assign({ keeper: name, before: nothing })
     }),
     startLead: enqueueActions(({ context, enqueue }) => {
       const task = context.task!
@@ -226,20 +241,28 @@ const crew = setup({
     }),
     answerCaller: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'agent.finished')
-      const { call, agent } = context.workers[event.address]!
-      const { index, callId } = call!
+      const { agent } = context.workers[event.address]!
       const failed = `${agent} failed: ${event.code}: ${event.reason}`
       const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
-      enqueue.sendTo(to(`log/${call!.conversation}`), { type: 'log.stage', index, callId, ...content })
-      enqueue.sendTo(to(call!.caller), { type: 'delegate.finished', index, tokens: 256 })
+      for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
+        enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, ...content })
+        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 256 })
+      }
     }),
     answerFailed: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'actor.failed')
-      const { call, agent } = context.workers[event.address]!
-      const { index, callId } = call!
+      const { agent } = context.workers[event.address]!
       const text = `${agent} failed: ${event.code}: ${event.reason}`
-      enqueue.sendTo(to(`log/${call!.conversation}`), { type: 'log.stage', index, callId, text })
-      enqueue.sendTo(to(call!.caller), { type: 'delegate.finished', index, tokens: 64 })
+      for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
+        enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, text })
+        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 64 })
+      }
+    }),
+    /** Whoever works for an agent that failed works for nobody. */
+    cancelOrphans: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      for (const address of delegatesOf(context, event.address)) enqueue.sendTo(to(address), { type: 'run.cancel' })
+      enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.address) })
     }),
     dropWorker: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, ['agent.finished', 'actor.failed'])
@@ -262,9 +285,7 @@ const crew = setup({
     }),
     cancelDelegates: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'delegate.cancel')
-      for (const [address] of delegateWorkers(context).filter(([, worker]) => worker.call?.caller === event.caller)) {
-        enqueue.sendTo(to(address), { type: 'run.cancel' })
-      }
+      for (const address of delegatesOf(context, event.caller)) enqueue.sendTo(to(address), { type: 'run.cancel' })
       enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.caller) })
     }),
     cancelExhausted: enqueueActions(({ event, enqueue }) => {
@@ -335,7 +356,7 @@ const crew = setup({
       enqueue.assign({ queue: context.queue.filter((task) => task.run !== event.run) })
     }),
     closeBudget: enqueueActions(({ context, enqueue }) => {
-      const type = perCrew(context) ? 'budget.report' : 'budget.close'
+      const type = keptByCrew(context) ? 'budget.report' : 'budget.close'
       enqueue.sendTo(to(keeperOf(context)), { type, replyTo: context.self })
     }),
     finish: enqueueActions(({ context, event, enqueue }) => {
@@ -344,14 +365,11 @@ const crew = setup({
       const run = runOf(context)
       enqueue.sendTo(to('shard/runs'), { type: 'run.finished', run, spent, ...context.end! })
       enqueue.emit({ type: 'run.finished', run, spent, ...context.end! })
-      enqueue.assign({ task: null, bankrupt: false, before: nextBefore(context, total) })
+      const lives = keptByCrew(context) && !context.bankrupt
+      enqueue.assign({ task: null, bankrupt: false, keeper: lives ? context.keeper : null, before: total })
     }),
   },
 })
-
-/** A keeper of the crew lives on; a keeper of the run, or a failed one, is started anew. */
-const nextBefore = (context: CrewContext, total: Amounts) =>
-  perCrew(context) && !context.bankrupt ? total : { ...nothing, modelCalls: -1 }
 
 const endOf = (code: string, reason: string): End => ({ code, reason, finish: '', rounds: 0, conversation: null })
 
@@ -369,7 +387,8 @@ export const crewMachine = crew.createMachine({
     paused: false,
     end: null,
     bankrupt: false,
-    before: { nanoUsd: 0, tokens: 0, modelCalls: -1, toolCalls: 0 },
+    keeper: null,
+    before: nothing,
   }),
   initial: 'idle',
   on: {
@@ -394,7 +413,7 @@ export const crewMachine = crew.createMachine({
         'actor.failed': [
           { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'dropWorker'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
-          { guard: 'isWorker', actions: ['answerFailed', 'dropWorker'] },
+          { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropWorker'] },
         ],
         'agent.exhausted': [
           { guard: 'ownAccount', actions: 'cancelExhausted' },

@@ -12,7 +12,7 @@ import { assertEvent, assign, emit, enqueueActions, sendTo, setup } from 'xstate
 import { type ToolInput, type ToolMessage, to } from './messages.js'
 
 interface ToolContext extends ToolInput {
-  /** Executions asked for. */
+  /** Number of the execution that was asked for last; the first is 1. */
   attempt: number
   retryMs: number
 }
@@ -98,14 +98,14 @@ function callOf(context: ToolContext, type: 'tool.call' | 'tool.verify') {
 export const toolMachine = tool.createMachine({
   id: 'tool',
   version: '1',
-  context: ({ input }) => ({ ...input, attempt: 0, retryMs: 0 }),
+  context: ({ input }) => ({ ...input, attempt: 1, retryMs: 0 }),
   initial: 'running',
   on: {
     'tool.cancel': { target: '.done', actions: 'stop' },
   },
   states: {
     running: {
-      entry: ['countAttempt', 'call'],
+      entry: 'call',
       on: {
         'tool.succeeded': { target: 'done', actions: 'tellValue' },
         'tool.failed': [
@@ -114,7 +114,7 @@ export const toolMachine = tool.createMachine({
         ],
         'effect.interrupted': [
           { guard: 'doubtful', target: 'doubting' },
-          { target: 'running', reenter: true },
+          { target: 'running', reenter: true, actions: 'countAttempt' },
         ],
         'effect.crashed': {
           target: 'done',
@@ -122,7 +122,7 @@ export const toolMachine = tool.createMachine({
         },
       },
     },
-    backoff: { after: { retry: 'running' } },
+    backoff: { after: { retry: { target: 'running', actions: 'countAttempt' } } },
     doubting: {
       always: [
         { guard: 'verifies', target: 'verifying' },
@@ -134,7 +134,7 @@ export const toolMachine = tool.createMachine({
       on: {
         'tool.verified': [
           { guard: 'happened', target: 'done', actions: 'tellValue' },
-          { guard: 'didNot', target: 'running' },
+          { guard: 'didNot', target: 'running', actions: 'countAttempt' },
           { target: 'done', actions: { type: 'tellText', params: { text: unknownText, status: 'unknown' } } },
         ],
         'effect.interrupted': { target: 'verifying', reenter: true },

@@ -4,11 +4,11 @@
  * Owns: encoding of records, snapshots and blobs' references; content hashes; canonical JSON.
  * Does not own: what is encoded.
  *
- * - C1 A `BlobRef` can only be made by the runtime: on the wire it is an extension type, so that an object of a tool or
+ * - CO1 A `BlobRef` can only be made by the runtime: on the wire it is an extension type, so that an object of a tool or
  *   a model that looks like one stays data.
- * - C2 Decoding foreign bytes never yields an object with a prototype of its own.
+ * - CO2 Decoding foreign bytes never yields an object with a prototype of its own.
  */
-import { createHash, hash as hashOnce } from 'node:crypto'
+import { hash as hashOnce } from 'node:crypto'
 import { addExtension, Packr } from 'msgpackr'
 
 /** A value that lies beside the journal, named by its content. */
@@ -53,8 +53,8 @@ export function digestOf(content: string | Uint8Array): Buffer {
 }
 
 /** The next link of a chain: SHA-256 over the previous hash and the new content. */
-export function chain(previous: Uint8Array, content: Uint8Array | string): Buffer {
-  return createHash('sha256').update(previous).update(content).digest()
+export function chain(previous: Uint8Array, content: Uint8Array): Buffer {
+  return hashOnce('sha256', Buffer.concat([previous, content]), 'buffer')
 }
 
 /** JSON text with object keys in order: the same text for the same data. */

@@ -14,7 +14,7 @@
 import { crc32 } from 'node:zlib'
 import type { LogAppend, LogStage, ModelCall, ToolCall } from '../machines/index.js'
 import { digestOf } from './codec.js'
-import { append, stage } from './conversation.js'
+import { append, emptyHash, stage } from './conversation.js'
 import type { Envelope } from './envelope.js'
 import { type ErrorCode, isTroupeError } from './errors.js'
 import type { Message, Scope, Step } from './scope.js'
@@ -169,6 +169,9 @@ class Deciding {
         for (const effect of this.#state.effects.values())
           effect.parked = (body['effects'] as string[]).includes(effect.id)
         return
+      // The place of a lost commit: its number names runs, effects and keys, and is not used again.
+      case 'shard.skipped':
+        return
       case 'timer.crashed':
         return this.#crashTimer(body['timer'] as string)
       default:
@@ -300,13 +303,14 @@ class Deciding {
       from,
       body,
       length: log?.length ?? 0,
-      hash: log?.hash ?? new Uint8Array(32),
+      hash: log?.hash ?? emptyHash,
       startBy: null,
       parked: false,
     }
     this.#state.effects.set(id, effect)
     this.#effects.push(effect)
-    this.#say('effect', `${id} ${effect.length} ${Buffer.from(effect.hash).toString('hex')}`)
+    this.#events.push([from, called(body)])
+    this.#say('effect', `${id} ${effect.length} ${effect.hash}`)
   }
 
   #cancelEffects(from: string): void {
@@ -455,6 +459,20 @@ class Deciding {
   #deadLetter(from: string, to: string, message: Message, code: string): void {
     this.#emit('shard/dead', { type: 'message.dead', from, to, message: message.type, code })
   }
+}
+
+/** The event of work that is asked for. */
+function called(body: ModelCall | ToolCall): Message {
+  const { type } = body
+  if (type !== 'model.call')
+    return {
+      type: type === 'tool.call' ? 'tool.called' : 'tool.verified',
+      callId: body.callId,
+      tool: body.tool,
+      agent: body.agent,
+      attempt: body.attempt,
+    }
+  return { type: 'model.called', agent: body.agent, deployment: body.deployment, maxOutputTokens: body.maxOutputTokens }
 }
 
 const nothingSpent = { nanoUsd: 0, tokens: 0, modelCalls: 0, toolCalls: 0 }

@@ -4,7 +4,7 @@
  * Owns: loading, and its check against the chain.
  * Does not own: what is kept in memory afterwards (entries keep their text until the shard is unloaded).
  *
- * - N1 Text that is returned was in the record that the entry names, and that record is in the chain.
+ * - CT1 Text that is returned was in the record that the entry names, and that record is in the chain.
  */
 import type { Value } from './codec.js'
 import { type Entry, render } from './conversation.js'

@@ -9,7 +9,7 @@
  * - V3 Results are appended in the order of the calls, whatever the order in which they came.
  */
 import type { LogAppend, LogStage } from '../machines/index.js'
-import { chain, type Value } from './codec.js'
+import { contentHash, type Value } from './codec.js'
 
 /** How an entry's content becomes a chat message. */
 export type Shape =
@@ -37,7 +37,8 @@ export interface Entry {
 /** The plain data of an entry. */
 export type StoredEntry = readonly [number, number, Shape, string, string]
 
-const start = new Uint8Array(32)
+/** Hash of a conversation without a message. */
+export const emptyHash = ''
 
 /** Makes a chat message of an entry's content. */
 export function render(shape: Shape, callId: string, content: string): string {
@@ -58,7 +59,8 @@ export function textOf(message: string): string {
 export class Conversation {
   readonly entries: Entry[] = []
   readonly staged = new Map<number, Entry>()
-  hash: Uint8Array = start
+  /** Hex SHA-256 over the one before and the last entry. */
+  hash: string = emptyHash
 
   get length(): number {
     return this.entries.length
@@ -66,7 +68,7 @@ export class Conversation {
 
   append(entry: Entry, link: string): void {
     this.entries.push(entry)
-    this.hash = chain(this.hash, link)
+    this.hash = contentHash(`${this.hash}\n${link}`)
   }
 
   seal(): void {

@@ -4,8 +4,8 @@
  * Owns: the definitions, their defaults and their checks (`CREW_INVALID`), and the data form of a crew.
  * Does not own: running them.
  *
- * - D1 A definition is frozen data plus the user's functions; making one does no I/O and reads no environment.
- * - D2 Nonsense is refused here, by name, before anything starts.
+ * - DF1 A definition is frozen data plus the user's functions; making one does no I/O and reads no environment.
+ * - DF2 Nonsense is refused here, by name, before anything starts.
  */
 import { z } from 'zod'
 import { TroupeError } from './errors.js'
@@ -215,7 +215,7 @@ const count = z.int().min(0).max(1_000_000)
 const toolShape = z.strictObject({
   name: z.string().regex(namePattern),
   description: z.string().max(4_096),
-  input: z.custom<z.ZodType>((value) => value instanceof z.ZodType, 'a zod schema'),
+  input: z.custom<z.ZodType>(isSchema, 'a zod schema'),
   effect: z.enum(['pure', 'idempotent', 'once']).default('once'),
   onUnknown: z.enum(['tell', 'verify']).optional(),
   verify: z.custom<AnyTool['verify']>((value) => typeof value === 'function', 'a function').optional(),
@@ -262,7 +262,7 @@ const agentShape = z.strictObject({
   ]),
   tools: z.array(z.custom<AnyTool>((value) => hasKind(value, 'tool'), 'a tool of defineTool')).default([]),
   delegates: z.array(z.string().regex(namePattern)).default([]),
-  output: z.custom<z.ZodType>((value) => value instanceof z.ZodType, 'a zod schema').optional(),
+  output: z.custom<z.ZodType>(isSchema, 'a zod schema').optional(),
   settings: settingsShape.default({}),
   budget: z.strictObject(budgetFields).optional(),
   limits: z
@@ -296,6 +296,11 @@ const crewShape = z.strictObject({
     .default({ input: 15_000_000, output: 75_000_000 }),
   version: z.string().max(256).optional(),
 })
+
+/** A schema of zod 4, of this or another copy of zod: a crew file may bring its own. */
+function isSchema(value: unknown): boolean {
+  return typeof value === 'object' && value !== null && '_zod' in value
+}
 
 function hasKind(value: unknown, kind: string): boolean {
   return typeof value === 'object' && value !== null && 'kind' in value && value.kind === kind

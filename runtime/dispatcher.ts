@@ -147,21 +147,28 @@ export class Dispatcher {
   #start(effect: Effect): void {
     const controller = new AbortController()
     this.#inFlight.set(effect.id, controller)
-    const work =
-      effect.body.type === 'model.call'
-        ? this.#model(effect, effect.body, controller.signal)
-        : this.#tool(effect, effect.body, controller.signal)
-    void work
-      .catch((error: unknown) => this.#break(effect, error))
-      .then(async (outcome) => {
-        // Out of the table only when the outcome is durable: until then this process knows the effect.
-        if (outcome !== null && !this.#closed) await this.#shard.post(draftOf(effect, outcome))
-      })
-      .catch(() => undefined)
-      .finally(() => {
-        this.#inFlight.delete(effect.id)
-        this.pump()
-      })
+    void this.#carryOut(effect, controller.signal)
+  }
+
+  /** Never rejects. */
+  async #carryOut(effect: Effect, signal: AbortSignal): Promise<void> {
+    const { body } = effect
+    let outcome: Outcome | null
+    try {
+      outcome = await (body.type === 'model.call'
+        ? this.#model(effect, body, signal)
+        : this.#tool(effect, body, signal))
+    } catch (error) {
+      outcome = this.#break(effect, error)
+    }
+    try {
+      // Out of the table only when the outcome is durable: until then this process knows the effect.
+      if (outcome !== null && !this.#closed) await this.#shard.post(draftOf(effect, outcome))
+    } catch {
+      // The shard stopped or is closed: the effect stays open for the next owner.
+    }
+    this.#inFlight.delete(effect.id)
+    this.pump()
   }
 
   #break(effect: Effect, error: unknown): Outcome | null {

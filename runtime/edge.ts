@@ -4,9 +4,9 @@
  * Owns: the judgement of replies, the choice whether and when a failure may be tried again, the sizes of what comes in.
  * Does not own: calling the ports (`dispatcher.ts`), what actors make of it.
  *
- * - E1 Everything of the user's that has to look at a reply (schemas, dynamic instructions) runs here, before the
+ * - ED1 Everything of the user's that has to look at a reply (schemas, dynamic instructions) runs here, before the
  *   append; its verdict travels in the envelope.
- * - E2 Randomness (jitter) is drawn here and travels as a number.
+ * - ED2 Randomness (jitter) is drawn here and travels as a number.
  */
 import { type Amounts, type CallVerdict, type ModelCall, nothing, type ToolCall } from '../machines/index.js'
 import type { Value } from './codec.js'

@@ -4,10 +4,10 @@
  * Owns: their public form, live fan-out, streams that go on from a cursor.
  * Does not own: what is an event (machines and `commit.ts`), storing them (`journal.ts`).
  *
- * - W1 A stream from a cursor gives every stored event after it, once, in order, and then the live ones.
- * - W2 A slow reader loses no stored event: what does not fit in its buffer is read from the store again. Deltas and
+ * - EV1 A stream from a cursor gives every stored event after it, once, in order, and then the live ones.
+ * - EV2 A slow reader loses no stored event: what does not fit in its buffer is read from the store again. Deltas and
  *   progress are best effort.
- * - W3 A reader that leaves costs nothing and cancels nothing.
+ * - EV3 A reader that leaves costs nothing and cancels nothing.
  */
 import type { LiveEvent } from './dispatcher.js'
 import type { Journal } from './journal.js'

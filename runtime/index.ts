@@ -2,18 +2,22 @@
  * Troupe's public face: every name that users import, and the wiring of the default ports.
  */
 import { mkdir, realpath } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
 import { createOpenAIModelPort, type OpenAIModelPortOptions } from '../actors/model-openai.js'
 import { createToolPort } from '../actors/tool.js'
 import { agentMachine, budgetMachine, crewMachine, toolMachine } from '../machines/index.js'
 import { createLevelJournal } from '../transport/level-journal.js'
 import { createMemoryJournal } from '../transport/memory-journal.js'
+import { listenControl, type Unlisten } from './control.js'
 import type { Agent, Crew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
+import { isTroupeError, TroupeError } from './errors.js'
+import type { Runtime } from './face.js'
 import type { Journal } from './journal.js'
 import { createLog, type Log, type LogLevel } from './log.js'
 import { prepareCrew } from './prepared-crew.js'
 import type { RunResult } from './run.js'
-import { Runtime, type RunInput, type SpawnOptions, type StartOptions } from './runtime.js'
+import { Runtime as LocalRuntime, type RunInput, type SpawnOptions, type StartOptions } from './runtime.js'
 import { Scope } from './scope.js'
 import { systemClock } from './system-clock.js'
 import { Worker } from './worker.js'
@@ -44,18 +48,17 @@ export {
 } from './define.js'
 export { type ErrorCode, errorCodes, isTroupeError, TroupeError } from './errors.js'
 export type { TroupeEvent } from './events.js'
+export type { CrewHandle, Runtime } from './face.js'
 export type { LogLevel } from './log.js'
 export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
 export {
-  CrewHandle,
   type CrewDetails,
   type CrewInfo,
   keyOf,
   type Part,
   type RunInfo,
   type RunInput,
-  Runtime,
   type SpawnOptions,
   type StartOptions,
 } from './runtime.js'
@@ -81,18 +84,28 @@ export interface RuntimeOptions {
   readonly idleMs?: number
 }
 
-interface SharedWorker {
-  readonly opening: Promise<Worker>
+interface SharedStore {
+  readonly opening: Promise<{ readonly worker: Worker; readonly unlisten: Unlisten }>
+  readonly runtimes: Set<LocalRuntime>
   users: number
+  closing: Promise<void> | null
 }
 
-/** Workers by the real path of their store: a second runtime on the same store in this process shares the first one's. */
-const shared = new Map<string, SharedWorker>()
+/**
+ * Open stores of this process by their real path: a second runtime on the same store shares the first one's worker,
+ * also when a bundler or a reload made a second copy of this module.
+ */
+const home = globalThis as { [key: symbol]: Map<string, SharedStore> | undefined }
+const stores = (home[Symbol.for('troupe.stores.1')] ??= new Map<string, SharedStore>())
 const machines = { agent: agentMachine, tool: toolMachine, budget: budgetMachine, crew: crewMachine }
+/** How long a busy store is asked again: its owner may be about to listen, or about to leave. */
+const busyMs = 3_000
+const askAgainMs = 50
 
 /**
- * Opens a store, or a memory, and takes up what its last owner left.
- * @throws TroupeError `STORE_BUSY` when another process has the store, `STORE_CORRUPT`, `CONFIG_INVALID`.
+ * Opens a store, or a memory, and takes up what its last owner left. On a store that another process owns it becomes a
+ * client of that process: crews that run there can be used, others are `STORE_BUSY`.
+ * @throws TroupeError `STORE_BUSY` when the owner cannot be reached, `STORE_CORRUPT`, `CONFIG_INVALID`.
  */
 export async function createRuntime(options: RuntimeOptions = {}): Promise<Runtime> {
   const log = createLog(options.log ?? 'warn')
@@ -100,8 +113,6 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
     ...(options.providers === undefined ? {} : { providers: options.providers }),
     ...(options.prices === undefined ? {} : { prices: options.prices }),
   })
-  const { worker, release } = await openWorker(options, log)
-  const concurrency = new Map<string, number>()
   const bind = (crew: Crew): LiveCrew => {
     const prepared = prepareCrew(crew, model)
     const tools = createToolPort({
@@ -109,49 +120,87 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
       deps: options.deps,
       log: (bindings) => log.with(bindings),
       clock: systemClock,
-      concurrency: (shard) => concurrency.get(shard) ?? prepared.crew.limits.toolConcurrency,
+      concurrency: () => prepared.crew.limits.toolConcurrency,
     })
     return { prepared, model, tools }
   }
-  const runtime: Runtime = new Runtime({
-    worker,
-    bind,
-    release: async () => {
-      await release(runtime.graceMs)
+  if (options.store === undefined) {
+    const worker = await open(createMemoryJournal(), options, log)
+    const release = async (): Promise<void> => {
+      await worker.close(runtime.graceMs)
       await model.close()
-    },
-  })
+    }
+    const runtime: LocalRuntime = new LocalRuntime({ worker, bind, release })
+    return runtime
+  }
+  await mkdir(options.store, { recursive: true, mode: 0o700 })
+  const path = await realpath(options.store)
+  for (const until = performance.now() + busyMs; ; await delay(askAgainMs)) {
+    try {
+      return await share(path, options, log, bind, () => model.close())
+    } catch (error) {
+      if (!isTroupeError(error) || error.code !== 'STORE_BUSY') throw error
+      const { connectRuntime } = await import('./control-client.js')
+      const remote = await connectRuntime({ store: path, hashOf: (crew) => prepareCrew(crew, model).hash })
+      if (remote !== null) return remote
+      if (performance.now() > until) throw error
+    }
+  }
+}
+
+/** A runtime on a store that this process owns, or now takes. @throws TroupeError `STORE_BUSY`. */
+async function share(
+  path: string,
+  options: RuntimeOptions,
+  log: Log,
+  bind: (crew: Crew) => LiveCrew,
+  closeModel: () => Promise<void>,
+): Promise<Runtime> {
+  for (let known = stores.get(path); known?.closing != null; known = stores.get(path)) {
+    await known.closing.catch(() => undefined)
+  }
+  const store = stores.get(path) ?? openStore(path, options, log)
+  store.users += 1
+  const { worker, unlisten } = await store.opening
+  const release = async (): Promise<void> => {
+    store.runtimes.delete(runtime)
+    store.users -= 1
+    if (store.users === 0) {
+      store.closing = unlisten()
+        .then(() => worker.close(runtime.graceMs))
+        .finally(() => stores.delete(path))
+    }
+    await store.closing
+    await closeModel()
+  }
+  const runtime: LocalRuntime = new LocalRuntime({ worker, bind, release })
+  store.runtimes.add(runtime)
   return runtime
 }
 
-async function openWorker(
-  options: RuntimeOptions,
-  log: Log,
-): Promise<{ worker: Worker; release: (graceMs: number) => Promise<void> }> {
-  if (options.store === undefined) {
-    const worker = await open(createMemoryJournal(), options, log)
-    return { worker, release: (graceMs) => worker.close(graceMs) }
+function openStore(path: string, options: RuntimeOptions, log: Log): SharedStore {
+  const runtimes = new Set<LocalRuntime>()
+  const listen = async (worker: Worker): Promise<Unlisten> => {
+    const runtime = new LocalRuntime({ worker, bind: onlySpawned, release: async () => undefined })
+    const crew = (id: string) =>
+      [...runtimes]
+        .reverse()
+        .find((each) => each.crew(id) !== undefined)
+        ?.crew(id)
+    return listenControl({ store: path, runtime, crew, log })
   }
-  await mkdir(options.store, { recursive: true })
-  const path = await realpath(options.store)
-  const entry = shared.get(path) ?? {
-    opening: open(createLevelJournal({ path, durability: options.durability ?? 'power' }), options, log),
-    users: 0,
-  }
-  shared.set(path, entry)
-  entry.users += 1
-  const leave = async (graceMs: number): Promise<void> => {
-    entry.users -= 1
-    if (entry.users > 0) return
-    shared.delete(path)
-    await (await entry.opening).close(graceMs)
-  }
-  try {
-    return { worker: await entry.opening, release: leave }
-  } catch (error) {
-    shared.delete(path)
-    throw error
-  }
+  const opening = open(createLevelJournal({ path, durability: options.durability ?? 'power' }), options, log).then(
+    async (worker) => ({ worker, unlisten: await listen(worker) }),
+  )
+  const store: SharedStore = { opening, runtimes, users: 0, closing: null }
+  stores.set(path, store)
+  opening.catch(() => stores.delete(path))
+  return store
+}
+
+/** The runtime behind the control socket has no crews of its own. */
+function onlySpawned(): never {
+  throw new TroupeError('STORE_BUSY', 'only crews that were spawned here can be used from outside')
 }
 
 async function open(journal: Journal, options: RuntimeOptions, log: Log): Promise<Worker> {

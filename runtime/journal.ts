@@ -62,6 +62,8 @@ export interface Damage {
   readonly code: 'JOURNAL_TRUNCATED' | 'JOURNAL_CORRUPT'
   /** What was expected and what was found, for people. */
   readonly reason: string
+  /** The last commit that is known to have been stored, lost or not. */
+  readonly last?: number
 }
 
 /** What `open` found. */

@@ -4,7 +4,7 @@
  * Owns: pino, its level, redaction. Loaded on the first line, since most runs write none.
  * Does not own: what users watch (`events.ts`).
  *
- * - L1 No secret reaches a line: every text goes through `redact`.
+ * - LO1 No secret reaches a line: every text goes through `redact`.
  */
 import type { Logger } from 'pino'
 import { redact } from './redact.js'

@@ -4,7 +4,7 @@
  * Owns: the data form of a definition, prices and estimates that go into it, the texts a request needs.
  * Does not own: the definition's checks (`define.ts`), running it.
  *
- * - P1 Equal definitions have equal data; functions count by name only.
+ * - PP1 Equal definitions have equal data; functions count by name only.
  */
 import { z } from 'zod'
 import type { AgentData, CrewData, Limits } from '../machines/index.js'

@@ -4,8 +4,8 @@
  * Owns: the stored form of commits and their events, the chain's link.
  * Does not own: where the bytes are kept (`journal.ts`).
  *
- * - R1 A record's hash is SHA-256 over the previous record's hash and its bytes.
- * - R2 Bytes that do not decode to commits are `JOURNAL_CORRUPT`, never a guess.
+ * - RE1 A record's hash is SHA-256 over the previous record's hash and its bytes.
+ * - RE2 Bytes that do not decode to commits are `JOURNAL_CORRUPT`, never a guess.
  */
 import { chain, decode, encode } from './codec.js'
 import type { Commit, DomainEvent } from './commit.js'

@@ -4,9 +4,9 @@
  * Owns: taking secrets out of a text, cutting it to a size, making it well-formed.
  * Does not own: knowing the secrets; deciding which texts are foreign.
  *
- * - X1 Every secret of at least 8 characters that is given by value is gone, also URL-encoded and JSON-escaped.
- * - X2 Secrets that are known by their shape only are taken out at best effort: this is a net, not a promise.
- * - X3 Linear in the text's length: no pattern backtracks over more than a bounded piece.
+ * - RX1 Every secret of at least 8 characters that is given by value is gone, also URL-encoded and JSON-escaped.
+ * - RX2 Secrets that are known by their shape only are taken out at best effort: this is a net, not a promise.
+ * - RX3 Linear in the text's length: no pattern backtracks over more than a bounded piece.
  */
 import { Buffer } from 'node:buffer'
 import { toUSVString } from 'node:util'

@@ -70,6 +70,8 @@ export interface RunSource<Output> {
     options: { live: boolean; signal?: AbortSignal | undefined },
   ): AsyncGenerator<TroupeEvent, void, void>
   cancel(run: string): Promise<void>
+  /** Says that somebody watches from now on, so that the first reply is streamed too; ends with the returned function. */
+  watch?(): () => void
 }
 
 /** Handle of one run. */
@@ -110,9 +112,14 @@ export class Run<Output = unknown> {
 
   /** Events from a cursor on. */
   async *stream(options: StreamOptions = {}): AsyncGenerator<TroupeEvent, void, void> {
-    const run = await this.#source.started
-    const after = options.since === undefined ? null : parseCursor(options.since)
-    yield* this.#source.events(run, after, { live: true, signal: options.signal })
+    const unwatch = this.#source.watch?.()
+    try {
+      const run = await this.#source.started
+      const after = options.since === undefined ? null : parseCursor(options.since)
+      yield* this.#source.events(run, after, { live: true, signal: options.signal })
+    } finally {
+      unwatch?.()
+    }
   }
 
   /** Ends the run with `RUN_CANCELLED`. Resolves when that is durable. */

@@ -224,6 +224,24 @@ export class Runtime {
     await this.worker.remove(id)
   }
 
+  /** Holds a crew's agents before their next model call, spawned here or not. @throws TroupeError `CREW_UNKNOWN`. */
+  async pause(id: string): Promise<void> {
+    await this.#known(id)
+    await command(this.worker.shard(id), { type: 'crew.pause' })
+  }
+
+  /** Lets a crew's paused agents go on. @throws TroupeError `CREW_UNKNOWN`. */
+  async resume(id: string): Promise<void> {
+    await this.#known(id)
+    await command(this.worker.shard(id), { type: 'crew.resume' })
+  }
+
+  /** Ends a crew's current run, or the given one, with `RUN_CANCELLED`. @throws TroupeError `CREW_UNKNOWN`. */
+  async cancel(id: string, run?: string): Promise<void> {
+    await this.#known(id)
+    await command(this.worker.shard(id), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
+  }
+
   /** Waits up to `graceMs` for what is running, writes snapshots, closes the store. Idempotent. @param options `graceMs` default 30,000. */
   close(options: { readonly graceMs?: number } = {}): Promise<void> {
     this.#closed ??= this.#close(options.graceMs ?? 30_000)
@@ -288,6 +306,21 @@ function runInfo(run: RunState): RunInfo {
   }
 }
 
+/** Watches and takes nothing. */
+const nobody = { take: () => undefined, show: () => undefined }
+
+/** Holds the process while somebody waits in it: our own timers do not. */
+function stayAlive(): () => void {
+  const timer = setInterval(() => undefined, 2 ** 30)
+  return () => clearInterval(timer)
+}
+
+/** Tells a crew what its user wants; resolves when that is durable. */
+async function command(active: Promise<Shard>, body: { type: string; run?: string }): Promise<void> {
+  const shard = await active
+  await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
+}
+
 /** A live crew. */
 export class CrewHandle<Output = unknown> {
   readonly id: string
@@ -310,6 +343,11 @@ export class CrewHandle<Output = unknown> {
     this.#release()
   }
 
+  /** @internal Hash of the definition that the crew was spawned with. */
+  get definition(): string {
+    return this.#live.prepared.hash
+  }
+
   /**
    * Gives the crew a task. Runs of a crew go one after the other.
    *
@@ -323,6 +361,7 @@ export class CrewHandle<Output = unknown> {
       result: (id) => this.#result(id),
       events: (id, after, rest) => this.#events(id, after, rest),
       cancel: (id) => this.cancel(id),
+      watch: () => this.#worker.hub.subscribe(this.id, nobody),
     })
     if (options.signal !== undefined) cancelOn(options.signal, run)
     return run
@@ -351,22 +390,17 @@ export class CrewHandle<Output = unknown> {
 
   /** Holds every agent before its next model call. Resolves when that is durable. */
   pause(): Promise<void> {
-    return this.#command({ type: 'crew.pause' })
+    return command(this.#shard(), { type: 'crew.pause' })
   }
 
   /** Lets paused agents go on. */
   resume(): Promise<void> {
-    return this.#command({ type: 'crew.resume' })
+    return command(this.#shard(), { type: 'crew.resume' })
   }
 
   /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
   cancel(run?: string): Promise<void> {
-    return this.#command(run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
-  }
-
-  async #command(body: { type: string; run?: string }): Promise<void> {
-    const shard = await this.#shard()
-    await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
+    return command(this.#shard(), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
   }
 
   /** The shard with this crew's definition: another instance may have taken its place in memory. */
@@ -444,6 +478,7 @@ export class CrewHandle<Output = unknown> {
   async #finished(shard: Shard, run: RunState): Promise<RunState> {
     if (run.status === 'finished') return run
     const unpin = this.#worker.pin(this.id)
+    const leave = stayAlive()
     try {
       return await new Promise<RunState>((resolve, reject) => {
         const unsubscribe = this.#worker.onEnd(this.id, () => {
@@ -462,6 +497,7 @@ export class CrewHandle<Output = unknown> {
         })
       })
     } finally {
+      leave()
       unpin()
     }
   }
@@ -476,6 +512,7 @@ export class CrewHandle<Output = unknown> {
     let mine = run.status !== 'queued' && after !== null && after.sequence > run.sequence
     const is = ({ event }: PlacedEvent, type: string) => event.type === type && event['run'] === id
     const unpin = this.#worker.pin(this.id)
+    const leave = stayAlive()
     try {
       yield* streamEvents({
         shard: this.id,
@@ -492,6 +529,7 @@ export class CrewHandle<Output = unknown> {
         signal: options.signal,
       })
     } finally {
+      leave()
       unpin()
     }
   }
@@ -513,7 +551,8 @@ function dataText(data: unknown): string {
   throw new TroupeError('INPUT_INVALID', 'the data of a run must be JSON')
 }
 
-function cancelOn<Output>(signal: AbortSignal, run: Run<Output>): void {
+/** Cancels a run when its signal says so. */
+export function cancelOn<Output>(signal: AbortSignal, run: Run<Output>): void {
   const cancel = (): void => {
     run.cancel().catch(() => undefined)
   }

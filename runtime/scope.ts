@@ -123,7 +123,9 @@ export class Scope {
     this.#begin(address)
     const machine = snapshot.machine as AnyStateMachine
     const next = machine.transition(snapshot, message as AnyEventObject, this.#actorScope) as Snapshot
-    return { snapshot: next, actions: this.#actions, taken: next !== snapshot }
+    // A transition without actions that stays where it is gives back the same snapshot, and was taken all the same.
+    const taken = next !== snapshot || machine.getTransitionData(snapshot, message as AnyEventObject).length > 0
+    return { snapshot: next, actions: this.#actions, taken }
   }
 
   /** The plain data of a snapshot. */
@@ -141,8 +143,14 @@ export class Scope {
       const historyValue = Object.fromEntries(
         Object.entries(persisted.history).map(([key, ids]) => [key, ids.map((id) => ({ id }))]),
       )
-      const stored = { ...persisted, historyValue, children: {}, output: undefined, error: undefined }
-      return machine.restoreSnapshot(stored as never, this.#actorScope) as Snapshot
+      const gone = Object.values(persisted.history)
+        .flat()
+        .find((id) => !machine.idMap.has(id))
+      if (gone !== undefined) throw new Error(`there is no state ${gone} any more`)
+      const stored = { ...persisted, context: {}, historyValue, children: {}, output: undefined, error: undefined }
+      const restored = machine.restoreSnapshot(stored as never, this.#actorScope) as Snapshot
+      // XState would take an object with `xstate$$type` in a context for a reference to an actor, and lose it.
+      return Object.assign(restored, { context: persisted.context })
     } catch (error) {
       throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${machine.id}: ${(error as Error).message}`, { cause: error })
     }

@@ -274,9 +274,11 @@ export class Shard {
     item.resolve(commit)
   }
 
-  /** A finished run's texts leave memory; its conversation stays as references. */
+  /** A finished run's texts leave memory; its conversation stays as references. One that goes on keeps them. */
   #forget(run: string): void {
     this.#runData.delete(run)
+    const crew = this.#crew?.prepared.crew
+    if (crew?.agents[crew.lead]?.continue === true) return
     const conversation = this.#state.runs.get(run)?.conversation ?? ''
     for (const entry of this.#state.logs.get(conversation)?.entries ?? []) if (entry.sequence !== 0) entry.text = null
   }

@@ -4,8 +4,8 @@
  * Owns: how the state is cut into chunks, so that only what changed is written again.
  * Does not own: when (`shard.ts`), where (`journal.ts`).
  *
- * - N1 A snapshot holds the chain hash of its sequence: one that does not fit the journal is never used.
- * - N2 A sealed segment of a conversation is written once, however often its shard is snapshotted.
+ * - SN1 A snapshot holds the chain hash of its sequence: one that does not fit the journal is never used.
+ * - SN2 A sealed segment of a conversation is written once, however often its shard is snapshotted.
  */
 import { contentHash, decode, encode } from './codec.js'
 import type { StoredEntry } from './conversation.js'
@@ -24,7 +24,7 @@ import {
 /** Entries in a sealed segment. */
 const segmentLength = 512
 
-type ManifestLog = readonly [string, readonly string[], readonly StoredEntry[], StoredLog[2], Uint8Array]
+type ManifestLog = readonly [string, readonly string[], readonly StoredEntry[], StoredLog[2], string]
 
 interface Manifest {
   readonly state: Omit<StoredState, 'logs' | 'actors'>

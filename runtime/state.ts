@@ -36,7 +36,7 @@ export interface Effect {
   readonly body: ModelCall | ToolCall
   /** Length and hash of the conversation that it names. */
   readonly length: number
-  readonly hash: Uint8Array
+  readonly hash: string
   /** Epoch milliseconds until which a `once` call may start; null before its `dispatched` record. */
   startBy: number | null
   /** A clean stop left it before any port had it: it is dispatched as it is, not interrupted. */
@@ -105,12 +105,7 @@ export const stateVersion = 1
 
 type StoredActor = readonly [string, string, string, Generation, PersistedSnapshot]
 /** A conversation's plain data: name, entries, staged results, hash. */
-export type StoredLog = readonly [
-  string,
-  readonly StoredEntry[],
-  readonly (readonly [number, StoredEntry])[],
-  Uint8Array,
-]
+export type StoredLog = readonly [string, readonly StoredEntry[], readonly (readonly [number, StoredEntry])[], string]
 
 /** The plain data of a state. */
 export interface StoredState {

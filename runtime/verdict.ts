@@ -4,11 +4,11 @@
  * Owns: names and arguments of calls, the words in which a model is told what was wrong, JSON schemas for the wire.
  * Does not own: running anything; when to judge (once, before the append: the verdict travels in the envelope).
  *
- * - V1 A verdict `tool` means: the name is a tool of the agent, and `JSON.parse(arguments)` fits its schema.
- * - V2 `arguments` is always text that the model wrote, whole or a part of it; what zod made of it is not kept, since
+ * - VD1 A verdict `tool` means: the name is a tool of the agent, and `JSON.parse(arguments)` fits its schema.
+ * - VD2 `arguments` is always text that the model wrote, whole or a part of it; what zod made of it is not kept, since
  *   the tool's schema is applied again where it runs.
- * - V3 Every call gets exactly one verdict, in order; nothing throws, whatever the model or a user's schema does.
- * - V4 A verdict is JSON-safe, and what the model is told takes at most 2 KiB, without a stack.
+ * - VD3 Every call gets exactly one verdict, in order; nothing throws, whatever the model or a user's schema does.
+ * - VD4 A verdict is JSON-safe, and what the model is told takes at most 2 KiB, without a stack.
  */
 import { Buffer } from 'node:buffer'
 import { z } from 'zod'

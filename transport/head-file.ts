@@ -12,7 +12,7 @@
  * - W4 Slots are reused per shard, the longest unwritten first, except those that `pin` holds: they name damage.
  */
 
-import { closeSync, existsSync, fdatasync, fsyncSync, openSync, readSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fdatasync, fsyncSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { crc32 } from 'node:zlib'
 
@@ -210,6 +210,16 @@ export class HeadFile {
 
   #closeIfAsked(): void {
     if (this.#closing && !this.#syncing) closeSync(this.#fd)
+  }
+
+  /** Gives the blocks of slots back that no shard has. The next open takes them again. */
+  trim(): void {
+    const last = Math.max(-1, ...this.#slots.values())
+    try {
+      ftruncateSync(this.#fd, slotsAt + (last + 1) * slotSize)
+    } catch {
+      // the file stays as large as it was
+    }
   }
 
   /** Releases the file without writing. */

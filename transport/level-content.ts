@@ -4,8 +4,8 @@
  * Owns: storing, verifying and deleting them.
  * Does not own: which blob is still named by a record, when a snapshot is taken, failures of the store.
  *
- * - C1 Nothing is given out that does not match its hash or checksum.
- * - C2 A manifest is stored after its chunks are durable.
+ * - LC1 Nothing is given out that does not match its hash or checksum.
+ * - LC2 A manifest is stored after its chunks are durable.
  */
 
 import { TroupeError, isTroupeError } from '../runtime/errors.js'

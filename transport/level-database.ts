@@ -46,6 +46,8 @@ export interface Database {
   batch(): Batch
   clear(range: KeyRange): Promise<void>
   iterator(options: IteratorOptions): EntryIterator
+  /** Merges the tables of a range; whatever the range, the log becomes a table first. Only LevelDB proper has it. */
+  compactRange?(start: string, end: string): Promise<void>
   close(): Promise<void>
 }
 

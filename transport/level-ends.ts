@@ -4,8 +4,8 @@
  * Owns: which rows go and what the index row says then.
  * Does not own: the witness and the damage marks (`level-journal.ts`).
  *
- * - E1 A cut is one batch: the index row never names what was deleted.
- * - E2 A removal writes its tombstone first; rows left behind by a crash are of an earlier life and go on the next open.
+ * - LE1 A cut is one batch: the index row never names what was deleted.
+ * - LE2 A removal writes its tombstone first; rows left behind by a crash are of an earlier life and go on the next open.
  */
 
 import { TroupeError } from '../runtime/errors.js'

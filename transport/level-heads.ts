@@ -4,8 +4,8 @@
  * Owns: loading a row once, forgetting shards that are not in use.
  * Does not own: writing rows (`level-commit.ts`), damage marks (`level-journal.ts`).
  *
- * - H1 An entry is the only one of its shard while it is busy.
- * - H2 Two generations of at most 2,048 entries: a full young one becomes the old one, the old one is forgotten.
+ * - LH1 An entry is the only one of its shard while it is busy.
+ * - LH2 Two generations of at most 2,048 entries: a full young one becomes the old one, the old one is forgotten.
  */
 
 import { nothingPending, type Pending, type ShardHead } from '../runtime/journal.js'

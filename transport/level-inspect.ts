@@ -4,9 +4,9 @@
  * Owns: which shards are damaged and why, rebuilding an index row from a sound last record.
  * Does not own: lifting a damage mark, the counts after opening (`level-journal.ts`).
  *
- * - I1 One pass over the index rows when all is well; records are looked at only when something is not.
- * - I2 A row is rebuilt only from a record whose chain hash was verified; nothing else is repaired.
- * - I3 Every missing commit that the head file can prove is named with its shard, or with all shards it may be of.
+ * - LI1 One pass over the index rows when all is well; records are looked at only when something is not.
+ * - LI2 A row is rebuilt only from a record whose chain hash was verified; nothing else is repaired.
+ * - LI3 Every missing commit that the head file can prove is named with its shard, or with all shards it may be of.
  */
 
 import { nothingPending, type Damage, type ShardHead } from '../runtime/journal.js'

@@ -5,9 +5,9 @@
  * the checksums over what the hash chain does not cover.
  * Does not own: reading and writing them (`level-journal.ts`, `level-content.ts`), what the bytes inside mean.
  *
- * - K1 Keys of one kind and shard are contiguous and in the order of their sequences.
- * - K2 A row is bound to its shard by its checksum: under another shard's key it does not decode.
- * - K3 A record starts with the index row of its time, so the index can be rebuilt from the records.
+ * - LK1 Keys of one kind and shard are contiguous and in the order of their sequences.
+ * - LK2 A row is bound to its shard by its checksum: under another shard's key it does not decode.
+ * - LK3 A record starts with the index row of its time, so the index can be rebuilt from the records.
  */
 
 import { createHash } from 'node:crypto'

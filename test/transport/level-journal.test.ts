@@ -177,7 +177,7 @@ describe('LevelDB journal: damage', () => {
 
   test('J4 open: a lost tail is JOURNAL_TRUNCATED for its shard only, until the loss is accepted', async () => {
     const journal = await makeStore({ a: 5, b: 5 })
-    let rowAtThree = Buffer.alloc(0)
+    let rowAtThree: Buffer = Buffer.alloc(0)
     await tamper(async (db) => {
       rowAtThree = (await db.get('r!a!a3')).subarray(0, 80)
       await db.batch([
@@ -249,7 +249,9 @@ describe('LevelDB journal: damage', () => {
     await journal.close()
   })
 
-  test('J4 open: a loss that the head file cannot name stops every shard it may be of', async () => {
+  test('J4 open: a loss that the head file cannot name stops every shard it may be of', {
+    timeout: 60_000,
+  }, async () => {
     const names = Array.from({ length: 4096 }, (_, index) => [`late-${index}`, 1] as const)
     await makeStore({ early: 3, other: 2 })
     const journal = await makeStore(Object.fromEntries(names))

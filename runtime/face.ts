@@ -1,0 +1,65 @@
+/**
+ * The face of a runtime: what a program can do with it and with its crews, wherever they run.
+ *
+ * Owns: the two interfaces.
+ * Does not own: the runtime of this process (`runtime.ts`), the one of another (`control-client.ts`).
+ *
+ * - F1 Both runtimes keep every promise written here; what one cannot do, it refuses with a code.
+ */
+import type { Agent, Crew } from './define.js'
+import type { RecordedCommit } from './record.js'
+import type { Run, RunResult } from './run.js'
+import type { CrewDetails, CrewInfo, RunInput, SpawnOptions, StartOptions } from './runtime.js'
+
+/** A live crew. */
+export interface CrewHandle<Output = unknown> {
+  readonly id: string
+  /**
+   * Gives the crew a task. Runs of a crew go one after the other.
+   *
+   * Refusals reject `run.id` and `run.result`: `INPUT_INVALID`, `RUNS_FULL`, `MAILBOX_FULL`, `STORE_FULL`,
+   * `SHARD_STOPPED`.
+   */
+  start(input: RunInput, options?: StartOptions): Run<Output>
+  /** A run by its id. The handle's promises reject with `RUN_UNKNOWN` when there is none. */
+  run(id: string): Run<Output>
+  /** The run that is going on, or undefined. */
+  current(): Promise<Run<Output> | undefined>
+  /** Gives a task and waits for its result. @throws TroupeError with the code that ended the run. */
+  ask(input: RunInput, options?: StartOptions): Promise<RunResult<Output>>
+  /** Holds every agent before its next model call. Resolves when that is durable. */
+  pause(): Promise<void>
+  /** Lets paused agents go on. */
+  resume(): Promise<void>
+  /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
+  cancel(run?: string): Promise<void>
+}
+
+/** A program's door to its crews. Close it when done: `await using` does. */
+export interface Runtime extends AsyncDisposable {
+  /**
+   * Starts a crew, or takes a live one up again; another definition than its last is journalled as `crew.redefined`.
+   * When another process owns the store, the crew must run there already, with this very definition.
+   * @throws TroupeError `ID_INVALID`, `CREW_INVALID`, `MODEL_UNKNOWN`, `KEY_MISSING`, `UPGRADE_REFUSED`,
+   * `JOURNAL_CORRUPT`, `JOURNAL_TRUNCATED`, `SHARD_STOPPED`, `STORE_BUSY`, `RUNTIME_CLOSED`.
+   */
+  spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
+  /** A crew that this runtime has spawned; undefined for another. */
+  crew(id: string): CrewHandle | undefined
+  /** Every crew in the store, by name. */
+  list(): AsyncGenerator<CrewInfo, void, void>
+  /** One crew: its actors, what they wait for, its runs. @throws TroupeError `CREW_UNKNOWN` and what stopped it. */
+  show(id: string): Promise<CrewDetails>
+  /** The commits of a crew from `from` on, as they were recorded. @throws TroupeError `CREW_UNKNOWN`, `JOURNAL_CORRUPT`. */
+  journal(id: string, from?: number): AsyncGenerator<RecordedCommit, void, void>
+  /** Deletes a crew with its journal, blobs and snapshots. Its id may be used again. @throws TroupeError `CREW_UNKNOWN`. */
+  remove(id: string): Promise<void>
+  /** Holds a crew's agents before their next model call, spawned here or not. @throws TroupeError `CREW_UNKNOWN`. */
+  pause(id: string): Promise<void>
+  /** Lets a crew's paused agents go on. @throws TroupeError `CREW_UNKNOWN`. */
+  resume(id: string): Promise<void>
+  /** Ends a crew's current run, or the given one, with `RUN_CANCELLED`. @throws TroupeError `CREW_UNKNOWN`. */
+  cancel(id: string, run?: string): Promise<void>
+  /** Waits up to `graceMs` (default 30,000) for what is running, writes snapshots, closes the store. Idempotent. */
+  close(options?: { readonly graceMs?: number }): Promise<void>
+}

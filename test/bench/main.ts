@@ -1,0 +1,24 @@
+/**
+ * `npm run bench -- NAME… [--json]`: measures against raw floors in the same run; a report, not a test.
+ * Without names: all of them. The table goes to stderr, with `--json` one object a line to stdout.
+ */
+const benches: Readonly<Record<string, () => Promise<object>>> = {
+  round: async () => (await import('./round.ts')).benchRound(),
+  growth: async () => (await import('./growth.ts')).benchGrowth(),
+  store: async () => (await import('./store.ts')).benchStore(),
+  throughput: async () => (await import('./throughput.ts')).benchThroughput(),
+}
+
+const args = process.argv.slice(2)
+const names = args.filter((arg) => !arg.startsWith('--'))
+const unknown = names.find((name) => benches[name] === undefined)
+if (unknown !== undefined) {
+  process.stderr.write(`no bench ${unknown}; there are: ${Object.keys(benches).join(', ')}\n`)
+  process.exit(2)
+}
+for (const name of names.length === 0 ? Object.keys(benches) : names) {
+  process.stderr.write(`\n${name}\n`)
+  const result = await benches[name]!()
+  process.stdout.write(args.includes('--json') ? `${JSON.stringify(result)}\n` : `${JSON.stringify(result, null, 2)}\n`)
+}
+process.exit(0)
