@@ -41,7 +41,7 @@ const homes = {
 /** Decisions are pure: nothing here may read a clock, draw a random number, wait, or reach outside. */
 const pure = ['machines/**/*.ts', 'runtime/commit.ts', 'runtime/scope.ts', 'runtime/conversation.ts']
 /** Builtins that a pure file may still import: they compute and touch nothing. */
-const pureBuiltins = ['node:assert', 'node:buffer', 'node:crypto', 'node:util']
+const pureBuiltins = ['node:assert', 'node:buffer', 'node:crypto', 'node:util', 'node:zlib']
 
 const isPure = (file) =>
   pure.some((pattern) => file === pattern || (pattern.endsWith('/**/*.ts') && file.startsWith(pattern.slice(0, -7))))
@@ -145,7 +145,7 @@ const pureRules = {
       message: 'This file decides: nothing in it is async.',
     },
     {
-      selector: "ImportDeclaration[source.value='node:crypto'] ImportSpecifier[imported.name!='createHash']",
+      selector: "ImportDeclaration[source.value='node:crypto'] ImportSpecifier[imported.name!=/^(createHash|hash)$/]",
       message: 'Of node:crypto a pure file may import createHash only.',
     },
     {
@@ -199,7 +199,10 @@ export default defineConfig(
     },
   },
   { files: pure, rules: pureRules },
-  { files: ['machines/**/*.ts'], rules: { complexity: ['error', 3] } },
+  // Guards decide and actions record: neither needs many branches. (`?.`, `??` and `&&` count as branches, too.)
+  { files: ['machines/**/*.ts'], rules: { complexity: ['error', 7] } },
+  // XState's `types: {} as …` is how a machine is typed; the rule takes it for superfluous, and its fix breaks the types.
+  { files: ['machines/**/*.ts'], rules: { '@typescript-eslint/no-unnecessary-type-assertion': 'off' } },
   { files: ['examples/**/*.ts'], rules: { 'import-x/no-default-export': 'off' } },
   {
     files: ['test/**/*.ts'],

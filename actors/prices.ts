@@ -151,17 +151,14 @@ function microDollars(price: number | GenaiPrices.TieredPrices): number {
   return Math.ceil(Number((dollars * 1_000_000).toFixed(3)))
 }
 
-/** Null for tiers, fees and whatever else is more than a number a kind of token. */
+/** Null for tiers and fees. Prices of what is not counted here (audio, searches) do not matter. */
 function flatPrice(price: GenaiPrices.ModelPrice): FlatPrice | null {
   const { input_mtok: input, output_mtok: output, cache_read_mtok: cached = input, ...rest } = price
-  const others = Object.entries(rest).filter(([name, value]) => value !== undefined && !ignored.has(name))
-  if (typeof input !== 'number' || typeof output !== 'number' || typeof cached !== 'number' || others.length > 0)
+  const fee = rest['requests_kcount'] !== undefined
+  if (typeof input !== 'number' || typeof output !== 'number' || typeof cached !== 'number' || fee)
     return null
   return { input, cached, output }
 }
-
-/** Prices of what a chat call here never has. */
-const ignored = new Set(['cache_write_mtok'])
 
 function flatCost(
   { input, cached, output }: FlatPrice,

@@ -184,7 +184,18 @@ function bounded(
 ): Promise<Ended> {
   if (request.signal.aborted) return Promise.resolve({ how: 'cancelled', started: false })
   return new Promise((resolve) => {
-    const controller = new AbortController()
+    // Made when the tool asks for its signal; most never do.
+    let controller: AbortController | undefined
+    let reason: DOMException | undefined
+    const signalOf = (): AbortSignal => {
+      controller ??= new AbortController()
+      if (reason !== undefined) controller.abort(reason)
+      return controller.signal
+    }
+    const abort = (why: DOMException): void => {
+      reason = why
+      controller?.abort(why)
+    }
     let over = false
     let started = false
     const end = (ended: Ended): boolean => {
@@ -196,15 +207,15 @@ function bounded(
       return true
     }
     const onAbort = () => {
-      if (end({ how: 'cancelled', started })) controller.abort(new DOMException('cancelled', 'AbortError'))
+      if (end({ how: 'cancelled', started })) abort(new DOMException('cancelled', 'AbortError'))
     }
     request.signal.addEventListener('abort', onAbort, { once: true })
     const stopTimer = options.clock.after(request.timeoutMs, () => {
-      if (end({ how: 'timeout' })) controller.abort(new DOMException('timed out', 'TimeoutError'))
+      if (end({ how: 'timeout' })) abort(new DOMException('timed out', 'TimeoutError'))
     })
-    const context = contextOf(options, request, controller.signal, () => !over)
+    const context = contextOf(options, request, signalOf, () => !over)
     const begin = () => {
-      controller.signal.throwIfAborted()
+      if (reason !== undefined) throw reason
       started = true
     }
     // both ends are handled, so that a run that was given up can still reject and nobody hears of it
@@ -218,7 +229,7 @@ function bounded(
 function contextOf(
   options: ToolPortOptions,
   request: ToolRequest,
-  signal: AbortSignal,
+  signal: () => AbortSignal,
   live: () => boolean,
 ): ToolContext {
   const { shard, runId, agent, callId, tool } = request
@@ -239,7 +250,7 @@ function contextOf(
     callId,
     idempotencyKey: request.idempotencyKey,
     get signal() {
-      return (guard ??= guarded(signal, () => logNow().warn('an abort listener of the tool threw')))
+      return (guard ??= guarded(signal(), () => logNow().warn('an abort listener of the tool threw')))
     },
     get progress() {
       return (progress ??= progressOf(options.clock, request, live))

@@ -8,7 +8,7 @@
  *                 │            │  └► backoff ─► ready
  *             exhausted        └► answered · failed
  */
-import { assertEvent, assign, emit, enqueueActions, sendTo, setup } from 'xstate'
+import { assertEvent, assign, enqueueActions, sendTo, setup } from 'xstate'
 import { type AgentInput, type AgentMessage, type Amounts, type CallVerdict, nothing, to } from './messages.js'
 
 /** A call of this round that has no result yet. */

@@ -368,7 +368,7 @@ const keeper = setup({
       return {
         accounts: {
           ...context.accounts,
-          [event.account]: { ...account, limits: { ...account.limits, ...event.limits } },
+          [event.account]: { ...account, limits: event.limits },
         },
       }
     }),

@@ -121,7 +121,15 @@ const answerable = (context: CrewContext, address: string): DelegateCall[] =>
   [context.workers[address]?.call ?? null].filter(
     (call) => call !== null && context.workers[call.caller] !== undefined,
   ) as DelegateCall[]
-const mayStart = (context: CrewContext) => delegateWorkers(context).length < context.data.delegates
+const callers = (context: CrewContext) =>
+  new Set(
+    [...context.waiting, ...delegateWorkers(context).map(([, worker]) => worker.call!)].map((call) => call.caller),
+  )
+/** A delegate that waits for one of its own takes no place: else those that wait would wait for each other. */
+const mayStart = (context: CrewContext) =>
+  delegateWorkers(context).filter(([address]) => !callers(context).has(address)).length < context.data.delegates
+/** Calls that will not be made any more. */
+const dropped = (calls: readonly DelegateCall[]) => calls.map((call) => to(`log/${call.name}`))
 const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
 
 /** The messages that start an agent actor: its account when it has one, then itself. */
@@ -286,7 +294,13 @@ const crew = setup({
     cancelDelegates: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'delegate.cancel')
       for (const address of delegatesOf(context, event.caller)) enqueue.sendTo(to(address), { type: 'run.cancel' })
+      const theirs = context.waiting.filter((call) => call.caller === event.caller)
+      for (const log of dropped(theirs)) enqueue.sendTo(log, { type: 'log.drop' })
       enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.caller) })
+    }),
+    dropCall: enqueueActions(({ event, enqueue }) => {
+      assertEvent(event, 'delegate.call')
+      for (const log of dropped([event])) enqueue.sendTo(log, { type: 'log.drop' })
     }),
     cancelExhausted: enqueueActions(({ event, enqueue }) => {
       assertEvent(event, 'agent.exhausted')
@@ -294,6 +308,7 @@ const crew = setup({
     }),
     cancelAll: enqueueActions(({ context, enqueue }) => {
       for (const address of Object.keys(context.workers)) enqueue.sendTo(to(address), { type: 'run.cancel' })
+      for (const log of dropped(context.waiting)) enqueue.sendTo(log, { type: 'log.drop' })
       enqueue.assign({ waiting: [] })
     }),
 
@@ -331,6 +346,13 @@ const crew = setup({
         const { conversation, length, tokens } = event
         const agent = context.workers[event.address]!.agent
         return keeps(context, agent) ? { ...context.kept, [agent]: { conversation, length, tokens } } : context.kept
+      },
+    }),
+    /** Nobody knows how far a lead that failed had come: its next run begins anew. */
+    forget: assign({
+      kept: ({ context, event }) => {
+        assertEvent(event, 'actor.failed')
+        return without(context.kept, context.workers[event.address]!.agent)
       },
     }),
     endExhausted: assign({
@@ -411,7 +433,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
         ],
         'actor.failed': [
-          { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'dropWorker'] },
+          { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropWorker'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
           { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropWorker'] },
         ],
@@ -447,13 +469,17 @@ export const crewMachine = crew.createMachine({
       entry: ['dropWall', 'cancelAll'],
       initial: 'stopping',
       on: {
-        'agent.finished': { guard: 'isWorker', actions: 'dropWorker' },
+        'agent.finished': [
+          { guard: 'fromLead', actions: ['keep', 'dropWorker'] },
+          { guard: 'isWorker', actions: 'dropWorker' },
+        ],
         'actor.failed': [
+          { guard: 'leadFailed', actions: ['forget', 'dropWorker'] },
           { guard: 'isWorker', actions: 'dropWorker' },
           { guard: 'keeperFailed', actions: 'goBankrupt' },
         ],
         'agent.exhausted': {},
-        'delegate.call': {},
+        'delegate.call': { actions: 'dropCall' },
         'delegate.cancel': {},
       },
       states: {

@@ -341,7 +341,7 @@ export const budgetSettle = z.object({
 })
 /** Takes a reservation back that nothing was spent on. */
 export const budgetRelease = z.object({ type: z.literal('budget.release'), grant: z.string() })
-/** Raises a limit. */
+/** Sets the limits of an account to these; counters that are not named are unbounded from now on. */
 export const budgetRaise = z.object({ type: z.literal('budget.raise'), account: z.string(), limits })
 /** The end of a run: closes the account tree, every open grant is settled as estimated. */
 export const budgetClose = z.object({ type: z.literal('budget.close'), replyTo: address })

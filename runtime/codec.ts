@@ -6,7 +6,7 @@
  *
  * - CO1 A `BlobRef` can only be made by the runtime: on the wire it is an extension type, so that an object of a tool or
  *   a model that looks like one stays data.
- * - CO2 Decoding foreign bytes never yields an object with a prototype of its own.
+ * - CO2 What was encoded comes back as it was, and nothing in foreign bytes reaches a prototype.
  */
 import { hash as hashOnce } from 'node:crypto'
 import { addExtension, Packr } from 'msgpackr'

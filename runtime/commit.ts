@@ -20,8 +20,11 @@ import { type ErrorCode, isTroupeError } from './errors.js'
 import type { Message, Scope, Step } from './scope.js'
 import { type Effect, type Generation, type Machines, type RunEnd, type ShardState, timerKey } from './state.js'
 
-/** Messages that one envelope may cause. */
+/** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
+/** Messages for tidying up after each such failure, and failures before the whole crew fails. */
+const moreMessages = 1_000
+const maxOverflows = 10
 
 /** The actor that takes tasks and commands. */
 export const crewAddress = 'crew/main'
@@ -88,6 +91,9 @@ class Deciding {
   readonly #context: DecideContext
   #index = 0
   #messages = 0
+  #messageLimit = maxMessages
+  #overflows = 0
+  #crewRestarted = false
   #timersChanged = false
 
   constructor(state: ShardState, envelope: Envelope, context: DecideContext) {
@@ -227,10 +233,7 @@ class Deciding {
 
   #take(delivery: Delivery): void {
     this.#messages += 1
-    if (this.#messages > maxMessages) {
-      this.#deadLetter(delivery.from, delivery.to, delivery.message, 'COMMIT_OVERFLOW')
-      return this.#fail(delivery.to, 'COMMIT_OVERFLOW', `more than ${maxMessages} messages in one commit`)
-    }
+    if (this.#messages > this.#messageLimit) return this.#overflow(delivery)
     const { to, message } = delivery
     if (to.startsWith('log/')) return this.#takeLog(to.slice(4), message)
     if (to.startsWith('port/')) return this.#takePort(delivery.from, message)
@@ -239,10 +242,21 @@ class Deciding {
     this.#deliver(delivery)
   }
 
+  /** Fails whoever the message is for, or else its sender; then there is room to tell its supervisor. */
+  #overflow({ from, to, message }: Delivery): void {
+    this.#deadLetter(from, to, message, 'COMMIT_OVERFLOW')
+    this.#overflows += 1
+    const failing = this.#overflows > maxOverflows ? crewAddress : this.#state.actors.has(to) ? to : from
+    if (!this.#state.actors.has(failing)) return
+    this.#messageLimit = this.#messages + moreMessages
+    this.#fail(failing, 'COMMIT_OVERFLOW', `more than ${maxMessages} messages in one commit`)
+  }
+
   #deliver({ from, to, message, must }: Delivery): void {
     const actor = this.#state.actors.get(to)
     if (actor === undefined) {
-      if (must) this.#deadLetter(from, to, message, 'ACTOR_FAILED')
+      // Inside a commit it is normal that somebody has just gone; what comes from outside is never lost in silence.
+      if (must || from === this.#envelope.from) this.#deadLetter(from, to, message, 'ACTOR_FAILED')
       return
     }
     let step: Step
@@ -384,8 +398,18 @@ class Deciding {
     const actor = this.#state.actors.get(address)
     if (actor === undefined) return
     this.#stop(address)
+    this.#stopChildren(address)
     this.#emit(address, { type: 'actor.failed', code, reason })
     this.#tell(actor.parent, address, code, reason)
+  }
+
+  /** Whoever worked for an actor that failed works for nobody. */
+  #stopChildren(parent: string): void {
+    for (const [address, actor] of [...this.#state.actors]) {
+      if (actor.parent !== parent) continue
+      this.#stop(address)
+      this.#stopChildren(address)
+    }
   }
 
   /** Tells the supervisor. The crew's supervisor is the shard: its runs end and it starts anew. */
@@ -399,6 +423,7 @@ class Deciding {
       })
     }
     for (const other of [...this.#state.actors.keys()]) this.#stop(other)
+    for (const { to, message } of this.#queue.splice(0)) if (to === 'shard/runs') this.#takeRun(message)
     for (const run of this.#state.runs.values()) {
       if (run.status === 'finished') continue
       const end = { type: 'run.finished', run: run.run, code, reason, finish: '', rounds: 0, spent: nothingSpent }
@@ -406,7 +431,10 @@ class Deciding {
       this.#emit(crewAddress, end)
     }
     const data = this.#state.definition === '' ? null : (JSON.parse(this.#state.definition) as { data?: unknown }).data
-    if (data !== undefined && this.#messages <= maxMessages) this.#startCrew(data)
+    // Once in a commit: a crew that cannot even start stays away, and whoever asks it for something is told.
+    if (data === undefined || this.#crewRestarted) return
+    this.#crewRestarted = true
+    this.#startCrew(data)
   }
 
   // ------------------------------------------------------------------------------------------ runs
@@ -458,6 +486,17 @@ class Deciding {
 
   #deadLetter(from: string, to: string, message: Message, code: string): void {
     this.#emit('shard/dead', { type: 'message.dead', from, to, message: message.type, code })
+    if (to === crewAddress && message.type === 'crew.task') this.#endTask(code)
+  }
+
+  /** A task that nobody took is a run that ended: whoever gave it waits for an end. */
+  #endTask(code: string): void {
+    const run = `r${this.#state.sequence}`
+    const reason = 'the crew could not take the task'
+    const end = { type: 'run.finished', run, code, reason, finish: '', rounds: 0, spent: nothingSpent }
+    if (!this.#state.runs.has(run)) this.#takeRun({ type: 'run.queued', run })
+    this.#takeRun(end)
+    this.#emit(crewAddress, end)
   }
 }
 

@@ -407,9 +407,16 @@ export function toCrew<Output>(definition: Crew<Output> | Agent<Output>, name?: 
     throw new TroupeError('CREW_INVALID', 'not a crew of defineCrew or an agent of defineAgent')
   }
   const agent = definition as Agent<Output>
+  const known = alone.get(agent)
   const key = name ?? agent.name ?? 'agent'
-  return defineCrew({ name: key, agents: { [key]: agent }, lead: key }) as unknown as Crew<Output>
+  if (known?.name === key) return known as Crew<Output>
+  const crew = defineCrew({ name: key, agents: { [key]: agent }, lead: key })
+  alone.set(agent, crew)
+  return crew
 }
+
+/** Crews of one, by their agent: the same agent is the same crew, so that it is prepared once. */
+const alone = new WeakMap<object, Crew>()
 
 function describe(options: unknown): string {
   return typeof options === 'object' && options !== null && 'name' in options && typeof options.name === 'string'

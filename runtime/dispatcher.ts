@@ -25,6 +25,8 @@ export const maxInFlight = 256
 const startWithinMs = 10_000
 
 const timeouts: ModelTimeouts = { connectMs: 60_000, firstTokenMs: 120_000, gapMs: 60_000, totalMs: 600_000 }
+/** Without a stream many providers send not even a header before the reply is whole. */
+const wholeTimeouts: ModelTimeouts = { ...timeouts, connectMs: timeouts.totalMs }
 
 /** A crew's definition with the ports that work for it. */
 export interface LiveCrew {
@@ -202,7 +204,7 @@ export class Dispatcher {
       responseFormat: agent.format,
       settings: agent.agent.settings,
       maxOutputTokens: call.maxOutputTokens,
-      timeouts,
+      timeouts: watched ? timeouts : wholeTimeouts,
       stream: watched,
       signal,
       onDelta: watched
@@ -245,7 +247,10 @@ export class Dispatcher {
     // Not started, and this process is sure of it: it may be asked for again.
     if (outcome.status === 'dropped' && !signal.aborted)
       return { body: { type: 'effect.interrupted', started: false }, values: [] }
-    return toolOutcome(outcome, call, shard.ports)
+    const brought = toolOutcome(outcome, call, shard.ports)
+    // Only who was told to stop may bring nothing.
+    if (brought === null && !signal.aborted) throw new TroupeError('TOOL_FAILED', 'the tool port brought no outcome')
+    return brought
   }
 
   /** The arguments that the model wrote, from its message in the conversation. */

@@ -35,8 +35,12 @@ const maxDelayMs = 30_000
 /** Waits that a provider asks for are honoured up to here. */
 const maxRetryAfterMs = 10 * 60_000
 
+/** Calls in one reply above which it is no reply: each would need an answer in the conversation. */
+export const maxCalls = 1_024
+
 /** The outcome of a model call that brought a reply. */
 export async function replied(reply: ModelReply, call: ModelCall, crew: PreparedCrew, run: EdgeRun): Promise<Outcome> {
+  if (reply.toolCalls.length > maxCalls) return failed(absurd(reply), call, crew, run)
   const prepared = crew.agents.get(call.agent)
   const values: Value[] = [reply.message]
   const calls: CallVerdict[] = []
@@ -138,6 +142,20 @@ export function failed(
   }
 }
 
+function absurd({ toolCalls, usage, costNanoUsd }: ModelReply): ModelFailure {
+  const message = `${toolCalls.length} tool calls in one reply, at most ${maxCalls} can be answered`
+  return {
+    ok: false,
+    kind: 'invalid_reply',
+    message,
+    status: null,
+    retryAfterMs: null,
+    billed: true,
+    usage,
+    costNanoUsd,
+  }
+}
+
 /** May the call be made again: by the same deployment, by another one only, or not at all. */
 const advice: Readonly<Record<FailureKind, 'again' | 'next' | 'never'>> = {
   rate_limited: 'again',
@@ -182,8 +200,7 @@ export function toolOutcome(outcome: ToolOutcome, call: ToolCall, run: Pick<Edge
       const body = { type: 'tool.failed', kind: outcome.kind, bytes: outcome.message.length, retryMs }
       return { body, values: [outcome.message] }
     }
-    case 'cancelled':
-    case 'dropped':
+    default:
       return null
   }
 }

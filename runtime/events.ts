@@ -80,6 +80,8 @@ function isAfter(placed: PlacedEvent, cursor: Cursor): boolean {
 interface Subscriber {
   take(events: readonly PlacedEvent[]): void
   show(event: LiveEvent): void
+  /** There may be no more to come: the shard stopped, or its worker is closed. */
+  wake?(): void
 }
 
 /** Fans the events of durable commits out to whoever watches. */
@@ -92,6 +94,11 @@ export class EventHub {
 
   show(shard: string, event: LiveEvent): void {
     for (const subscriber of this.#subscribers.get(shard) ?? []) subscriber.show(event)
+  }
+
+  /** Lets everybody who watches look whether there is more to come. */
+  wake(shard: string): void {
+    for (const subscriber of this.#subscribers.get(shard) ?? []) subscriber.wake?.()
   }
 
   watched(shard: string): boolean {
@@ -122,6 +129,8 @@ export interface StreamOptions {
   /** Live events to pass on; null for none. */
   readonly wantsLive: ((event: LiveEvent) => boolean) | null
   readonly now: () => number
+  /** Why no more will come; the stream rejects with it when it has given what there is. */
+  readonly ended?: () => Error | null
   readonly signal?: AbortSignal | undefined
 }
 
@@ -137,6 +146,10 @@ export async function* streamEvents(options: StreamOptions): AsyncGenerator<Trou
   } finally {
     reader.close()
   }
+}
+
+function toError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : new Error(String(thrown))
 }
 
 class StreamReader implements Subscriber {
@@ -180,13 +193,19 @@ class StreamReader implements Subscriber {
     this.#wake?.()
   }
 
+  wake(): void {
+    this.#wake?.()
+  }
+
   async next(): Promise<TroupeEvent | null> {
     for (;;) {
       const event = this.#ready.shift()
       if (event !== undefined) return event
       if (this.#done) return null
-      if (this.#behind) await this.#catchUp()
-      else if (this.#buffer.length > 0) this.#accept(this.#buffer.splice(0))
+      const reason = this.#options.ended?.() ?? null
+      if (this.#buffer.length > 0 && !this.#behind) this.#accept(this.#buffer.splice(0))
+      else if (this.#behind) await this.#catchUp().catch((error: unknown) => Promise.reject(reason ?? toError(error)))
+      else if (reason !== null) throw reason
       else await new Promise<void>((resolve) => (this.#wake = resolve))
       this.#wake = null
     }

@@ -82,6 +82,11 @@ export interface RuntimeOptions {
   readonly log?: LogLevel
   /** A quiet crew leaves memory after so long. @default 30_000 */
   readonly idleMs?: number
+  /**
+   * Decide every step twice and compare, so that an impure machine is found at once. Costs time that grows with the crew.
+   * @default 'on' when NODE_ENV is `test` or `development`, else 'off'
+   */
+  readonly checks?: 'on' | 'off'
 }
 
 interface SharedStore {
@@ -113,7 +118,10 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
     ...(options.providers === undefined ? {} : { providers: options.providers }),
     ...(options.prices === undefined ? {} : { prices: options.prices }),
   })
+  const bound = new WeakMap<Crew, LiveCrew>()
   const bind = (crew: Crew): LiveCrew => {
+    const known = bound.get(crew)
+    if (known !== undefined) return known
     const prepared = prepareCrew(crew, model)
     const tools = createToolPort({
       tools: (_shard, agent) => prepared.agents.get(agent)?.tools ?? new Map(),
@@ -122,7 +130,9 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
       clock: systemClock,
       concurrency: () => prepared.crew.limits.toolConcurrency,
     })
-    return { prepared, model, tools }
+    const live = { prepared, model, tools }
+    bound.set(crew, live)
+    return live
   }
   if (options.store === undefined) {
     const worker = await open(createMemoryJournal(), options, log)
@@ -210,6 +220,7 @@ async function open(journal: Journal, options: RuntimeOptions, log: Log): Promis
     executor: `${process.pid}`,
     ports: { clock: systemClock, random: Math.random },
     context: { scope: new Scope(), machines },
+    checks: (options.checks ?? defaultChecks()) === 'on',
     ...(options.idleMs === undefined ? {} : { idleMs: options.idleMs }),
   })
   await worker.open()
@@ -233,4 +244,9 @@ export async function ask<Output>(
   } finally {
     await runtime.close({ graceMs: 0 })
   }
+}
+
+function defaultChecks(): 'on' | 'off' {
+  const mode = process.env['NODE_ENV']
+  return mode === 'test' || mode === 'development' ? 'on' : 'off'
 }

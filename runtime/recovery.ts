@@ -10,12 +10,13 @@
  * - Y4 Decisions that differ from the recorded ones are refused with `UPGRADE_REFUSED`, which names the first one; the
  *   shard is untouched. An accepted upgrade is journalled and not refused again.
  */
+import { canonicalJson } from './codec.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
-import { isTroupeError, TroupeError } from './errors.js'
+import { isTroupeError, TroupeError, toTroupeError } from './errors.js'
 import type { Journal, StoredRecord } from './journal.js'
 import { checkChain, corrupt, fromRecord, type RecordedCommit } from './record.js'
 import { loadSnapshot, type SealedSegments } from './snapshot.js'
-import { emptyState, type ShardState } from './state.js'
+import { emptyState, type ShardState, versionsOf } from './state.js'
 
 /** A shard as it was recovered. */
 export interface Recovered {
@@ -48,21 +49,21 @@ export async function recover(
     state.sequence = head.sequence
     return { state, hash: head.hash, tailBytes: 0, snapshot: 0, sealed: new Map(), diverged: null }
   }
-  let refusal: unknown
+  let refusal: TroupeError | null = null
   for (const stored of await journal.snapshots(shard)) {
     const sealed: SealedSegments = new Map()
+    let changed: string | null = null
     try {
-      const state = await loadSnapshot(journal, stored, sealed, context.scope, context.machines)
       const tail = await readTail(journal, shard, stored.sequence, stored.hash)
-      if (tail !== null)
-        return finish(
-          shard,
-          replay(shard, state, tail, context, acceptUpgrade),
-          tail,
-          stored.sequence,
-          sealed,
-          head.sequence,
-        )
+      if (tail === null) continue
+      const accepted = acceptedHere(tail.commits, context)
+      const state = await loadSnapshot(journal, stored, sealed, context.scope, context.machines, (difference) => {
+        if (!accepted) changed ??= difference
+        return accepted || acceptUpgrade
+      })
+      const replayed = replay(shard, state, tail, context, acceptUpgrade)
+      const diverged = replayed.diverged ?? changed
+      return finish(shard, { ...replayed, diverged }, tail, stored.sequence, sealed, head.sequence)
     } catch (error) {
       // A damaged snapshot is an optimisation lost; one that this release cannot read may be made again by replay.
       if (!isTroupeError(error) || (error.code !== 'SNAPSHOT_INCOMPATIBLE' && error.code !== 'JOURNAL_CORRUPT'))
@@ -82,14 +83,19 @@ export async function recover(
       head.sequence,
     )
   } catch (error) {
-    // Replay under other code after an unreadable snapshot: the snapshot's reason says more.
-    throw isTroupeError(error) &&
-      error.code === 'UPGRADE_REFUSED' &&
-      isTroupeError(refusal) &&
-      refusal.code === 'SNAPSHOT_INCOMPATIBLE'
-      ? refusal
-      : error
+    // Replay under other code after a snapshot that this code cannot read: both reasons count.
+    if (refusal === undefined || !isTroupeError(error) || error.code !== 'UPGRADE_REFUSED') throw error
+    const why = toTroupeError(refusal, 'SNAPSHOT_INCOMPATIBLE').message
+    throw new TroupeError('UPGRADE_REFUSED', `${error.message} (${why})`, { details: error.details, cause: refusal })
   }
+}
+
+/** Whether a record of the tail accepts this very code, so that it may go on from the snapshot before. */
+function acceptedHere(commits: readonly RecordedCommit[], context: DecideContext): boolean {
+  const machines = canonicalJson(versionsOf(context.machines))
+  return commits.some(
+    ({ envelope: { body } }) => body.type === 'shard.upgraded' && canonicalJson(body['machines'] ?? null) === machines,
+  )
 }
 
 function finish(
@@ -131,16 +137,26 @@ async function readTail(journal: Journal, shard: string, sequence: number, hash:
       anchored = true
       continue
     }
-    checkChain(shard, previous, record)
-    const expected = (commits.at(-1)?.sequence ?? sequence) + 1
-    // A new life of a removed id, and a trimmed journal, start later than 1.
-    if (record.first !== expected && !(sequence === 0 && commits.length === 0))
-      throw corrupt(shard, record.first, 'leaves a gap before it')
-    commits.push(...fromRecord(shard, record))
+    const decoded = fromRecord(shard, record)
+    if (sequence === 0 && commits.length === 0 && record.first > 1) {
+      // The chain of a new life of an id goes on from a record that is gone: nothing is left to check its first link by.
+      if (!isBirth(decoded[0])) return null
+    } else {
+      checkChain(shard, previous, record)
+      const expected = (commits.at(-1)?.sequence ?? sequence) + 1
+      if (record.first !== expected) throw corrupt(shard, record.first, 'leaves a gap before it')
+    }
+    commits.push(...decoded)
     previous = record.hash
     bytes += record.bytes.length
   }
   return anchored ? { commits, hash: previous, bytes } : null
+}
+
+/** Whether a commit may be the first that is left of a journal: a life begins with it. */
+function isBirth(commit: RecordedCommit | undefined): boolean {
+  const type = commit?.envelope.body.type
+  return type === 'crew.defined' || type === 'shard.repaired'
 }
 
 function isAt(record: StoredRecord, sequence: number, hash: Uint8Array): boolean {
@@ -160,9 +176,9 @@ function replay(
   if (firstCommit !== undefined) state.sequence = firstCommit.sequence - 1
   for (const recorded of tail.commits) {
     const commit = decide(state, recorded.envelope, { ...context, explain: true })
-    if (Buffer.from(commit.digest).equals(recorded.digest)) continue
+    if (Buffer.from(commit.digest).equals(recorded.digest) || recorded.sequence <= accepted) continue
+    if (!acceptUpgrade) throw refused(shard, recorded, commit)
     diverged ??= difference(recorded, commit)
-    if (recorded.sequence > accepted && !acceptUpgrade) throw refused(shard, recorded, commit)
   }
   return { state, diverged }
 }

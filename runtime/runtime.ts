@@ -327,8 +327,6 @@ export class CrewHandle<Output = unknown> {
   readonly #worker: Worker
   readonly #live: LiveCrew
   readonly #release: () => void
-  /** Tasks on their way into the journal, by key. */
-  readonly #starting = new Map<string, Promise<string>>()
 
   /** @internal Made by `runtime.spawn`. */
   constructor(id: string, worker: Worker, live: LiveCrew) {
@@ -355,7 +353,7 @@ export class CrewHandle<Output = unknown> {
    */
   start(input: RunInput, options: StartOptions = {}): Run<Output> {
     const key = options.key ?? randomUUID()
-    const started = this.#startOnce(key, input, options)
+    const started = this.#start(key, input, options)
     const run = new Run<Output>({
       started,
       result: (id) => this.#result(id),
@@ -410,26 +408,28 @@ export class CrewHandle<Output = unknown> {
     return shard
   }
 
-  #startOnce(key: string, input: RunInput, options: StartOptions): Promise<string> {
-    const known = this.#starting.get(key)
-    if (known !== undefined) return known
-    const starting = this.#start(key, input, options).finally(() => this.#starting.delete(key))
-    this.#starting.set(key, starting)
-    return starting
-  }
-
   async #start(key: string, input: RunInput, options: StartOptions): Promise<string> {
     const { messages, text } = messagesOf(input)
     if (key.length === 0 || key.length > 256)
       throw new TroupeError('INPUT_INVALID', 'a run key has 1 to 256 characters')
     const data = options.data === undefined ? null : dataText(options.data)
     const shard = await this.#shard()
-    const runs = [...shard.state.runs.values()]
-    const same = runs.find((run) => run.key === key)
-    if (same !== undefined) return same.run
-    if (runs.filter((run) => run.status === 'queued').length >= maxWaitingRuns) {
-      throw new TroupeError('RUNS_FULL', `${this.id}: ${maxWaitingRuns} runs wait already`, { retryable: true })
-    }
+    const same = [...shard.state.runs.values()].find((run) => run.key === key)
+    if (same !== undefined && shard.isDurable(same.sequence)) return same.run
+    const known = shard.starting.get(key)
+    if (known !== undefined) return known
+    checkWaiting(shard)
+    const starting = this.#task(shard, key, { messages, text, data }, options).finally(() => shard.starting.delete(key))
+    shard.starting.set(key, starting)
+    return starting
+  }
+
+  async #task(
+    shard: Shard,
+    key: string,
+    { messages, text, data }: { messages: readonly string[]; text: string; data: string | null },
+    options: StartOptions,
+  ): Promise<string> {
     const { prepared } = this.#live
     const system = await instructionsOf(prepared, prepared.crew.lead, text, options.data ?? null)
     const all = [...(system === null ? [] : [system]), ...messages]
@@ -476,22 +476,16 @@ export class CrewHandle<Output = unknown> {
 
   /** Waits for the run's end. */
   async #finished(shard: Shard, run: RunState): Promise<RunState> {
-    if (run.status === 'finished') return run
+    if (shard.hasEnded(run.run)) return shard.state.runs.get(run.run) ?? run
     const unpin = this.#worker.pin(this.id)
     const leave = stayAlive()
     try {
       return await new Promise<RunState>((resolve, reject) => {
         const unsubscribe = this.#worker.onEnd(this.id, () => {
           const now = shard.state.runs.get(run.run)
-          const stopped = shard.stopped
-          if (now?.status === 'finished') resolve(now)
-          else if (stopped !== null)
-            reject(
-              new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${stopped.code}: ${stopped.message}`, {
-                cause: stopped,
-                details: { runId: run.run, reason: stopped.code },
-              }),
-            )
+          const reason = this.#ended(shard, run.run)
+          if (now !== undefined && shard.hasEnded(run.run)) resolve(now)
+          else if (reason !== null) reject(reason)
           else return
           unsubscribe()
         })
@@ -500,6 +494,20 @@ export class CrewHandle<Output = unknown> {
       leave()
       unpin()
     }
+  }
+
+  /** Why nothing more will come of a run here; null while it goes on. */
+  #ended(shard: Shard, runId: string): TroupeError | null {
+    const { stopped } = shard
+    if (stopped === null && !this.#worker.closed) return null
+    if (stopped === null) {
+      const message = `the runtime was closed before ${runId} ended; it goes on when ${this.id} is spawned again`
+      return new TroupeError('RUNTIME_CLOSED', message, { details: { runId } })
+    }
+    return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${stopped.code}: ${stopped.message}`, {
+      cause: stopped,
+      details: { runId, reason: stopped.code },
+    })
   }
 
   async *#events(
@@ -526,12 +534,23 @@ export class CrewHandle<Output = unknown> {
         },
         wantsLive: options.live ? (event) => event.run === id : null,
         now: () => Date.now(),
+        ended: () => this.#ended(shard, id),
         signal: options.signal,
       })
     } finally {
       leave()
       unpin()
     }
+  }
+}
+
+/** Refuses a task when enough wait, those included that are not in the journal yet. @throws TroupeError `RUNS_FULL`. */
+function checkWaiting(shard: Shard): void {
+  const runs = [...shard.state.runs.values()]
+  const keys = new Set(runs.map((run) => run.key))
+  const coming = [...shard.starting.keys()].filter((key) => !keys.has(key)).length
+  if (runs.filter((run) => run.status !== 'finished').length + coming > maxWaitingRuns) {
+    throw new TroupeError('RUNS_FULL', `${shard.id}: ${maxWaitingRuns} runs wait already`, { retryable: true })
   }
 }
 

@@ -10,7 +10,7 @@
  * - S3 What the scope cannot carry out durably is refused with `MACHINE_UNSUPPORTED`, never dropped.
  * - S4 A step that never comes to rest ends after `maxMicrosteps` with `COMMIT_OVERFLOW`.
  */
-import type { AnyActorScope, AnyEventObject, AnyMachineSnapshot, AnyStateMachine } from 'xstate'
+import type { AnyMachineSnapshot, AnyStateMachine } from 'xstate'
 import { TroupeError } from './errors.js'
 
 /** A message: plain data with a type. */
@@ -61,12 +61,15 @@ interface CollectedAction {
   readonly params: unknown
 }
 
+/** What XState gives a machine to act through; here it acts on nothing. */
+type PureScope = Parameters<AnyStateMachine['transition']>[2]
+
 /** Runs machines. Holds no state between steps. */
 export class Scope {
   #actions: Action[] = []
   #self = ''
   #microsteps = 0
-  readonly #actorScope: AnyActorScope
+  readonly #actorScope: PureScope
   readonly #ref: { id: string; sessionId: string; address: string }
 
   constructor() {
@@ -108,13 +111,13 @@ export class Scope {
       emit: refuse('a live emit'),
       stopChild: refuse('stopChild'),
       actionExecutor: (action: CollectedAction) => this.#collect(action),
-    } as unknown as AnyActorScope
+    } as unknown as PureScope
   }
 
   /** The first step of a new actor. Throws what the machine throws. */
   start(machine: AnyStateMachine, address: string, input: unknown): Step {
     this.#begin(address)
-    const snapshot = machine.getInitialSnapshot(this.#actorScope, input as never) as Snapshot
+    const snapshot: Snapshot = machine.getInitialSnapshot(this.#actorScope, input)
     return { snapshot, actions: this.#actions, taken: true }
   }
 
@@ -122,9 +125,9 @@ export class Scope {
   deliver(snapshot: Snapshot, address: string, message: Message): Step {
     this.#begin(address)
     const machine = snapshot.machine as AnyStateMachine
-    const next = machine.transition(snapshot, message as AnyEventObject, this.#actorScope) as Snapshot
+    const next: Snapshot = machine.transition(snapshot, message, this.#actorScope)
     // A transition without actions that stays where it is gives back the same snapshot, and was taken all the same.
-    const taken = next !== snapshot || machine.getTransitionData(snapshot, message as AnyEventObject).length > 0
+    const taken = next !== snapshot || machine.getTransitionData(snapshot, message).length > 0
     return { snapshot: next, actions: this.#actions, taken }
   }
 
@@ -143,10 +146,8 @@ export class Scope {
       const historyValue = Object.fromEntries(
         Object.entries(persisted.history).map(([key, ids]) => [key, ids.map((id) => ({ id }))]),
       )
-      const gone = Object.values(persisted.history)
-        .flat()
-        .find((id) => !machine.idMap.has(id))
-      if (gone !== undefined) throw new Error(`there is no state ${gone} any more`)
+      // XState would only warn of a remembered state that is gone; this throws.
+      for (const id of Object.values(persisted.history).flat()) machine.getStateNodeById(id)
       const stored = { ...persisted, context: {}, historyValue, children: {}, output: undefined, error: undefined }
       const restored = machine.restoreSnapshot(stored as never, this.#actorScope) as Snapshot
       // XState would take an object with `xstate$$type` in a context for a reference to an actor, and lose it.
@@ -189,7 +190,7 @@ export class Scope {
         })
         return
       case 'xstate.cancel':
-        this.#actions.push({ kind: 'cancel', id: String(params['sendId'] ?? params) })
+        this.#actions.push({ kind: 'cancel', id: params['sendId'] as string })
         return
       case 'xstate.emit':
         this.#actions.push({ kind: 'emit', event: params['event'] as Message })

@@ -12,16 +12,17 @@
  * - H5 A shard that cannot go on stops with its reason; the others go on.
  */
 import { BlobRef, contentHash } from './codec.js'
+import { decideTwice } from './checks.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
 import { valuesAt } from './content.js'
 import { Dispatcher, type LiveCrew, type LiveEvent, type Ports } from './dispatcher.js'
 import { type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
-import type { Journal, Pending } from './journal.js'
+import type { Journal, JournalRecord, Pending } from './journal.js'
 import { eventsOf, type PlacedEvent, toRecord } from './record.js'
 import { type Recovered, recover } from './recovery.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
-import { nextDueAt, type ShardState, timerKey } from './state.js'
+import { nextDueAt, type ShardState, type Timer, timerKey, versionsOf } from './state.js'
 
 /** Values above this go to blobs, in bytes of UTF-8. */
 export const blobBytes = 64 * 1024
@@ -44,6 +45,10 @@ export interface ShardHost {
   readonly ports: Ports
   readonly context: DecideContext
   readonly executor: string
+  /** Every commit is decided twice and compared (`checks.ts`). */
+  readonly checks: boolean
+  /** When this process began to own the journal: what the shard missed before that is time down. */
+  openedAt(): number
   /** The shard's next timer is due then; null for none. */
   schedule(shard: string, dueAt: number | null): void
   /** Events of a durable commit, in order. */
@@ -90,6 +95,10 @@ export class Shard {
   #pumping: Promise<void> | null = null
   #crew: LiveCrew | null = null
   #stalled: ErrorCode | null = null
+  /** Sequence of the last commit that is durable; the state may be ahead of it. */
+  #durable: number
+  /** Runs whose end was decided and is not durable yet. */
+  readonly #ending = new Set<string>()
   #stopped: TroupeError | null = null
   #closing = false
   #pending: Pending = { nextDueAt: null, openEffects: 0, outbox: 0 }
@@ -99,6 +108,7 @@ export class Shard {
     this.id = id
     this.#host = host
     this.#state = recovered.state
+    this.#durable = recovered.state.sequence
     this.#hash = recovered.hash
     this.#sealed = recovered.sealed
     this.#tailBytes = recovered.tailBytes
@@ -135,6 +145,19 @@ export class Shard {
     return this.#state
   }
 
+  /** Tasks on their way into the journal, by key: whoever asks for the same one waits for the same. */
+  readonly starting = new Map<string, Promise<string>>()
+
+  /** Whether a run has ended, durably. */
+  hasEnded(run: string): boolean {
+    return this.#state.runs.get(run)?.status === 'finished' && !this.#ending.has(run)
+  }
+
+  /** Whether a commit is durable. */
+  isDurable(sequence: number): boolean {
+    return sequence <= this.#durable
+  }
+
   /** Why it stopped; null while it goes on. */
   get stopped(): TroupeError | null {
     return this.#stopped
@@ -166,7 +189,7 @@ export class Shard {
   async post(draft: Draft, work = false): Promise<Commit> {
     this.#checkRoom(draft, work)
     const values = draft.values.some((value) => typeof value === 'string' && value.length > blobBytes / 4)
-      ? await Promise.all(draft.values.map((value) => this.#store(value)))
+      ? await Promise.all(draft.values.map((value) => this.#store(value, work)))
       : draft.values
     return new Promise((resolve, reject) => {
       if (this.#stopped !== null) return reject(this.#refusal())
@@ -199,14 +222,24 @@ export class Shard {
     })
   }
 
-  /** Puts a large value beside the journal, before the record that will name it. */
-  async #store(value: Draft['values'][number]): Promise<Draft['values'][number]> {
+  /**
+   * Puts a large value beside the journal, before the record that will name it. New work is refused when the store takes
+   * nothing; an outcome waits until it does.
+   */
+  async #store(value: Draft['values'][number], work: boolean): Promise<Draft['values'][number]> {
     if (value instanceof BlobRef) return value
     const bytes = Buffer.from(value, 'utf8')
     if (bytes.length <= blobBytes) return value
     const hash = contentHash(bytes)
-    await this.#host.journal.putBlob(this.id, hash, bytes, this.#state.sequence + 1)
-    return new BlobRef(hash, bytes.length)
+    for (let delayMs = refreshMs; ; delayMs = Math.min(maxRefreshMs, delayMs * 2)) {
+      try {
+        await this.#host.journal.putBlob(this.id, hash, bytes, this.#state.sequence + 1)
+        return new BlobRef(hash, bytes.length)
+      } catch (error) {
+        if (work || this.#stopped !== null || this.#closing || !isStoreTrouble(error)) throw error
+        await new Promise<void>((resolve) => this.#host.ports.clock.after(delayMs, resolve))
+      }
+    }
   }
 
   // ------------------------------------------------------------------------------------------ decide, record, act
@@ -224,25 +257,42 @@ export class Shard {
   async #loop(): Promise<void> {
     while (this.#mailbox.length > 0 && this.#stopped === null) {
       const items = this.#mailbox.splice(0, maxCommits)
-      const commits = items.map((item) => decide(this.#state, this.#stamp(item.draft), this.#host.context))
+      const commits = items.map((item) => this.#decide(item.draft))
+      for (const commit of commits) for (const run of commit.finished) this.#ending.add(run)
       const pending = this.#pendingNow(commits)
       const record = toRecord(this.id, this.#hash, commits, pending)
-      try {
-        await this.#host.journal.append(record)
-      } catch (error) {
-        const landed = await this.#reload(record.last, record.hash, toTroupeError(error, 'STORE_FAILED'))
-        if (!landed) {
-          this.#mailbox.unshift(...items)
-          continue
-        }
-      }
+      if (!(await this.#append(record, items))) continue
       this.#hash = record.hash
+      this.#durable = record.last
+      this.#ending.clear()
       this.#pending = pending
       this.#tailBytes += record.bytes.length
       items.forEach((item, index) => this.#act(item, commits[index]!))
       this.#host.schedule(this.id, pending.nextDueAt)
       this.#maybeSnapshot()
     }
+  }
+
+  /** False when the record is not there: its items are back at the head of the mailbox. */
+  async #append(record: JournalRecord, items: readonly Item[]): Promise<boolean> {
+    try {
+      await this.#host.journal.append(record)
+      return true
+    } catch (error) {
+      try {
+        if (await this.#reload(record.last, record.hash, toTroupeError(error, 'STORE_FAILED'))) return true
+      } catch (reason) {
+        this.#mailbox.unshift(...items)
+        throw reason
+      }
+    }
+    this.#mailbox.unshift(...items)
+    return false
+  }
+
+  #decide(draft: Draft): Commit {
+    const one = this.#host.checks ? decideTwice : decide
+    return one(this.#state, this.#stamp(draft), this.#host.context)
   }
 
   #stamp(draft: Draft): Envelope {
@@ -292,13 +342,15 @@ export class Shard {
         await this.#host.journal.refresh(this.id)
         const recovered = await recover(this.#host.journal, this.id, this.#host.context, false)
         this.#state = recovered.state
+        this.#durable = recovered.state.sequence
+        this.#ending.clear()
         this.#hash = recovered.hash
         this.#sealed = recovered.sealed
         this.#tailBytes = recovered.tailBytes
         this.#stalled = null
         return recovered.state.sequence === last && Buffer.from(recovered.hash).equals(hash)
       } catch (error) {
-        if (!isTroupeError(error) || (error.code !== 'STORE_FULL' && error.code !== 'STORE_FAILED')) throw error
+        if (!isStoreTrouble(error)) throw error
         await new Promise<void>((resolve) => this.#host.ports.clock.after(delayMs, resolve))
       }
     }
@@ -329,15 +381,16 @@ export class Shard {
     const { state } = recovered
     this.#pending = { nextDueAt: nextDueAt(state), openEffects: state.effects.size, outbox: 0 }
     if (recovered.diverged !== null) {
-      await this.#own({ type: 'shard.upgraded', until: state.sequence, difference: recovered.diverged })
+      const machines = versionsOf(this.#host.context.machines)
+      await this.#own({ type: 'shard.upgraded', until: state.sequence, difference: recovered.diverged, machines })
       await this.snapshot()
     }
-    const downMs = this.#host.ports.clock.now() - state.at
+    const downMs = this.#host.openedAt() - state.at
     const active = [...state.timers.values()].some((timer) => timer.id.startsWith('active:'))
     if (active && downMs > 0) await this.#own({ type: 'shard.resumed', downMs })
     const crashes = options.unclean ? await this.#countCrashes() : {}
-    for (const key of [...state.timers.keys()]) {
-      if ((crashes[`timer ${key}`] ?? 0) >= maxCrashes) await this.#own({ type: 'timer.crashed', timer: key })
+    for (const [key, timer] of [...state.timers]) {
+      if ((crashes[timerWork(key, timer)] ?? 0) >= maxCrashes) await this.#own({ type: 'timer.crashed', timer: key })
     }
     const open = [...this.#state.effects.values()]
     const parked = open.filter((effect) => effect.parked)
@@ -367,7 +420,7 @@ export class Shard {
     const now = this.#host.ports.clock.now()
     const work = [
       ...[...this.#state.effects.values()].map((effect) => workOf(effect.from, effect.length)),
-      ...[...this.#state.timers].filter(([, timer]) => timer.dueAt <= now).map(([key]) => `timer ${key}`),
+      ...[...this.#state.timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer)),
     ]
     if (work.length === 0) return {}
     const before = await this.#host.journal.getAttempts(this.id)
@@ -401,7 +454,8 @@ export class Shard {
       const draft = { from: 'clock/timer', to: timer.actor, cause, body: { type: 'timer.due' }, values: [] }
       this.post(draft).catch(() => undefined)
     }
-    this.#host.schedule(this.id, nextDueAt(this.#state))
+    // What is due already waits in the mailbox; the commit that takes it looks again.
+    this.#host.schedule(this.id, nextDueAt(this.#state, now))
   }
 
   // ------------------------------------------------------------------------------------------ reading
@@ -492,9 +546,19 @@ export class Shard {
   }
 }
 
+/** The store takes nothing now, and may later. */
+function isStoreTrouble(error: unknown): boolean {
+  return isTroupeError(error) && (error.code === 'STORE_FULL' || error.code === 'STORE_FAILED')
+}
+
 /** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */
 function workOf(from: string, length: number): string {
   return `effect ${from} ${length}`
+}
+
+/** Name of a timer's delivery: one that is planned again under the same id is other work. */
+function timerWork(key: string, timer: Timer): string {
+  return `timer ${key}|${timer.generation}`
 }
 
 function portOf(type: string): string {

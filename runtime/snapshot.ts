@@ -86,6 +86,7 @@ export function takeSnapshot(
 
 /**
  * Rebuilds the state of a stored snapshot.
+ * @param accept whether an actor may go on under another version of its machine, said in words
  * @throws TroupeError `JOURNAL_CORRUPT` when a chunk is missing, `SNAPSHOT_INCOMPATIBLE` when this release cannot read it.
  */
 export async function loadSnapshot(
@@ -94,6 +95,7 @@ export async function loadSnapshot(
   sealed: SealedSegments,
   scope: Scope,
   machines: Machines,
+  accept?: (difference: string) => boolean,
 ): Promise<ShardState> {
   const manifest = decode(stored.bytes) as Manifest
   const contents = await journal.getChunks(stored.shard, stored.chunks)
@@ -109,5 +111,5 @@ export async function loadSnapshot(
     return [name, [...segments.flatMap((segment) => read(segment) as StoredEntry[]), ...open], staged, hash]
   })
   const actors = manifest.actors.map((name) => read(name)) as StoredState['actors']
-  return fromStoredState(stored.shard, { ...manifest.state, actors, logs }, scope, machines)
+  return fromStoredState(stored.shard, { ...manifest.state, actors, logs }, scope, machines, accept)
 }

@@ -170,9 +170,16 @@ export function toStoredLog(name: string, log: Conversation): StoredLog {
 
 /**
  * Rebuilds a state. Conversations come without text.
+ * @param accept whether an actor may go on under another version of its machine, said in words
  * @throws TroupeError `SNAPSHOT_INCOMPATIBLE` for another form, an unknown actor kind or a state that is gone.
  */
-export function fromStoredState(shard: string, stored: StoredState, scope: Scope, machines: Machines): ShardState {
+export function fromStoredState(
+  shard: string,
+  stored: StoredState,
+  scope: Scope,
+  machines: Machines,
+  accept: (difference: string) => boolean = () => false,
+): ShardState {
   if (stored.version !== stateVersion) {
     throw new TroupeError(
       'SNAPSHOT_INCOMPATIBLE',
@@ -187,10 +194,9 @@ export function fromStoredState(shard: string, stored: StoredState, scope: Scope
     const machine = machines[kind]
     if (machine === undefined) throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${shard}: no machine for ${address}`)
     if (stored.machines[kind] !== machine.version) {
-      throw new TroupeError(
-        'SNAPSHOT_INCOMPATIBLE',
-        `${shard}: ${address} was run by version ${stored.machines[kind] ?? '?'} of its machine, this is ${machine.version ?? '?'}`,
-      )
+      const versions = `version ${stored.machines[kind] ?? '?'} of its machine, this is ${machine.version ?? '?'}`
+      const difference = `${address} was run by ${versions}`
+      if (!accept(difference)) throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${shard}: ${difference}`)
     }
     state.actors.set(address, { kind, parent, generation, snapshot: scope.restore(machine, persisted) })
   }
@@ -223,11 +229,11 @@ export function timerKey(actor: string, id: string): string {
   return `${actor}|${id}`
 }
 
-/** Earliest due time of a timer; null when there is none. */
-export function nextDueAt(state: ShardState): number | null {
+/** Earliest due time of a timer, of those after `after`; null when there is none. */
+export function nextDueAt(state: ShardState, after = Number.NEGATIVE_INFINITY): number | null {
   let next: number | null = null
   for (const timer of state.timers.values()) {
-    if (next === null || timer.dueAt < next) next = timer.dueAt
+    if (timer.dueAt > after && (next === null || timer.dueAt < next)) next = timer.dueAt
   }
   return next
 }

@@ -11,7 +11,7 @@
  */
 import type { DecideContext } from './commit.js'
 import type { Ports } from './dispatcher.js'
-import { type TroupeError, toTroupeError } from './errors.js'
+import { TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
 import type { Journal, OpenReport } from './journal.js'
 import type { Log } from './log.js'
@@ -25,6 +25,8 @@ export interface WorkerOptions {
   readonly log: Log
   /** Name of this process in records. */
   readonly executor: string
+  /** Every commit is decided twice and compared. @default false */
+  readonly checks?: boolean
   /** A quiet shard is unloaded after so long. @default 30_000 */
   readonly idleMs?: number
   /** Shards being rebuilt at once. @default 32 */
@@ -47,10 +49,12 @@ export class Worker {
   readonly #pinned = new Map<string, number>()
   readonly #ends = new Map<string, Set<() => void>>()
   #unclean = false
+  #openedAt = 0
   /** Shards whose crash was counted since the journal was opened. */
   readonly #counted = new Set<string>()
   #sweep: (() => void) | null = null
   #closing = false
+  #closed = false
 
   constructor(options: WorkerOptions) {
     this.#options = options
@@ -60,6 +64,8 @@ export class Worker {
       ports: options.ports,
       context: options.context,
       executor: options.executor,
+      checks: options.checks === true,
+      openedAt: () => this.#openedAt,
       schedule: (shard, dueAt) => this.#schedule(shard, dueAt),
       publish: (shard, events) => {
         this.hub.publish(shard, events)
@@ -70,6 +76,7 @@ export class Worker {
       stopped: (shard, reason) => {
         options.log.error('shard stopped', { shard, code: reason.code, reason: reason.message })
         this.#tellEnds(shard)
+        this.hub.wake(shard)
       },
     }
   }
@@ -80,6 +87,7 @@ export class Worker {
     this.#unclean = report.unclean
     for (const damage of report.damaged) this.#options.log.error('shard damaged', { ...damage })
     const now = this.#options.ports.clock.now()
+    this.#openedAt = now
     const open: string[] = []
     for (const head of report.pending) {
       if (head.pending.openEffects > 0 || (head.pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= now)
@@ -96,6 +104,11 @@ export class Worker {
     return this.#active
   }
 
+  /** Nothing more happens here: its shards are closed. */
+  get closed(): boolean {
+    return this.#closed
+  }
+
   /** True when the previous owner did not close the journal. */
   get unclean(): boolean {
     return this.#unclean
@@ -106,14 +119,21 @@ export class Worker {
    * @throws TroupeError as `Shard.activate`.
    */
   shard(id: string, options: { readonly acceptUpgrade?: boolean } = {}): Promise<Shard> {
+    if (this.#closing) return Promise.reject(new TroupeError('RUNTIME_CLOSED', 'the runtime is closed'))
     const active = this.#active.get(id)
     if (active !== undefined) {
       active.lastUsed = this.#options.ports.clock.monotonic()
       return Promise.resolve(active)
     }
     const known = this.#activating.get(id)
-    if (known !== undefined) return known
-    const activating = this.#activate(id, options.acceptUpgrade === true).finally(() => this.#activating.delete(id))
+    if (known !== undefined && options.acceptUpgrade !== true) return known
+    // Whoever woke the shard for its open work did not accept an upgrade: its refusal is not this caller's.
+    const before = known?.catch(() => null) ?? Promise.resolve(null)
+    const activating = before
+      .then((shard) => shard ?? this.#activate(id, options.acceptUpgrade === true))
+      .finally(() => {
+        if (this.#activating.get(id) === activating) this.#activating.delete(id)
+      })
     this.#activating.set(id, activating)
     return activating
   }
@@ -170,7 +190,7 @@ export class Worker {
       const shard = await this.shard(id)
       shard.fireDue()
     } catch (error) {
-      const { code, message } = toTroupeError(error, 'STORE_FAILED') as TroupeError
+      const { code, message } = toTroupeError(error, 'STORE_FAILED')
       this.#options.log.error('shard cannot go on', { shard: id, code, reason: message })
     }
   }
@@ -231,8 +251,14 @@ export class Worker {
     for (const { cancel } of this.#wakes.values()) cancel()
     this.#wakes.clear()
     await Promise.allSettled([...this.#activating.values(), ...this.#unloading.values()])
+    const ids = new Set([...this.#active.keys(), ...this.#ends.keys()])
     await Promise.all([...this.#active.values()].map((shard) => shard.close(graceMs)))
     this.#active.clear()
+    this.#closed = true
+    for (const id of ids) {
+      this.#tellEnds(id)
+      this.hub.wake(id)
+    }
     await this.journal.close()
   }
 }

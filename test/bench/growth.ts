@@ -6,8 +6,8 @@
 import { readFileSync } from 'node:fs'
 import OpenAI from 'openai'
 import { createRuntime, type Runtime } from 'troupe'
-import { benchAgent, median, quantile, round3, say, scratch } from './measure.ts'
-import { resultOf, stubFetch } from './stub.ts'
+import { benchAgent, median, quantile, round3, say, scratch } from './measure.js'
+import { resultOf, stubFetch } from './stub.js'
 
 const measured = 20
 const passes = 12
@@ -30,7 +30,11 @@ async function prepare(start: number, bytes: number): Promise<Prepared> {
   let rounds = start - 1
   const agent = { ...benchAgent(90_000, resultOf(bytes)), continue: true }
   const open = () =>
-    createRuntime({ store: folder.path, durability: 'process', providers: { openai: { baseURL: 'http://127.0.0.1:9/v1', apiKey: 'none', fetch: stubFetch(() => rounds) } } })
+    createRuntime({
+      store: folder.path,
+      durability: 'process',
+      providers: { openai: { baseURL: 'http://127.0.0.1:9/v1', apiKey: 'none', fetch: stubFetch(() => rounds) } },
+    })
   const first = await open()
   await (await first.spawn(agent, { id: 'bench' })).ask('go')
   await first.close({ graceMs: 0 })
@@ -55,11 +59,20 @@ async function prepare(start: number, bytes: number): Promise<Prepared> {
 function raw(start: number, bytes: number): { advance(): Promise<void> } {
   const result = resultOf(bytes)
   let rounds = start - 1
-  const client = new OpenAI({ baseURL: 'http://127.0.0.1:9/v1', apiKey: 'none', maxRetries: 0, fetch: stubFetch(() => rounds) })
+  const client = new OpenAI({
+    baseURL: 'http://127.0.0.1:9/v1',
+    apiKey: 'none',
+    maxRetries: 0,
+    fetch: stubFetch(() => rounds),
+  })
   const messages: OpenAI.ChatCompletionMessageParam[] = [{ role: 'system', content: 'Look at every place.' }]
   for (let at = 0; at < start; at += 1) {
     const id = `call_${at}`
-    messages.push({ role: 'assistant', content: null, tool_calls: [{ id, type: 'function', function: { name: 'look', arguments: `{"at":${at}}` } }] })
+    messages.push({
+      role: 'assistant',
+      content: null,
+      tool_calls: [{ id, type: 'function', function: { name: 'look', arguments: `{"at":${at}}` } }],
+    })
     messages.push({ role: 'tool', tool_call_id: id, content: result(at) })
   }
   return {
@@ -72,7 +85,12 @@ function raw(start: number, bytes: number): { advance(): Promise<void> } {
         messages.push(message)
         if (message.tool_calls === undefined || message.tool_calls.length === 0) return
         for (const call of message.tool_calls) {
-          if (call.type === 'function') messages.push({ role: 'tool', tool_call_id: call.id, content: result((JSON.parse(call.function.arguments) as { at: number }).at) })
+          if (call.type === 'function')
+            messages.push({
+              role: 'tool',
+              tool_call_id: call.id,
+              content: result((JSON.parse(call.function.arguments) as { at: number }).at),
+            })
         }
       }
     },
@@ -107,15 +125,31 @@ async function measure(start: number, bytes: number): Promise<Growth> {
   }
   await ours.close()
   const overhead = median(oursMicros.map((micros, index) => micros - rawMicros[index]!))
-  return { overhead, ours: median(oursMicros), p99: quantile(oursMicros, 0.99), raw: median(rawMicros), bytes: written20 / passes / measured }
+  return {
+    overhead,
+    ours: median(oursMicros),
+    p99: quantile(oursMicros, 0.99),
+    raw: median(rawMicros),
+    bytes: written20 / passes / measured,
+  }
 }
 
 export async function benchGrowth(): Promise<object> {
   const [at100, at1000] = [await measure(starts[0], 1_024), await measure(starts[1], 1_024)]
   const [large100, large1000] = [await measure(starts[0], 32_768), await measure(starts[1], 32_768)]
   say('entered at  ours µs   p99 µs   raw µs  ours-raw µs  bytes/round  bytes/round at 32 KB')
-  for (const [start, small, large] of [[starts[0], at100, large100], [starts[1], at1000, large1000]] as const) {
-    say([String(start).padEnd(10), ...[small.ours, small.p99, small.raw, small.overhead, small.bytes, large.bytes].map((value) => value.toFixed(0).padStart(9))].join(' '))
+  for (const [start, small, large] of [
+    [starts[0], at100, large100],
+    [starts[1], at1000, large1000],
+  ] as const) {
+    say(
+      [
+        String(start).padEnd(10),
+        ...[small.ours, small.p99, small.raw, small.overhead, small.bytes, large.bytes].map((value) =>
+          value.toFixed(0).padStart(9),
+        ),
+      ].join(' '),
+    )
   }
   return {
     bench: 'growth',

@@ -3,10 +3,13 @@
  * Without names: all of them. The table goes to stderr, with `--json` one object a line to stdout.
  */
 const benches: Readonly<Record<string, () => Promise<object>>> = {
-  round: async () => (await import('./round.ts')).benchRound(),
-  growth: async () => (await import('./growth.ts')).benchGrowth(),
-  store: async () => (await import('./store.ts')).benchStore(),
-  throughput: async () => (await import('./throughput.ts')).benchThroughput(),
+  round: async () => (await import('./round.js')).benchRound(),
+  growth: async () => (await import('./growth.js')).benchGrowth(),
+  store: async () => (await import('./store.js')).benchStore(),
+  journal: async () => (await import('./journal.js')).benchJournal(),
+  resume: async () => (await import('./resume.js')).benchResume(),
+  cold: async () => (await import('./cold.js')).benchCold(),
+  throughput: async () => (await import('./throughput.js')).benchThroughput(),
 }
 
 const args = process.argv.slice(2)

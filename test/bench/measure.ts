@@ -7,8 +7,8 @@ import { join } from 'node:path'
 import OpenAI from 'openai'
 import { type CrewHandle, createRuntime, defineAgent, defineTool, type Runtime } from 'troupe'
 import { z } from 'zod'
-import { createFetch } from '../../actors/fetch.ts'
-import { task } from './provider.ts'
+import { createFetch } from '../../actors/fetch.js'
+import { task } from './provider.js'
 
 /** The p-th quantile (0–1) of samples. */
 export function quantile(samples: readonly number[], p: number): number {
@@ -44,11 +44,20 @@ export const lookResult = (at: number): string => `the place ${at} is quiet ${'.
 /** The loop as one writes it by hand on the `openai` client. */
 export function rawContender(name: string, baseURL: string, ownFetch: boolean): Contender {
   const pooled = ownFetch ? createFetch() : null
-  const client = new OpenAI({ baseURL, apiKey: 'none', maxRetries: 0, ...(pooled === null ? {} : { fetch: pooled.fetch }) })
+  const client = new OpenAI({
+    baseURL,
+    apiKey: 'none',
+    maxRetries: 0,
+    ...(pooled === null ? {} : { fetch: pooled }),
+  })
   const tools: OpenAI.ChatCompletionTool[] = [
     {
       type: 'function',
-      function: { name: 'look', description, parameters: { type: 'object', properties: { at: { type: 'number' } }, required: ['at'] } },
+      function: {
+        name: 'look',
+        description,
+        parameters: { type: 'object', properties: { at: { type: 'number' } }, required: ['at'] },
+      },
     },
   ]
   return {
@@ -59,7 +68,12 @@ export function rawContender(name: string, baseURL: string, ownFetch: boolean): 
         { role: 'user', content: task(rounds) },
       ]
       for (;;) {
-        const completion = await client.chat.completions.create({ model: 'gpt-5-mini', messages, tools, max_tokens: 4096 })
+        const completion = await client.chat.completions.create({
+          model: 'gpt-5-mini',
+          messages,
+          tools,
+          max_tokens: 4096,
+        })
         const message = completion.choices[0]!.message
         messages.push(message)
         if (message.tool_calls === undefined || message.tool_calls.length === 0) return
@@ -112,6 +126,7 @@ export async function troupeContender(
     providers: { openai: { baseURL, apiKey: 'none' } },
     ...(folder === null ? {} : { store: folder.path, durability: durability === 'power' ? 'power' : 'process' }),
   })
+  const agent = benchAgent(1_000)
   let count = 0
   let handle: CrewHandle<string> | null = null
   return {
@@ -121,7 +136,7 @@ export async function troupeContender(
     async converse(rounds) {
       if (crews || handle === null) {
         count += 1
-        handle = await runtime.spawn(benchAgent(1_000), { id: `bench-${count}` })
+        handle = await runtime.spawn(agent, { id: `bench-${count}` })
       }
       const result = await handle.ask(task(rounds))
       if (result.rounds !== rounds + 1) throw new Error(`${name}: ${result.rounds} rounds instead of ${rounds + 1}`)
@@ -134,7 +149,11 @@ export async function troupeContender(
 }
 
 /** Runs the contenders in turn, `passes` times; microseconds a round. */
-export async function interleave(contenders: readonly Contender[], rounds: number, passes: number): Promise<Map<string, number[]>> {
+export async function interleave(
+  contenders: readonly Contender[],
+  rounds: number,
+  passes: number,
+): Promise<Map<string, number[]>> {
   const samples = new Map<string, number[]>(contenders.map(({ name }) => [name, []]))
   for (let pass = -2; pass < passes; pass += 1) {
     for (const contender of contenders) {

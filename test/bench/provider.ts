@@ -16,9 +16,12 @@ export interface Provider {
 
 /** Starts the provider and waits until it listens. */
 export async function startProvider(): Promise<Provider> {
-  const child: ChildProcess = fork(self, ['serve'], { execArgv: process.execArgv, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
+  const child: ChildProcess = fork(self, ['serve'], {
+    execArgv: process.execArgv,
+    stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+  })
   const baseURL = await new Promise<string>((resolve, reject) => {
-    child.once('message', (url) => resolve(String(url)))
+    child.once('message', (url) => resolve(url as string))
     child.once('exit', (code) => reject(new Error(`provider ended with ${code}`)))
   })
   return { baseURL, stop: () => child.kill('SIGKILL') }

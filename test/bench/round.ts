@@ -1,6 +1,6 @@
 /** One agent, 20 rounds with one `idempotent` tool call each, over the same loop by hand on the `openai` client. */
-import { type Contender, interleave, median, quantile, rawContender, round3, say, troupeContender } from './measure.ts'
-import { startProvider } from './provider.ts'
+import { type Contender, interleave, median, quantile, rawContender, round3, say, troupeContender } from './measure.js'
+import { startProvider } from './provider.js'
 
 const rounds = 20
 
@@ -16,7 +16,10 @@ export async function benchRound(): Promise<object> {
   try {
     const samples = await interleave(contenders, rounds, 30)
     say('contender            µs/round  p99')
-    for (const [name, values] of samples) say(`${name.padEnd(20)} ${median(values).toFixed(0).padStart(8)} ${quantile(values, 0.99).toFixed(0).padStart(8)}`)
+    for (const [name, values] of samples)
+      say(
+        `${name.padEnd(20)} ${median(values).toFixed(0).padStart(8)} ${quantile(values, 0.99).toFixed(0).padStart(8)}`,
+      )
     const over = (name: string, floor: string) => round3(median(samples.get(name)!) / median(samples.get(floor)!))
     return {
       bench: 'round',

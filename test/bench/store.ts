@@ -2,8 +2,8 @@
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { createRuntime } from 'troupe'
-import { benchAgent, round3, say, scratch } from './measure.ts'
-import { stubFetch } from './stub.ts'
+import { benchAgent, round3, say, scratch } from './measure.js'
+import { stubFetch } from './stub.js'
 
 const rounds = 100
 const bytes = 1_024

@@ -2,7 +2,7 @@
  * A `fetch` that answers like the provider, in this process and without a socket: for counting what the rest costs.
  * It never looks at the conversation, only at its own count of calls.
  */
-import { lookResult } from './measure.ts'
+import { lookResult } from './measure.js'
 
 /** Asks for the tool until `rounds` calls were made, then answers; starts over after the answer. */
 export function stubFetch(rounds: () => number): typeof fetch {
@@ -11,7 +11,13 @@ export function stubFetch(rounds: () => number): typeof fetch {
     const more = done < rounds()
     done = more ? done + 1 : 0
     const message = more
-      ? { role: 'assistant', content: null, tool_calls: [{ id: `call_${done}`, type: 'function', function: { name: 'look', arguments: `{"at":${done}}` } }] }
+      ? {
+          role: 'assistant',
+          content: null,
+          tool_calls: [
+            { id: `call_${done}`, type: 'function', function: { name: 'look', arguments: `{"at":${done}}` } },
+          ],
+        }
       : { role: 'assistant', content: 'done' }
     const body = {
       id: 'stub',
@@ -20,7 +26,9 @@ export function stubFetch(rounds: () => number): typeof fetch {
       choices: [{ index: 0, message, finish_reason: more ? 'tool_calls' : 'stop' }],
       usage: { prompt_tokens: 100, completion_tokens: 10, total_tokens: 110 },
     }
-    return Promise.resolve(new Response(JSON.stringify(body), { status: 200, headers: { 'content-type': 'application/json' } }))
+    return Promise.resolve(
+      new Response(JSON.stringify(body), { status: 200, headers: { 'content-type': 'application/json' } }),
+    )
   }
 }
 

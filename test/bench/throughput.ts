@@ -1,6 +1,6 @@
 /** 100 crews at once, 20 rounds each, over 100 hand-written loops on the `openai` client. Wall time and CPU. */
-import { type Contender, median, rawContender, round3, say, troupeContender } from './measure.ts'
-import { startProvider } from './provider.ts'
+import { type Contender, median, rawContender, round3, say, troupeContender } from './measure.js'
+import { startProvider } from './provider.js'
 
 const crews = 100
 const rounds = 20
@@ -41,7 +41,8 @@ export async function benchThroughput(): Promise<object> {
     const rate = (name: string) => median(samples.get(name)!.map((sample) => sample.roundsPerSecond))
     const cpu = (name: string) => median(samples.get(name)!.map((sample) => sample.cpuMicros))
     say('contender            rounds/s  CPU µs/round')
-    for (const name of samples.keys()) say(`${name.padEnd(20)} ${rate(name).toFixed(0).padStart(8)} ${cpu(name).toFixed(0).padStart(8)}`)
+    for (const name of samples.keys())
+      say(`${name.padEnd(20)} ${rate(name).toFixed(0).padStart(8)} ${cpu(name).toFixed(0).padStart(8)}`)
     return {
       bench: 'throughput',
       durableOverRaw: round3(rate('process') / rate('raw')),

@@ -1,0 +1,250 @@
+/**
+ * The control socket: how other processes reach the crews of a store that this process owns.
+ *
+ * Owns: the socket and its place, serving requests.
+ * Does not own: the wire (`control-wire.ts`), the other end (`control-client.ts`), what a request does (`runtime.ts`).
+ *
+ * - C1 Only the holder of the store's lock listens, and only it removes a socket that a dead owner left.
+ * - C2 The socket is its owner's alone: mode 0600, or in a folder of mode 0700.
+ * - C3 No request, however malformed, large or slow, harms the process or another connection.
+ * - C4 A listening or connected socket keeps no process alive.
+ */
+import { chmod, rm, writeFile } from 'node:fs/promises'
+import { createServer, type Server, type Socket } from 'node:net'
+import { join } from 'node:path'
+import {
+  type ControlRequest,
+  controlRequest,
+  maxRequestBytes,
+  namingFile,
+  placeSocket,
+  readLine,
+  toLine,
+  tooLong,
+  toWireCommit,
+  wireVersion,
+} from './control-wire.js'
+import { TroupeError, toTroupeError } from './errors.js'
+import type { Log } from './log.js'
+import type { CrewHandle, RunInput, Runtime } from './runtime.js'
+
+/** Connections at once; one more is closed at once. */
+const maxConnections = 256
+/** A connection that asks nothing for so long is closed. */
+const silentMs = 10_000
+
+/** What the socket lets others reach. */
+export interface ControlTarget {
+  /** Folder of the store. */
+  readonly store: string
+  /** Reads, commands and removes. */
+  readonly runtime: Runtime
+  /** The handle of a crew that this process has spawned. */
+  crew(id: string): CrewHandle | undefined
+  readonly log: Log
+}
+
+/** Stops listening and closes every connection. */
+export type Unlisten = () => Promise<void>
+
+/** Listens for a store's lock holder. A socket that cannot be had is a warning: the store works without. */
+export async function listenControl(target: ControlTarget): Promise<Unlisten> {
+  let folder: string | null = null
+  try {
+    const place = await placeSocket(target.store)
+    folder = place.folder
+    await rm(place.path, { force: true })
+    const control = new ControlServer(target)
+    await control.listen(place.path)
+    const named = join(target.store, namingFile)
+    if (folder === null) await rm(named, { force: true })
+    else await writeFile(named, `${place.path}\n`, { mode: 0o600 })
+    return async () => {
+      await control.close()
+      if (folder === null) return
+      await rm(named, { force: true })
+      await rm(folder, { recursive: true, force: true })
+    }
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    target.log.warn('no control socket', { store: target.store, reason })
+    if (folder !== null) await rm(folder, { recursive: true, force: true }).catch(() => undefined)
+    return async () => undefined
+  }
+}
+
+class ControlServer {
+  readonly #target: ControlTarget
+  readonly #server: Server
+  readonly #sockets = new Set<Socket>()
+
+  constructor(target: ControlTarget) {
+    this.#target = target
+    this.#server = createServer((socket) => this.#accept(socket))
+    this.#server.maxConnections = maxConnections
+  }
+
+  async listen(path: string): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject)
+      // The socket is made inside this call: with the mask nobody can reach it before `chmod`.
+      const restore = maskFiles()
+      try {
+        this.#server.listen(path, resolve)
+      } finally {
+        restore()
+      }
+    })
+    this.#server.on('error', (error) => this.#target.log.warn('control socket', { reason: error.message }))
+    this.#server.unref()
+    await chmod(path, 0o600)
+  }
+
+  async close(): Promise<void> {
+    const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()))
+    for (const socket of this.#sockets) socket.destroy()
+    await closed
+  }
+
+  #accept(socket: Socket): void {
+    this.#sockets.add(socket)
+    socket.unref()
+    socket.on('error', () => socket.destroy())
+    socket.on('close', () => this.#sockets.delete(socket))
+    socket.write(toLine({ troupe: wireVersion, pid: process.pid }))
+    void this.#serve(socket)
+      .catch(() => undefined)
+      .finally(() => socket.destroySoon())
+  }
+
+  async #serve(socket: Socket): Promise<void> {
+    const silence = setTimeout(() => socket.destroy(), silentMs)
+    silence.unref()
+    const gone = new AbortController()
+    socket.on('close', () => {
+      clearTimeout(silence)
+      gone.abort()
+    })
+    try {
+      const request = await firstLine(socket)
+      if (request === null) return
+      clearTimeout(silence)
+      for await (const item of this.#answer(readLine(request, controlRequest), gone.signal)) {
+        if (gone.signal.aborted) return
+        await send(socket, item)
+      }
+    } catch (error) {
+      await send(socket, { error: toTroupeError(error, 'STORE_FAILED').toRecord() })
+    }
+  }
+
+  async *#answer(request: ControlRequest, signal: AbortSignal): AsyncGenerator<object, void, void> {
+    const { runtime } = this.#target
+    switch (request.method) {
+      case 'list':
+        for await (const item of runtime.list()) yield { item }
+        return yield { result: null }
+      case 'show':
+        return yield { result: await runtime.show(request.crew) }
+      case 'journal':
+        for await (const commit of runtime.journal(request.crew, request.from)) yield { item: toWireCommit(commit) }
+        return yield { result: null }
+      case 'remove':
+        return yield { result: (await this.#remove(request.crew)) ?? null }
+      case 'pause':
+        return yield { result: (await runtime.pause(request.crew)) ?? null }
+      case 'resume':
+        return yield { result: (await runtime.resume(request.crew)) ?? null }
+      case 'cancel':
+        return yield { result: (await runtime.cancel(request.crew, request.run)) ?? null }
+      case 'attach':
+        this.#crew(request.crew, request.definition)
+        return yield { result: null }
+      case 'start': {
+        const options = { key: request.key, ...(request.data === undefined ? {} : { data: request.data }) }
+        const run = this.#crew(request.crew, request.definition).start(request.input as RunInput, options)
+        return yield { result: await run.id }
+      }
+      case 'current':
+        return yield { result: (await (await this.#crew(request.crew).current())?.id) ?? null }
+      case 'find':
+        return yield { result: await this.#crew(request.crew).run(request.run).id }
+      case 'result':
+        return yield { result: await this.#crew(request.crew).run(request.run).result }
+      case 'events':
+        for await (const item of this.#crew(request.crew).run(request.run).stream({ since: request.since, signal }))
+          yield { item }
+        return yield { result: null }
+    }
+  }
+
+  /** A crew with a run that is going on stays: whoever waits for it would wait for ever. */
+  async #remove(id: string): Promise<void> {
+    const { runtime } = this.#target
+    const going = this.#target.crew(id) === undefined ? undefined : (await runtime.show(id)).runs.find(isGoing)
+    if (going !== undefined) {
+      const { runId } = going
+      throw new TroupeError(
+        'MESSAGE_REFUSED',
+        `${id} is at work on ${runId} in process ${process.pid}: cancel it first`,
+      )
+    }
+    await runtime.remove(id)
+  }
+
+  #crew(id: string, definition?: string): CrewHandle {
+    const crew = this.#target.crew(id)
+    if (crew !== undefined && (definition === undefined || crew.definition === definition)) return crew
+    const why = crew === undefined ? `which has no crew ${id}` : `which runs ${id} with another definition`
+    const { store } = this.#target
+    throw new TroupeError('STORE_BUSY', `${store} is in use by process ${process.pid}, ${why}`, {
+      retryable: true,
+      details: { path: store, pid: process.pid },
+    })
+  }
+}
+
+function isGoing(run: { readonly status: string }): boolean {
+  return run.status !== 'finished'
+}
+
+/** The first line; null when the other end leaves before. What comes after it is read and dropped, so that a leave is seen. */
+function firstLine(socket: Socket): Promise<string | null> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = []
+    let room = maxRequestBytes
+    const take = (chunk: Buffer): void => {
+      const end = chunk.indexOf(10)
+      const part = end < 0 ? chunk : chunk.subarray(0, end)
+      room -= part.length
+      chunks.push(part)
+      if (end < 0 && room >= 0) return
+      socket.off('data', take).resume()
+      if (room < 0) reject(tooLong(maxRequestBytes))
+      else resolve(Buffer.concat(chunks).toString('utf8'))
+    }
+    socket.on('data', take).on('close', () => resolve(null))
+  })
+}
+
+/** Writes a line and waits until the reader has room for more. */
+async function send(socket: Socket, value: object): Promise<void> {
+  if (socket.destroyed || socket.write(toLine(value))) return
+  await new Promise<void>((resolve) => {
+    const done = (): void => {
+      socket.off('drain', done).off('close', done)
+      resolve()
+    }
+    socket.on('drain', done).on('close', done)
+  })
+}
+
+/** New files are their owner's alone until the returned function is called. A worker thread cannot have that. */
+function maskFiles(): () => void {
+  try {
+    const before = process.umask(0o177)
+    return () => process.umask(before)
+  } catch {
+    return () => undefined
+  }
+}
