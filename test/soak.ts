@@ -1,0 +1,141 @@
+/**
+ * `npm run soak [-- AREA] [--scale N]`: the full counts of what `npm test` runs at a tenth, written to `test/soak.json`
+ * together with the commit they were run on. One process a part; parts run one after the other, two where they fit.
+ */
+import { execFileSync, spawn } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import type { BudgetReport } from './fault/budget-trials.js'
+import type { KillReport } from './fault/kill-trials.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { scale: { type: 'string', default: '1' }, bench: { type: 'boolean', default: true } },
+  allowNegative: true,
+})
+const areas = ['core']
+const area = positionals[0] ?? 'core'
+if (!areas.includes(area)) {
+  process.stderr.write(`no area ${area}; there are: ${areas.join(', ')}\n`)
+  process.exit(2)
+}
+const scale = Number(values.scale)
+const commit = execFileSync('git', ['rev-parse', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim()
+const dirty =
+  execFileSync('git', ['status', '--porcelain', '--untracked-files=no'], { cwd: root, encoding: 'utf8' }).trim() !== ''
+const base = Number.parseInt(commit.slice(0, 8), 16)
+const say = (text: string): void => void process.stderr.write(`${new Date().toISOString().slice(11, 19)} ${text}\n`)
+
+interface Part {
+  readonly code: number | null
+  readonly seconds: number
+  readonly stdout: string
+}
+
+/** Runs a program of the repository; its stderr passes through. */
+function run(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Part> {
+  const start = performance.now()
+  const child = spawn(process.execPath, args, {
+    cwd: root,
+    env: {
+      ...process.env,
+      JITI_TSCONFIG_PATHS: 'true',
+      TROUPE_SCALE: String(scale),
+      TROUPE_SEED: String(base % 1_000_000),
+      ...env,
+    },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  let stdout = ''
+  child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()))
+  return new Promise((resolve) => {
+    child.once('close', (code) => resolve({ code, seconds: Math.round((performance.now() - start) / 1_000), stdout }))
+  })
+}
+
+const typescript = ['--import', 'jiti/register']
+/** The last line of JSON that a program printed. */
+function lastJson(stdout: string): Record<string, unknown> {
+  const line = stdout
+    .trim()
+    .split('\n')
+    .findLast((text) => text.startsWith('{'))
+  return line === undefined ? {} : (JSON.parse(line) as Record<string, unknown>)
+}
+
+async function simulation(): Promise<object> {
+  const seeds = Math.round(100_000 * scale)
+  say(`simulation: ${seeds} seeds`)
+  const part = await run([
+    ...typescript,
+    'test/simulation/main.ts',
+    '--seeds',
+    String(seeds),
+    '--base',
+    String(base),
+    '--json',
+  ])
+  return { ok: part.code === 0, seconds: part.seconds, ...lastJson(part.stdout) }
+}
+
+/** A vitest run of the slow tests, by file. */
+async function tests(name: string, files: readonly string[]): Promise<object> {
+  say(`${name}: ${files.join(' ')}`)
+  const part = await run(['node_modules/vitest/vitest.mjs', 'run', '--project', 'real', '--reporter', 'json', ...files])
+  const report = lastJson(part.stdout) as { numPassedTests?: number; numFailedTests?: number; numPendingTests?: number }
+  return {
+    ok: part.code === 0,
+    seconds: part.seconds,
+    passed: report.numPassedTests ?? 0,
+    failed: report.numFailedTests ?? 0,
+    skipped: report.numPendingTests ?? 0,
+  }
+}
+
+async function kills(): Promise<object> {
+  const { runKillTrials } = await import('./fault/kill-trials.js')
+  const count = Math.round(300 * scale)
+  say(`kills: ${count}`)
+  const report: KillReport = await runKillTrials({ kills: count, seed: base })
+  return { ok: report.violations.length === 0, ...report }
+}
+
+async function budget(): Promise<object> {
+  const { runBudgetTrials } = await import('./fault/budget-trials.js')
+  const trials = Math.max(1, Math.round(20 * scale))
+  say(`budget: ${trials} trials`)
+  const report: BudgetReport = await runBudgetTrials({ trials, seed: base })
+  return { ok: report.violations.length === 0, ...report }
+}
+
+async function bench(): Promise<object> {
+  say('benches')
+  const part = await run(['--expose-gc', ...typescript, 'test/bench/main.ts', '--json'])
+  const lines = part.stdout
+    .trim()
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+  return { ok: part.code === 0, seconds: part.seconds, results: lines.map((line) => JSON.parse(line) as unknown) }
+}
+
+const parts: Record<string, object> = {}
+const write = (): void => {
+  const report = { commit, dirty, area, scale, node: process.version, parts }
+  writeFileSync(fileURLToPath(new URL('soak.json', import.meta.url)), `${JSON.stringify(report, null, 2)}\n`)
+}
+const steps: Readonly<Record<string, () => Promise<object>>> = {
+  kills,
+  budget,
+  storage: () => tests('storage', ['test/fault/storage.slow.test.ts', 'test/fault/bit-flips.slow.test.ts']),
+  mutants: () => tests('mutants', ['test/simulation/mutants.test.ts']),
+  simulation,
+  ...(values.bench ? { bench } : {}),
+}
+for (const [name, step] of Object.entries(steps)) {
+  parts[name] = await step().catch((error: unknown) => ({ ok: false, error: String(error) }))
+  say(`${name}: ${(parts[name] as { ok: boolean }).ok ? 'held' : 'BROKEN'}`)
+  write()
+}
+process.exit(Object.values(parts).every((part) => (part as { ok: boolean }).ok) ? 0 : 1)
