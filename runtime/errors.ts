@@ -26,17 +26,14 @@ export const errorCodes = [
   'RUNS_FULL',
   'COMMIT_OVERFLOW',
   'ROUND_LIMIT',
-  'DEPTH_LIMIT',
   'BUDGET_EXHAUSTED',
   // ends of a run
   'RUN_CANCELLED',
   'OUTPUT_INVALID',
   'MODEL_FAILED',
-  'TOOL_FAILED',
   'ACTOR_FAILED',
   'OUTCOME_IGNORED',
   'EFFECT_CRASHED',
-  'EFFECT_UNKNOWN',
   'CONTEXT_NOT_PLAIN',
   'IMPURE_MACHINE',
   // storage and life cycle
@@ -49,7 +46,6 @@ export const errorCodes = [
   'SNAPSHOT_INCOMPATIBLE',
   'BLOB_MISSING',
   'UPGRADE_REFUSED',
-  'SEQ_TRIMMED',
   'SHARD_STOPPED',
   'RUNTIME_CLOSED',
 ] as const
