@@ -14,6 +14,8 @@ import { type ToolInput, type ToolMessage, to } from './messages.js'
 interface ToolContext extends ToolInput {
   /** Number of the execution that was asked for last; the first is 1. */
   attempt: number
+  /** Executions that failed: these use up retries, one that died with its process does not. */
+  failures: number
   retryMs: number
 }
 
@@ -42,7 +44,7 @@ const tool = setup({
       event.type === 'tool.failed' &&
       event.retryMs !== null &&
       context.effect !== 'once' &&
-      context.attempt <= context.retries,
+      context.failures < context.retries,
     /** A lost call that must not be made again without being asked for. */
     doubtful: ({ context, event }) => event.type === 'effect.interrupted' && event.started && context.effect === 'once',
     verifies: ({ context }) => context.onUnknown === 'verify',
@@ -54,9 +56,9 @@ const tool = setup({
     call: sendTo(to('port/tool'), ({ context }) => callOf(context, 'tool.call')),
     verify: sendTo(to('port/tool'), ({ context }) => callOf(context, 'tool.verify')),
     stop: sendTo(to('port/tool'), { type: 'effect.cancel' }),
-    planRetry: assign(({ event }) => {
+    planRetry: assign(({ context, event }) => {
       assertEvent(event, 'tool.failed')
-      return { retryMs: event.retryMs ?? 0 }
+      return { failures: context.failures + 1, retryMs: event.retryMs ?? 0 }
     }),
     showRetry: emit(({ context, event }) => {
       assertEvent(event, 'tool.failed')
@@ -98,7 +100,7 @@ function callOf(context: ToolContext, type: 'tool.call' | 'tool.verify') {
 export const toolMachine = tool.createMachine({
   id: 'tool',
   version: '1',
-  context: ({ input }) => ({ ...input, attempt: 1, retryMs: 0 }),
+  context: ({ input }) => ({ ...input, attempt: 1, failures: 0, retryMs: 0 }),
   initial: 'running',
   on: {
     'tool.cancel': { target: '.done', actions: 'stop' },
