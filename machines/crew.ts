@@ -102,9 +102,14 @@ const limitsOf = (context: CrewContext, agent: string): Limits | null => context
 const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
 const counted = (context: CrewContext, agent: string) =>
   context.data.limits.toolCalls !== undefined || limitsOf(context, agent)?.toolCalls !== undefined
-const keptOf = (context: CrewContext, task: Task): Kept =>
-  context.kept[context.data.lead] ?? { conversation: task.run, length: 0, tokens: 0 }
 const keeps = (context: CrewContext, agent: string) => context.data.agents[agent]?.keep === true
+const keptOf = (context: CrewContext, task: Task): Kept => {
+  const kept = keeps(context, context.data.lead) ? context.kept[context.data.lead] : undefined
+  return kept ?? { conversation: task.run, length: 0, tokens: 0 }
+}
+/** Whether an end moves a kept conversation: also when the definition does not ask for it any more. */
+const grows = (context: CrewContext, agent: string, conversation: string) =>
+  keeps(context, agent) || context.kept[agent]?.conversation === conversation
 const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
   const { [key]: _, ...rest } = record
   return rest
@@ -270,6 +275,8 @@ const crew = setup({
     cancelOrphans: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'actor.failed')
       for (const address of delegatesOf(context, event.address)) enqueue.sendTo(to(address), { type: 'run.cancel' })
+      const theirs = context.waiting.filter((call) => call.caller === event.address)
+      for (const log of dropped(theirs)) enqueue.sendTo(log, { type: 'log.drop' })
       enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.address) })
     }),
     dropWorker: enqueueActions(({ context, event, enqueue }) => {
@@ -345,7 +352,8 @@ const crew = setup({
         assertEvent(event, 'agent.finished')
         const { conversation, length, tokens } = event
         const agent = context.workers[event.address]!.agent
-        return keeps(context, agent) ? { ...context.kept, [agent]: { conversation, length, tokens } } : context.kept
+        const moved = grows(context, agent, conversation)
+        return moved ? { ...context.kept, [agent]: { conversation, length, tokens } } : context.kept
       },
     }),
     /** Nobody knows how far a lead that failed had come: its next run begins anew. */

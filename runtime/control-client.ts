@@ -149,7 +149,7 @@ export class RemoteRuntime implements Runtime {
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const hash = this.#hashOf(crew)
     await this.#client.ask({ method: 'attach', crew: id, definition: hash })
-    const handle = new RemoteCrew<Output>(id, hash, this.#client)
+    const handle = new RemoteCrew<Output>(id, crew.lead, hash, this.#client)
     this.#crews.set(id, handle)
     return handle
   }
@@ -202,11 +202,13 @@ export class RemoteRuntime implements Runtime {
 /** A crew that runs in the process that owns the store. */
 class RemoteCrew<Output> implements CrewHandle<Output> {
   readonly id: string
+  readonly #lead: string
   readonly #definition: string
   readonly #client: ControlClient
 
-  constructor(id: string, definition: string, client: ControlClient) {
+  constructor(id: string, lead: string, definition: string, client: ControlClient) {
     this.id = id
+    this.#lead = lead
     this.#definition = definition
     this.#client = client
   }
@@ -255,6 +257,7 @@ class RemoteCrew<Output> implements CrewHandle<Output> {
     const client = this.#client
     return new Run<Output>({
       started,
+      lead: this.#lead,
       result: async (run) => (await client.ask({ method: 'result', crew, run })) as RunResult<Output>,
       events: async function* (run, after, { signal }) {
         const since = after === null ? {} : { since: `${crew}-${after.sequence}-${after.index}` }

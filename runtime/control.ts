@@ -12,6 +12,7 @@
 import { chmod, rm, writeFile } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import {
   type ControlRequest,
   controlRequest,
@@ -30,8 +31,10 @@ import type { CrewHandle, RunInput, Runtime } from './runtime.js'
 
 /** Connections at once; one more is closed at once. */
 const maxConnections = 256
-/** A connection that asks nothing for so long is closed. */
+/** A connection that asks nothing for so long, or stays for so long after its answer, is closed. */
 const silentMs = 10_000
+/** Answers that are on their way have so long when the store is closed. */
+const lastAnswersMs = 250
 
 /** What the socket lets others reach. */
 export interface ControlTarget {
@@ -77,6 +80,7 @@ class ControlServer {
   readonly #target: ControlTarget
   readonly #server: Server
   readonly #sockets = new Set<Socket>()
+  readonly #serving = new Set<Promise<void>>()
 
   constructor(target: ControlTarget) {
     this.#target = target
@@ -102,6 +106,10 @@ class ControlServer {
 
   async close(): Promise<void> {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()))
+    const late = new AbortController()
+    const timeout = delay(lastAnswersMs, undefined, { signal: late.signal }).catch(() => undefined)
+    await Promise.race([Promise.all(this.#serving), timeout])
+    late.abort()
     for (const socket of this.#sockets) socket.destroy()
     await closed
   }
@@ -112,9 +120,15 @@ class ControlServer {
     socket.on('error', () => socket.destroy())
     socket.on('close', () => this.#sockets.delete(socket))
     socket.write(toLine({ troupe: wireVersion, pid: process.pid }))
-    void this.#serve(socket)
+    const serving = this.#serve(socket)
       .catch(() => undefined)
-      .finally(() => socket.destroySoon())
+      .then(() => {
+        this.#serving.delete(serving)
+        // Not destroyed at once: an answer is lost when it leaves before all of the request has come.
+        socket.end()
+        socket.setTimeout(silentMs, () => socket.destroy())
+      })
+    this.#serving.add(serving)
   }
 
   async #serve(socket: Socket): Promise<void> {

@@ -277,10 +277,7 @@ const agentShape = z.strictObject({
 
 const crewShape = z.strictObject({
   name: z.string().regex(namePattern),
-  agents: z.record(
-    z.string().regex(namePattern),
-    z.custom<Agent>((value) => hasKind(value, 'agent'), 'an agent of defineAgent'),
-  ),
+  agents: z.record(z.string().regex(namePattern), z.custom<Agent>(isAgent, 'an agent of defineAgent')),
   lead: z.string(),
   budget: z.strictObject({ ...budgetFields, per: z.enum(['run', 'crew']).optional() }).default({}),
   limits: z
@@ -300,6 +297,20 @@ const crewShape = z.strictObject({
 /** A schema of zod 4, of this or another copy of zod: a crew file may bring its own. */
 function isSchema(value: unknown): boolean {
   return typeof value === 'object' && value !== null && '_zod' in value
+}
+
+/** Made by `defineAgent`, of this or another copy of the package: a kind alone does not make one. */
+function isAgent(value: unknown): boolean {
+  return (
+    hasKind(value, 'agent') && ['models', 'tools', 'delegates', 'limits'].every((field) => field in (value as object))
+  )
+}
+
+function isCrew(value: unknown): boolean {
+  if (!hasKind(value, 'crew')) return false
+  const { name, agents, lead, limits } = value as Partial<Crew>
+  const whole = typeof name === 'string' && typeof lead === 'string' && limits !== undefined
+  return whole && typeof agents === 'object' && agents !== null && isAgent(agents[lead])
 }
 
 function hasKind(value: unknown, kind: string): boolean {
@@ -402,8 +413,8 @@ export function defineCrew<
 
 /** A crew of one from an agent; a crew stays what it is. @throws TroupeError `CREW_INVALID` for anything else. */
 export function toCrew<Output>(definition: Crew<Output> | Agent<Output>, name?: string): Crew<Output> {
-  if (hasKind(definition, 'crew')) return definition as Crew<Output>
-  if (!hasKind(definition, 'agent')) {
+  if (isCrew(definition)) return definition as Crew<Output>
+  if (!isAgent(definition)) {
     throw new TroupeError('CREW_INVALID', 'not a crew of defineCrew or an agent of defineAgent')
   }
   const agent = definition as Agent<Output>

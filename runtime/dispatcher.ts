@@ -174,7 +174,7 @@ export class Dispatcher {
   }
 
   #break(effect: Effect, error: unknown): Outcome | null {
-    const reason = toTroupeError(error, 'TOOL_FAILED')
+    const reason = toTroupeError(error, 'ACTOR_FAILED')
     if (reason.code === 'JOURNAL_CORRUPT' || reason.code === 'BLOB_MISSING') {
       this.#shard.stop(reason)
       return null
@@ -249,7 +249,7 @@ export class Dispatcher {
       return { body: { type: 'effect.interrupted', started: false }, values: [] }
     const brought = toolOutcome(outcome, call, shard.ports)
     // Only who was told to stop may bring nothing.
-    if (brought === null && !signal.aborted) throw new TroupeError('TOOL_FAILED', 'the tool port brought no outcome')
+    if (brought === null && !signal.aborted) throw new TroupeError('ACTOR_FAILED', 'the tool port brought no outcome')
     return brought
   }
 

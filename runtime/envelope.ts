@@ -11,6 +11,7 @@ import { z } from 'zod'
 import { BlobRef, type Value } from './codec.js'
 import { TroupeError } from './errors.js'
 import type { Message } from './scope.js'
+import type { ShardState } from './state.js'
 
 /** One external message to an actor of a shard. */
 export interface Envelope {
@@ -61,6 +62,31 @@ export function checkType(type: string): void {
   // XState would believe a forged completion of a child or timer.
   if (/^xstate\./i.test(type))
     throw new TroupeError('MESSAGE_REFUSED', `messages of type ${type.slice(0, 80)} are made inside only`)
+}
+
+/** Which outcomes an effect may have. */
+const outcomesOf: Readonly<Record<string, readonly string[]>> = {
+  'model.call': ['model.replied', 'model.failed', 'effect.interrupted', 'effect.crashed'],
+  'tool.call': ['tool.succeeded', 'tool.failed', 'effect.interrupted', 'effect.crashed'],
+  'tool.verify': ['tool.verified', 'effect.interrupted', 'effect.crashed'],
+}
+
+/**
+ * Refuses what says it comes from a port and cannot: an outcome of an effect that never was, of another kind of effect,
+ * or for another actor than the one that asked. One of a closed effect is merely late.
+ * @throws TroupeError `OUTCOME_FORGED`.
+ */
+export function checkOutcome(draft: Draft, state: Pick<ShardState, 'shard' | 'sequence' | 'effects'>): void {
+  if (!draft.from.startsWith('port/')) return
+  const { from, to, cause, body } = draft
+  const effect = state.effects.get(cause)
+  const asked = effect === undefined ? null : effect.body.type
+  const isKnown = asked !== null || Number(/^(\d{1,15})-\d{1,9}$/.exec(cause)?.[1] ?? Infinity) <= state.sequence
+  const types = asked === null ? Object.values(outcomesOf).flat() : (outcomesOf[asked] ?? [])
+  const port = body.type.startsWith('effect.') ? from : `port/${body.type.split('.')[0] ?? ''}`
+  if (isKnown && types.includes(body.type) && from === port && (effect === undefined || effect.from === to)) return
+  const what = `${body.type.slice(0, 80)} from ${from.slice(0, 80)} for ${to.slice(0, 80)}`
+  throw new TroupeError('OUTCOME_FORGED', `${state.shard}: ${what} is no outcome of the effect '${cause.slice(0, 80)}'`)
 }
 
 /** Messages that the shard itself takes, at `shard/self`. */

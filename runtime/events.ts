@@ -67,13 +67,19 @@ function liveToCloudEvent(shard: string, live: LiveEvent, count: number, now: nu
   }
 }
 
+/** Whether an event passed by and is stored nowhere: its id is no cursor. */
+export function isLive({ type }: TroupeEvent): boolean {
+  return type === 'troupe.model.delta' || type === 'troupe.tool.progress'
+}
+
 /** Reads a cursor; null for something else. Shard ids may hold `-`, sequences and indexes do not. */
 export function parseCursor(text: string): Cursor | null {
   const match = /-(\d{1,15})-(\d{1,9})$/.exec(text)
   return match === null ? null : { sequence: Number(match[1]), index: Number(match[2]) }
 }
 
-function isAfter(placed: PlacedEvent, cursor: Cursor): boolean {
+/** Whether an event lies behind a cursor. */
+export function isAfter(placed: PlacedEvent, cursor: Cursor): boolean {
   return placed.sequence > cursor.sequence || (placed.sequence === cursor.sequence && placed.index > cursor.index)
 }
 

@@ -92,6 +92,8 @@ export interface RuntimeOptions {
 interface SharedStore {
   readonly opening: Promise<{ readonly worker: Worker; readonly unlisten: Unlisten }>
   readonly runtimes: Set<LocalRuntime>
+  /** Closes the model ports of all runtimes, also of closed ones: a call may still be on its way. */
+  readonly ends: (() => Promise<void>)[]
   users: number
   closing: Promise<void> | null
 }
@@ -178,11 +180,13 @@ async function share(
     if (store.users === 0) {
       store.closing = unlisten()
         .then(() => worker.close(runtime.graceMs))
+        .then(() => Promise.all(store.ends.map((end) => end())))
+        .then(() => undefined)
         .finally(() => stores.delete(path))
     }
     await store.closing
-    await closeModel()
   }
+  store.ends.push(closeModel)
   const runtime: LocalRuntime = new LocalRuntime({ worker, bind, release })
   store.runtimes.add(runtime)
   return runtime
@@ -202,7 +206,7 @@ function openStore(path: string, options: RuntimeOptions, log: Log): SharedStore
   const opening = open(createLevelJournal({ path, durability: options.durability ?? 'power' }), options, log).then(
     async (worker) => ({ worker, unlisten: await listen(worker) }),
   )
-  const store: SharedStore = { opening, runtimes, users: 0, closing: null }
+  const store: SharedStore = { opening, runtimes, ends: [], users: 0, closing: null }
   stores.set(path, store)
   opening.catch(() => stores.delete(path))
   return store

@@ -28,7 +28,10 @@ export interface Loss {
   readonly sound: number
   /** Hash of the record that ends with it. */
   readonly hash: Uint8Array
-  /** First and last commit that go; `to` is the last one that is known of. */
+  /**
+   * First and last commit that go; `to` is the last one that is known of. `to < from`: none goes, the damage is in
+   * history that a snapshot stands in for.
+   */
   readonly from: number
   readonly to: number
 }
@@ -54,8 +57,13 @@ export async function findLoss(
   }
   const walked = await walkNewest(journal, crew, context)
   const problem = walked.problem ?? (mark === undefined ? null : new TroupeError(mark.code, mark.reason))
-  if (problem === null) return null
   const { sequence, hash } = walked
+  if (problem === null) {
+    const { problem: history } = (await walk(journal, crew, null)) ?? { problem: null }
+    if (history === null) return null
+    const { code, message: reason } = history
+    return { crew, code, reason, sound: sequence, hash, from: sequence + 1, to: sequence }
+  }
   // A lost tail of unknown length lost at least one commit.
   const to = Math.max(known, sequence + 1)
   return { crew, code: problem.code, reason: problem.message, sound: sequence, hash, from: sequence + 1, to }

@@ -8,7 +8,7 @@
  * - U2 `result` rejects lazily: a run whose result nobody awaits never ends the process.
  */
 import type { ErrorCode } from './errors.js'
-import { type Cursor, parseCursor, type TroupeEvent } from './events.js'
+import { type Cursor, isLive, parseCursor, type TroupeEvent } from './events.js'
 
 /** What a run used. */
 export interface RunUsage {
@@ -70,6 +70,8 @@ export interface RunSource<Output> {
     options: { live: boolean; signal?: AbortSignal | undefined },
   ): AsyncGenerator<TroupeEvent, void, void>
   cancel(run: string): Promise<void>
+  /** Whose replies `text` gives. @default everybody's */
+  readonly lead?: string
   /** Says that somebody watches from now on, so that the first reply is streamed too; ends with the returned function. */
   watch?(): () => void
 }
@@ -158,13 +160,14 @@ export class Run<Output = unknown> {
 
   async *#text(): AsyncGenerator<string, void, void> {
     for await (const event of this.stream()) {
-      if (event.type === 'troupe.model.delta') yield String(event.data['text'])
+      const { lead = event.data['agent'] } = this.#source
+      if (event.type === 'troupe.model.delta' && event.data['agent'] === lead) yield String(event.data['text'])
     }
   }
 }
 
 /** One event in the form of a text/event-stream. Live ones have no id: they are no cursors. */
 export function toServerSentEvent(event: TroupeEvent): string {
-  const id = parseCursor(event.id) === null || event.id.includes('-live-') ? '' : `id: ${event.id}\n`
+  const id = isLive(event) ? '' : `id: ${event.id}\n`
   return `${id}event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`
 }

@@ -19,8 +19,8 @@ import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
 import { checkId } from './envelope.js'
 import { instructionsOf } from './edge.js'
-import { type ErrorCode, TroupeError } from './errors.js'
-import { type Cursor, streamEvents, type TroupeEvent } from './events.js'
+import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
+import { type Cursor, isAfter, streamEvents, type TroupeEvent } from './events.js'
 import type { ShardHead } from './journal.js'
 import { estimateTokens } from './prepared-crew.js'
 import { fromRecord, type PlacedEvent, type RecordedCommit } from './record.js'
@@ -91,6 +91,8 @@ export interface CrewDetails extends CrewInfo {
   readonly actors: readonly { readonly address: string; readonly state: string; readonly waitsFor: string | null }[]
   readonly runs: readonly RunInfo[]
   readonly stopped: { readonly code: ErrorCode; readonly reason: string } | null
+  /** Its agents hold before their next model call, until `resume`. */
+  readonly paused: boolean
 }
 
 const part = z.discriminatedUnion('type', [
@@ -205,6 +207,7 @@ export class Runtime {
       })),
       runs: [...state.runs.values()].map(runInfo),
       stopped: shard.stopped === null ? null : { code: shard.stopped.code, reason: shard.stopped.message },
+      paused: (state.actors.get(crewAddress)?.snapshot.context as { paused?: boolean } | undefined)?.paused === true,
     }
   }
 
@@ -251,7 +254,12 @@ export class Runtime {
   async #close(graceMs: number): Promise<void> {
     for (const handle of this.#crews.values()) handle.release()
     this.#graceMs = graceMs
-    await this.#parts.release()
+    const leave = stayAlive()
+    try {
+      await this.#parts.release()
+    } finally {
+      leave()
+    }
   }
 
   #graceMs = 30_000
@@ -359,6 +367,7 @@ export class CrewHandle<Output = unknown> {
       result: (id) => this.#result(id),
       events: (id, after, rest) => this.#events(id, after, rest),
       cancel: (id) => this.cancel(id),
+      lead: this.#live.prepared.crew.lead,
       watch: () => this.#worker.hub.subscribe(this.id, nobody),
     })
     if (options.signal !== undefined) cancelOn(options.signal, run)
@@ -372,6 +381,7 @@ export class CrewHandle<Output = unknown> {
       result: (known) => this.#result(known),
       events: (known, after, rest) => this.#events(known, after, rest),
       cancel: (known) => this.cancel(known),
+      lead: this.#live.prepared.crew.lead,
     })
   }
 
@@ -431,7 +441,11 @@ export class CrewHandle<Output = unknown> {
     options: StartOptions,
   ): Promise<string> {
     const { prepared } = this.#live
-    const system = await instructionsOf(prepared, prepared.crew.lead, text, options.data ?? null)
+    const { lead } = prepared.crew
+    const system = await instructionsOf(prepared, lead, text, options.data ?? null).catch((error: unknown) => {
+      const { message } = toTroupeError(error, 'INPUT_INVALID')
+      throw new TroupeError('INPUT_INVALID', `the instructions of ${lead} threw: ${message}`, { cause: error })
+    })
     const all = [...(system === null ? [] : [system]), ...messages]
     const tokens = estimateTokens(all.reduce((sum, message) => sum + message.length, 0))
     const body = { type: 'crew.task', tokens, messages: all.length, key, data: data !== null }
@@ -457,7 +471,9 @@ export class CrewHandle<Output = unknown> {
     }
     const entries = shard.state.logs.get(finished.conversation)?.entries.slice(finished.skip, finished.until) ?? []
     const texts = await textsOf(this.#worker.journal, this.id, entries)
-    const messages = texts.map((text) => JSON.parse(text) as ChatMessage)
+    // A system message that `instructions` made is the first of a run; one of the caller's own stays.
+    const made = typeof this.#live.prepared.crew.agents[this.#live.prepared.crew.lead]?.instructions === 'function'
+    const messages = texts.slice(made ? 1 : 0).map((text) => JSON.parse(text) as ChatMessage)
     const last = entries.at(-1)
     const typed = this.#live.prepared.agents.get(this.#live.prepared.crew.lead)?.agent.output !== undefined
     const value =
@@ -517,20 +533,23 @@ export class CrewHandle<Output = unknown> {
   ): AsyncGenerator<TroupeEvent, void, void> {
     const shard = await this.#shard()
     const run = knownRun(shard, id)
-    let mine = run.status !== 'queued' && after !== null && after.sequence > run.sequence
+    // Which of the crew's events are this run's shows at its start: reading begins there, whatever the cursor.
+    let mine = false
     const is = ({ event }: PlacedEvent, type: string) => event.type === type && event['run'] === id
+    const isOther = ({ event }: PlacedEvent) => event.type.startsWith('run.') && event['run'] !== id
     const unpin = this.#worker.pin(this.id)
     const leave = stayAlive()
     try {
       yield* streamEvents({
         shard: this.id,
-        after: after ?? { sequence: run.sequence, index: -1 },
+        after: { sequence: run.sequence, index: -1 },
         journal: this.#worker.journal,
         hub: this.#worker.hub,
         isLast: (placed) => is(placed, 'run.finished'),
         wants: (placed) => {
           if (is(placed, 'run.started')) mine = true
-          return mine || is(placed, 'run.queued') || is(placed, 'run.finished')
+          const isMine = (mine && !isOther(placed)) || is(placed, 'run.queued') || is(placed, 'run.finished')
+          return isMine && (after === null || isAfter(placed, after))
         },
         wantsLive: options.live ? (event) => event.run === id : null,
         now: () => Date.now(),

@@ -16,7 +16,7 @@ import { decideTwice } from './checks.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
 import { valuesAt } from './content.js'
 import { Dispatcher, type LiveCrew, type LiveEvent, type Ports } from './dispatcher.js'
-import { type Draft, type Envelope, sizeOf } from './envelope.js'
+import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
 import type { Journal, JournalRecord, Pending } from './journal.js'
 import { eventsOf, type PlacedEvent, toRecord } from './record.js'
@@ -184,9 +184,11 @@ export class Shard {
   /**
    * Takes an envelope; resolves with its commit when that is durable.
    * @param work new work is refused when there is no room; outcomes and timers are not.
-   * @throws TroupeError `MAILBOX_FULL`, `STORE_FULL`, `STORE_FAILED`, `SHARD_STOPPED`.
+   * @throws TroupeError `MESSAGE_REFUSED`, `OUTCOME_FORGED`, `MAILBOX_FULL`, `STORE_FULL`, `STORE_FAILED`, `SHARD_STOPPED`.
    */
   async post(draft: Draft, work = false): Promise<Commit> {
+    checkType(draft.body.type)
+    checkOutcome(draft, this.#state)
     this.#checkRoom(draft, work)
     const values = draft.values.some((value) => typeof value === 'string' && value.length > blobBytes / 4)
       ? await Promise.all(draft.values.map((value) => this.#store(value, work)))

@@ -1,6 +1,6 @@
 /**
  * `npm run bench -- NAME… [--json]`: measures against raw floors in the same run; a report, not a test.
- * Without names: all of them. The table goes to stderr, with `--json` one object a line to stdout.
+ * Measures the built package (`dist/`). Without names: all of them. The table goes to stderr, with `--json` one object a line to stdout.
  */
 const benches: Readonly<Record<string, () => Promise<object>>> = {
   round: async () => (await import('./round.js')).benchRound(),

@@ -1,0 +1,116 @@
+#!/usr/bin/env node
+/**
+ * The command line: which words mean what. Each command's code is loaded when it is called.
+ *
+ * Owns: commander, the end of the process.
+ * Does not own: what a command does (one file for each group), exit codes and errors (`output.ts`).
+ */
+import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { Command, CommanderError, InvalidArgumentError } from 'commander'
+
+const usage = 2
+
+const program = new Command('troupe')
+  .description('Runs crews of agents, and looks after them.')
+  .option('-V, --version', 'print the version')
+  .on('option:version', () => {
+    const path = createRequire(import.meta.url).resolve('troupe/package.json')
+    process.stdout.write(`${(JSON.parse(readFileSync(path, 'utf8')) as { version: string }).version}\n`)
+    process.exit(0)
+  })
+  .showHelpAfterError('(troupe --help lists the commands)')
+  .exitOverride()
+
+/** A command on a store. */
+function storeCommand(words: string, description: string): Command {
+  return program
+    .command(words)
+    .description(description)
+    .option('--store <dir>', 'folder of the store', '.troupe')
+    .option('--json', 'print one JSON object a line')
+}
+
+/** Does a command's work, then ends the process: what a crew file left open does not hold it. */
+async function end(work: () => Promise<number>, json: boolean | undefined): Promise<void> {
+  // The runtime's own timers hold no process.
+  setInterval(() => undefined, 2 ** 30)
+  let code: number
+  try {
+    code = await work()
+  } catch (error) {
+    const { reportError } = await import('./output.js')
+    code = reportError(error, json === true)
+  }
+  await Promise.all([process.stdout, process.stderr].map((stream) => new Promise((done) => stream.write('', done))))
+  process.exit(code)
+}
+
+function sequence(text: string): number {
+  const value = Number(text)
+  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('a commit is a whole number from 1')
+  return value
+}
+
+type Options = import('./show.js').StoreOptions
+
+storeCommand('run <file>', 'give a task to the crew or agent that FILE exports by default')
+  .option('--input <text>', 'the task; else stdin, else the `input` export of FILE')
+  .option('--id <crew>', 'id of the crew in the store (default: its name)')
+  .option('--new', 'start another run, though one of the same task is there')
+  .option('--accept-upgrade', 'go on although changed code decides otherwise')
+  .action((file: string, options: import('./run.js').RunOptions) =>
+    end(async () => (await import('./run.js')).run(file, options), options.json),
+  )
+
+storeCommand('ps', 'list the crews of a store').action((options: Options) =>
+  end(async () => (await import('./show.js')).ps(options), options.json),
+)
+
+storeCommand('show <id>', 'show a crew: its runs, its actors, what they wait for').action(
+  (id: string, options: Options) => end(async () => (await import('./show.js')).show(id, options), options.json),
+)
+
+storeCommand('journal <id>', 'print the commits of a crew')
+  .option('--from <sequence>', 'first commit', sequence, 1)
+  .action((id: string, options: Options & { from: number }) =>
+    end(async () => (await import('./journal.js')).journal(id, options), options.json),
+  )
+
+storeCommand('rm <id>', 'delete a crew and everything it stored').action((id: string, options: Options) =>
+  end(async () => (await import('./show.js')).rm(id, options), options.json),
+)
+
+storeCommand('pause <id>', 'hold the agents of a crew before their next model call').action(
+  (id: string, options: Options) =>
+    end(async () => (await import('./show.js')).command('pause', id, options), options.json),
+)
+
+storeCommand('resume <id>', 'let the agents of a paused crew go on').action((id: string, options: Options) =>
+  end(async () => (await import('./show.js')).command('resume', id, options), options.json),
+)
+
+storeCommand('cancel <id>', 'end the current run of a crew')
+  .option('--run <run>', 'end this run')
+  .action((id: string, options: Options & { run?: string }) =>
+    end(async () => (await import('./show.js')).command('cancel', id, options), options.json),
+  )
+
+storeCommand('repair <id>', 'tell what a damaged crew lost')
+  .option('--accept-loss', 'go on from its last sound record')
+  .action((id: string, options: Options & { acceptLoss?: boolean }) =>
+    end(async () => (await import('./journal.js')).repair(id, options), options.json),
+  )
+
+// A reader that leaves is no error. `run` stops its run first.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error
+  if (process.stdout.listenerCount('error') === 1) process.exit(0)
+})
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error
+  process.exit(error.exitCode === 0 ? 0 : usage)
+}

@@ -1,0 +1,324 @@
+/**
+ * `troupe run`: one task to a crew, from the command line to the answer.
+ *
+ * Owns: where the task comes from, which run it is, the clean stop, the end that the shell sees.
+ * Does not own: the run (`runtime.ts`), loading (`load.ts`), lines (`progress.ts`, `output.ts`).
+ *
+ * - R1 The same command goes on with the run that it started; `--new` starts another, which the same command without
+ *   `--new` then goes on with.
+ * - R2 One signal stops cleanly and names the command that goes on; a second one ends at once.
+ * - R3 When the process that owns the store goes away, this one takes the run over.
+ */
+import { fstatSync } from 'node:fs'
+import { toTroupeError, TroupeError } from '../errors.js'
+import { isLive, type TroupeEvent } from '../events.js'
+import type { CrewHandle, Runtime } from '../face.js'
+import { createRuntime, keyOf } from '../index.js'
+import type { Run, RunResult } from '../run.js'
+import type { RunInfo, RunInput } from '../runtime.js'
+import { loadCrew } from './load.js'
+import {
+  count,
+  dollars,
+  duration,
+  exitCodes,
+  oneLine,
+  painter,
+  plural,
+  reportError,
+  shellQuote,
+  withDetails,
+  writeAnswer,
+  writeJson,
+  writeLine,
+} from './output.js'
+import { Progress } from './progress.js'
+
+/** Options of `troupe run`. */
+export interface RunOptions {
+  readonly input?: string
+  readonly id?: string
+  readonly new?: boolean
+  readonly store: string
+  readonly json?: boolean
+  readonly acceptUpgrade?: boolean
+}
+
+/** How long a clean stop waits for what is running. */
+const graceMs = 10_000
+/** A last event may come this much later than the result. */
+const lastEventMs = 1_000
+/** Silence on stdin after which somebody is told what is being waited for. */
+const silentMs = 1_000
+
+/** Runs a crew file. Returns the exit code. */
+export async function run(file: string, options: RunOptions): Promise<number> {
+  const interruption = new Interruption()
+  process.on('uncaughtException', (thrown: unknown) => {
+    const message = thrown instanceof Error ? thrown.message : String(thrown)
+    const error = new TroupeError('ACTOR_FAILED', `code of the crew threw outside of a call: ${message}`, {
+      cause: thrown,
+    })
+    process.exit(reportError(withDetails(error, { command: goOn(false) }), options.json === true))
+  })
+  try {
+    const loaded = await loadCrew(file)
+    const id = options.id ?? loaded.crew.name
+    const input = await inputOf(options, loaded.input)
+    const task = new Task(id, input, options, goOn(false))
+    for (;;) {
+      const runtime = await createRuntime({ store: options.store })
+      try {
+        const spawn = { id, acceptUpgrade: options.acceptUpgrade === true }
+        const end = await task.follow(runtime, await runtime.spawn(loaded.crew, spawn), interruption)
+        if (end !== 'owner gone') return end
+      } finally {
+        // Others may have runs here: they get the same time as ours.
+        await runtime.close({ graceMs: interruption.quiet ? 0 : graceMs })
+        if (interruption.signal.aborted && !interruption.quiet) task.tellInterrupted()
+      }
+    }
+  } catch (error) {
+    const known = toTroupeError(error, 'CREW_INVALID')
+    const goes = known.code === 'UPGRADE_REFUSED' ? `${goOn(false)} --accept-upgrade` : goOn(false)
+    const later = known.code === 'UPGRADE_REFUSED' || known.retryable || known.code.startsWith('STORE_')
+    return reportError(later ? withDetails(known, { command: goes }) : error, options.json === true)
+  } finally {
+    interruption.stop()
+  }
+}
+
+/** The command that goes on with this one's run, or that starts another run of the same task. */
+function goOn(another: boolean): string {
+  const words = process.argv.slice(2).filter((word) => word !== '--new')
+  const stdin = !words.some((word) => word.startsWith('--input')) && !process.stdin.isTTY && readStdin !== null
+  return `troupe ${shellQuote(another ? [...words, '--new'] : words)}${stdin ? ' # with the same input' : ''}`
+}
+
+// The task.
+
+let readStdin: string | null = null
+
+async function inputOf(options: RunOptions, exported: RunInput | undefined): Promise<RunInput> {
+  if (options.input !== undefined) return options.input
+  if (hasStdin()) {
+    const text = await textOfStdin()
+    if (text !== '') return (readStdin = text)
+  }
+  if (exported !== undefined) return exported
+  throw new TroupeError('INPUT_INVALID', 'no input: give --input TEXT, or text on stdin, or an `input` export')
+}
+
+/** Whether somebody may write to stdin: no terminal, and neither closed nor /dev/null. */
+function hasStdin(): boolean {
+  try {
+    const stat = fstatSync(0)
+    return stat.isFIFO() || stat.isFile() || stat.isSocket()
+  } catch {
+    return false
+  }
+}
+
+/** All of stdin, without a last line break. */
+async function textOfStdin(): Promise<string> {
+  const telling = setTimeout(() => writeLine('reading the input from stdin …'), silentMs)
+  const chunks: Buffer[] = []
+  try {
+    for await (const chunk of process.stdin as AsyncIterable<Buffer>) chunks.push(chunk)
+  } finally {
+    clearTimeout(telling)
+  }
+  return Buffer.concat(chunks)
+    .toString('utf8')
+    .replace(/\r?\n$/, '')
+}
+
+// Interruptions.
+
+/** Signals and a reader that left. */
+class Interruption {
+  readonly #controller = new AbortController()
+  /** The reader of stdout is gone: there is nobody to tell anything. */
+  quiet = false
+
+  constructor() {
+    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, this.#onSignal)
+    process.stdout.on('error', this.#onPipe)
+    process.stderr.on('error', ignore)
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal
+  }
+
+  stop(): void {
+    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(name, this.#onSignal)
+  }
+
+  readonly #onSignal = (): void => {
+    if (this.signal.aborted) process.exit(exitCodes.interrupted)
+    writeLine(`stopping: what is running has ${duration(graceMs)} to end; once more stops now`)
+    this.#controller.abort()
+  }
+
+  readonly #onPipe = (error: NodeJS.ErrnoException): void => {
+    if (error.code !== 'EPIPE') throw error
+    this.quiet = true
+    this.#controller.abort()
+  }
+}
+
+function ignore(): void {
+  // Nobody reads our lines: the run goes on all the same.
+}
+
+// The run.
+
+type Outcome = { readonly result: RunResult<unknown> } | { readonly error: TroupeError } | 'interrupted'
+
+/** One task, followed to its end. */
+class Task {
+  readonly #id: string
+  readonly #input: RunInput
+  readonly #options: RunOptions
+  readonly #command: string
+  readonly #started = performance.now()
+  #runId = ''
+  /** Last event that was seen: a second owner goes on behind it. */
+  #since: string | undefined
+
+  constructor(id: string, input: RunInput, options: RunOptions, command: string) {
+    this.#id = id
+    this.#input = input
+    this.#options = options
+    this.#command = command
+  }
+
+  /** Starts the run, or goes on with it. */
+  async follow(runtime: Runtime, crew: CrewHandle, interruption: Interruption): Promise<number | 'owner gone'> {
+    const details = await runtime.show(this.#id)
+    const { key, known } = this.#keyOf(details.runs)
+    const run = crew.start(this.#input, { key })
+    const leaving = new AbortController()
+    // Watched before it begins, so that the first reply is streamed too.
+    const events = run.stream({ since: this.#since, signal: leaving.signal })
+    const first = events.next()
+    first.catch(() => undefined)
+    this.#runId = await run.id
+    this.#tellStart(known, runtime)
+    if (known?.status !== 'finished' && details.paused) {
+      this.#say(`  it is paused: \`troupe resume ${this.#id}\` lets it go on`)
+    }
+    const watching = this.#watch(first, events)
+    const outcome = await outcomeOf(run, interruption.signal)
+    if (outcome === 'interrupted' || ('error' in outcome && !isEnd(outcome.error))) leaving.abort()
+    await Promise.race([watching, new Promise((resolve) => setTimeout(resolve, lastEventMs).unref())])
+    leaving.abort()
+    if (outcome === 'interrupted') return interruption.quiet ? exitCodes.done : exitCodes.interrupted
+    if ('result' in outcome) return this.#tellResult(outcome.result, known)
+    if (outcome.error.code !== 'RUNTIME_CLOSED') return this.#tellError(outcome.error)
+    this.#say('the process that owned the store is gone: going on here')
+    return 'owner gone'
+  }
+
+  /** The key of the newest run of this task, or of one more. */
+  #keyOf(runs: readonly RunInfo[]): { readonly key: string; readonly known: RunInfo | null } {
+    const base = keyOf(this.#id, this.#input)
+    const mine = runs.filter((run) => run.key === base || run.key.startsWith(`${base}.`))
+    const newest = mine.at(-1)
+    // After the first try of this command `--new` has been done.
+    const another = this.#options.new === true && this.#runId === ''
+    if (newest === undefined) return { key: base, known: null }
+    return another ? { key: `${base}.${mine.length}`, known: null } : { key: newest.key, known: newest }
+  }
+
+  async #watch(first: Promise<IteratorResult<TroupeEvent>>, events: AsyncIterator<TroupeEvent>): Promise<void> {
+    const progress = this.#options.json === true ? null : new Progress()
+    try {
+      for (let next = await first; next.done !== true; next = await events.next()) {
+        const event = next.value
+        if (!isLive(event)) this.#since = event.id
+        if (progress === null) writeJson(event)
+        // What happened before this process began was told by another.
+        else if (Date.parse(event.time) < performance.timeOrigin - 1) progress.learn(event)
+        else progress.show(event)
+      }
+    } catch {
+      // The result says what happened.
+    } finally {
+      progress?.flush()
+    }
+  }
+
+  #say(line: string): void {
+    if (this.#options.json !== true) writeLine(line)
+  }
+
+  #tellStart(known: RunInfo | null, runtime: Runtime): void {
+    const paint = painter(process.stderr)
+    const where = 'owner' in runtime ? ` in process ${String(runtime.owner)}` : ''
+    const what = known === null ? '' : known.status === 'finished' ? ' finished before' : ' goes on'
+    this.#say(`${paint('bold', this.#id)} ${this.#runId}${what}${where}`)
+  }
+
+  #tellResult(result: RunResult<unknown>, known: RunInfo | null): number {
+    const { output, usage, cost, runId, finishReason, rounds } = result
+    if (this.#options.json === true) {
+      writeJson({ type: 'result', output, usage, cost, runId, finishReason, rounds })
+      return exitCodes.done
+    }
+    const paint = painter(process.stderr)
+    const parts = [
+      plural(rounds, 'round'),
+      plural(usage.modelCalls, 'model call'),
+      plural(usage.toolCalls, 'tool call'),
+      `${count(usage.tokens)} tokens`,
+      dollars(cost.usd),
+      ...(known?.status === 'finished' ? [] : [duration(performance.now() - this.#started)]),
+    ]
+    writeLine(`${paint('green', 'done')} ${runId} ${paint('dim', `· ${parts.join(' · ')}`)}`)
+    if (known?.status === 'finished') writeLine(paint('dim', '  its stored result; --new starts another run'))
+    writeAnswer(output)
+    return exitCodes.done
+  }
+
+  #tellError(error: TroupeError): number {
+    const { details } = error
+    const command = isEnd(error) ? goOn(true) : this.#command
+    if (this.#options.json !== true && typeof details['tokens'] === 'number') {
+      const parts = [
+        plural(Number(details['modelCalls']), 'model call'),
+        `${count(details['tokens'])} tokens`,
+        dollars(Number(details['costNanoUsd']) / 1e9),
+      ]
+      const paint = painter(process.stderr)
+      writeLine(`${paint('red', 'failed')} ${this.#runId} ${paint('dim', `· ${parts.join(' · ')}`)}`)
+    }
+    return reportError(withDetails(error, { command }), this.#options.json === true)
+  }
+
+  /** Names the command that goes on. */
+  tellInterrupted(): void {
+    const details = { command: this.#command, ...(this.#runId === '' ? {} : { runId: this.#runId }) }
+    if (this.#options.json === true)
+      writeJson({ type: 'error', code: 'RUNTIME_CLOSED', message: 'interrupted', details })
+    else writeLine(`interrupted; go on with: ${oneLine(this.#command, 10_000)}`)
+  }
+}
+
+async function outcomeOf(run: Run, signal: AbortSignal): Promise<Outcome> {
+  const interrupted = new Promise<Outcome>((resolve) => {
+    if (signal.aborted) resolve('interrupted')
+    else signal.addEventListener('abort', () => resolve('interrupted'), { once: true })
+  })
+  const ended = run.result.then(
+    (result): Outcome => ({ result }),
+    (error: unknown): Outcome => ({ error: toTroupeError(error, 'ACTOR_FAILED') }),
+  )
+  return Promise.race([ended, interrupted])
+}
+
+/** Whether the run itself ended with this error; with another one it goes on some time. */
+function isEnd(error: TroupeError): boolean {
+  return 'costNanoUsd' in error.details
+}

@@ -1,0 +1,127 @@
+/**
+ * `troupe ps`, `show`, `rm`, `pause`, `resume`, `cancel`: looking at crews and telling them what to do.
+ *
+ * Owns: how crews are shown.
+ * Does not own: reaching them: beside a running process through its control socket, else by opening the store.
+ */
+import { existsSync } from 'node:fs'
+import { TroupeError } from '../errors.js'
+import type { Runtime } from '../face.js'
+import { createRuntime } from '../index.js'
+import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
+import {
+  count,
+  dollars,
+  duration,
+  exitCodes,
+  oneLine,
+  painter,
+  plural,
+  writeJson,
+  writeLine,
+  writeTable,
+} from './output.js'
+
+/** Options of every command on a store. */
+export interface StoreOptions {
+  readonly store: string
+  readonly json?: boolean
+}
+
+/** Opens an existing store for one command, or reaches its owner. @throws TroupeError `CONFIG_INVALID` when there is none. */
+export async function withStore<T>(store: string, work: (runtime: Runtime) => Promise<T>): Promise<T> {
+  checkStore(store)
+  const runtime = await createRuntime({ store, log: 'silent' })
+  try {
+    return await work(runtime)
+  } finally {
+    await runtime.close({ graceMs: 0 })
+  }
+}
+
+/** A store is not made by looking at it. @throws TroupeError `CONFIG_INVALID`. */
+export function checkStore(store: string): void {
+  if (!existsSync(store))
+    throw new TroupeError('CONFIG_INVALID', `there is no store ${store}: --store DIR names another`)
+}
+
+/** Lists the crews of a store. */
+export async function ps(options: StoreOptions): Promise<number> {
+  return withStore(options.store, async (runtime) => {
+    const rows: string[][] = [['CREW', 'COMMITS', 'STATE']]
+    for await (const crew of runtime.list()) {
+      if (options.json === true) writeJson(crew)
+      else rows.push([crew.id, count(crew.sequence), stateOf(crew)])
+    }
+    if (options.json !== true) writeTable(rows)
+    return exitCodes.done
+  })
+}
+
+function stateOf({ openEffects, nextDueAt }: CrewInfo): string {
+  if (openEffects > 0) return `at work: ${plural(openEffects, 'open call')}`
+  if (nextDueAt === null) return 'idle'
+  const ms = nextDueAt - Date.now()
+  return ms <= 0 ? 'due' : `waits ${duration(ms)}`
+}
+
+/** Shows one crew. */
+export async function show(id: string, options: StoreOptions): Promise<number> {
+  return withStore(options.store, async (runtime) => {
+    const details = await runtime.show(id)
+    if (options.json === true) writeJson(details)
+    else writeDetails(details)
+    return exitCodes.done
+  })
+}
+
+function writeDetails(details: CrewDetails): void {
+  const paint = painter(process.stdout)
+  const name = details.crew === '' || details.crew === details.id ? '' : ` (${details.crew})`
+  const head = [plural(details.sequence, 'commit'), stateOf(details), ...(details.paused ? ['paused'] : [])]
+  writeLine(`${paint('bold', details.id)}${name} · ${head.join(' · ')}`, process.stdout)
+  if (details.stopped !== null) {
+    writeLine(paint('red', `stopped: ${details.stopped.code}: ${oneLine(details.stopped.reason)}`), process.stdout)
+  }
+  if (details.runs.length > 0) writeLine(paint('dim', 'runs'), process.stdout)
+  for (const run of details.runs) writeLine(`  ${runLine(run)}`, process.stdout)
+  if (details.actors.length > 0) writeLine(paint('dim', 'actors'), process.stdout)
+  for (const { address, state, waitsFor } of details.actors) {
+    writeLine(`  ${address}  ${state}${waitsFor === null ? '' : `, waits for ${oneLine(waitsFor)}`}`, process.stdout)
+  }
+}
+
+function runLine(run: RunInfo): string {
+  if (run.status !== 'finished') return `${run.runId}  ${run.status}`
+  const end = run.code === null ? 'done' : `${run.code}: ${oneLine(run.reason)}`
+  return `${run.runId}  ${end} · ${plural(run.rounds, 'round')} · ${count(run.tokens)} tokens · ${dollars(run.costUsd)}`
+}
+
+/** Deletes a crew. */
+export async function rm(id: string, options: StoreOptions): Promise<number> {
+  return told(id, options, 'removed', (runtime) => runtime.remove(id))
+}
+
+/** Holds, lets go or ends a crew's current run. */
+export async function command(
+  what: 'pause' | 'resume' | 'cancel',
+  id: string,
+  options: StoreOptions & { readonly run?: string },
+): Promise<number> {
+  const done = { pause: 'paused', resume: 'resumed', cancel: 'cancelled' }[what]
+  return told(id, options, done, (runtime) =>
+    what === 'cancel' ? runtime.cancel(id, options.run) : what === 'pause' ? runtime.pause(id) : runtime.resume(id),
+  )
+}
+
+async function told(
+  id: string,
+  options: StoreOptions,
+  done: string,
+  work: (runtime: Runtime) => Promise<void>,
+): Promise<number> {
+  await withStore(options.store, work)
+  if (options.json === true) writeJson({ type: done, crew: id })
+  else writeLine(`${id} ${done}`)
+  return exitCodes.done
+}
