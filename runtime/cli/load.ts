@@ -4,8 +4,8 @@
  * Owns: jiti (loaded for TypeScript only), the one copy of `troupe` that a crew file gets, errors of a crew file.
  * Does not own: what a crew is (`define.ts` of the runtime).
  *
- * - L1 Whatever is wrong with the file is `CREW_INVALID` and names the place, where there is one.
- * - L2 `troupe` in a TypeScript crew file is the very package that the command runs from; a JavaScript file takes what
+ * - CF1 Whatever is wrong with the file is `CREW_INVALID` and names the place, where there is one.
+ * - CF2 `troupe` in a TypeScript crew file is the very package that the command runs from; a JavaScript file takes what
  *   Node resolves, and that package where Node finds none. Definitions are known by their `kind`, so either works.
  */
 import { stat } from 'node:fs/promises'

@@ -4,9 +4,9 @@
  * Owns: colour, quoting, shortening, the form of results and errors, what each error code means for the shell.
  * Does not own: progress of a run (`progress.ts`), what a command does.
  *
- * - T1 Text that came from outside never reaches a terminal with control characters in it.
- * - T2 Answers go to stdout, everything else to stderr; with `--json` stdout holds one JSON object a line and no more.
- * - T3 An error is one line and a hint; a stack only with TROUPE_DEBUG.
+ * - OU1 Text that came from outside never reaches a terminal with control characters in it.
+ * - OU2 Answers go to stdout, everything else to stderr; with `--json` stdout holds one JSON object a line and no more.
+ * - OU3 An error is one line and a hint; a stack only with TROUPE_DEBUG.
  */
 import { type ErrorCode, type ErrorDetails, TroupeError, toTroupeError } from '../errors.js'
 

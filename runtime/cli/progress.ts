@@ -4,8 +4,8 @@
  * Owns: which events get a line and how it reads.
  * Does not own: the events (`events.ts` of the runtime), the answer (`output.ts`).
  *
- * - P1 A line tells who did what; content is never shown, for events have none.
- * - P2 A reply and the calls it asked for are one line.
+ * - PG1 A line tells who did what; content is never shown, for events have none.
+ * - PG2 A reply and the calls it asked for are one line.
  */
 import type { TroupeEvent } from '../events.js'
 import { count, dollars, duration, oneLine, type Paint, painter, plural, size, writeLine } from './output.js'

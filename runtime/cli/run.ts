@@ -4,10 +4,10 @@
  * Owns: where the task comes from, which run it is, the clean stop, the end that the shell sees.
  * Does not own: the run (`runtime.ts`), loading (`load.ts`), lines (`progress.ts`, `output.ts`).
  *
- * - R1 The same command goes on with the run that it started; `--new` starts another, which the same command without
+ * - CR1 The same command goes on with the run that it started; `--new` starts another, which the same command without
  *   `--new` then goes on with.
- * - R2 One signal stops cleanly and names the command that goes on; a second one ends at once.
- * - R3 When the process that owns the store goes away, this one takes the run over.
+ * - CR2 One signal stops cleanly and names the command that goes on; a second one ends at once.
+ * - CR3 When the process that owns the store goes away, this one takes the run over.
  */
 import { fstatSync } from 'node:fs'
 import { toTroupeError, TroupeError } from '../errors.js'

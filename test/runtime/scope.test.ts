@@ -123,7 +123,8 @@ describe('scope: promises', () => {
   const child = createMachine({ initial: 'a', states: { a: {} } })
   const work = fromPromise(() => Promise.resolve(1))
   const refused: Readonly<Record<string, () => AnyStateMachine>> = {
-    'spawn in assign': () => doing(assign({ ref: ({ spawn }: { spawn: (logic: unknown) => unknown }) => spawn(child) } as never)),
+    'spawn in assign': () =>
+      doing(assign({ ref: ({ spawn }: { spawn: (logic: unknown) => unknown }) => spawn(child) })),
     spawnChild: () => doing(spawnChild(child, { id: 'child' })),
     stopChild: () => doing(stopChild('child')),
     'an invoked promise': () =>
@@ -210,7 +211,11 @@ describe('scope: plain data', () => {
       left: {
         initial: 'one',
         states: {
-          one: { initial: 'x', states: { x: { on: { deep: 'y' } }, y: {}, past: { type: 'history' } }, on: { out: 'two' } },
+          one: {
+            initial: 'x',
+            states: { x: { on: { deep: 'y' } }, y: {}, past: { type: 'history' } },
+            on: { out: 'two' },
+          },
           two: { on: { back: 'one.past' } },
         },
       },

@@ -27,7 +27,10 @@ export const shippedMachines: Machines = {
 }
 
 /** What the model answers: a function of the request. */
-export type Model = (request: ModelRequest, index: number) => Promise<ModelReply | ModelFailure> | ModelReply | ModelFailure
+export type Model = (
+  request: ModelRequest,
+  index: number,
+) => Promise<ModelReply | ModelFailure> | ModelReply | ModelFailure
 
 export interface StageOptions {
   readonly model?: Model
@@ -98,6 +101,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     executor: 'test',
     ports: { clock, random: () => 0 },
     context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
+    checks: true,
     idleMs: options.idleMs ?? 30_000,
   })
   await worker.open()

@@ -73,7 +73,7 @@ export function cover(machine: AnyStateMachine): Coverage {
       ...named.flatMap(([name]) =>
         [`guard ${name}: true`, `guard ${name}: false`].filter((answer) => !answers.has(answer)),
       ),
-      ...[...covered.idMap.values()].flatMap((node) =>
+      ...nodesOf(covered.root as Node).flatMap((node) =>
         [...node.transitions].flatMap(([event, candidates]) =>
           candidates
             .map((candidate, index) => (taken.has(candidate) ? '' : `${node.id}: ${event} #${index}`))
@@ -82,6 +82,16 @@ export function cover(machine: AnyStateMachine): Coverage {
       ),
     ],
   }
+}
+
+interface Node {
+  readonly id: string
+  readonly states: Readonly<Record<string, Node>>
+  readonly transitions: ReadonlyMap<string, readonly unknown[]>
+}
+
+function nodesOf(node: Node): Node[] {
+  return [node, ...Object.values(node.states).flatMap(nodesOf)]
 }
 
 const takenBy = new WeakMap<AnyStateMachine, Set<unknown>>()

@@ -1,0 +1,489 @@
+import { expect, test } from 'vitest'
+import { type AgentData, type AgentInput, agentMachine, type CallVerdict, nothing } from '../../machines/index.js'
+import { cover, drive, type Driver, type Message } from '../support/machine-driver.js'
+
+const covered = cover(agentMachine)
+
+const data: AgentData = {
+  name: 'writer',
+  deployments: [
+    { name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } },
+    { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 } },
+  ],
+  rounds: 3,
+  attempts: 3,
+  maxOutputTokens: 1_000,
+  minOutputTokens: 100,
+  baseTokens: 10,
+  limits: null,
+  keep: false,
+}
+const input: AgentInput = {
+  self: 'agent/writer-r1',
+  run: 'r1',
+  crew: 'crew/main',
+  keeper: 'budget/r1',
+  account: 'run',
+  conversation: 'r1',
+  depth: 0,
+  length: 1,
+  tokens: 20,
+  paused: false,
+  counted: false,
+  data,
+}
+const worst = { nanoUsd: 500, tokens: 1_020, modelCalls: 1, toolCalls: 0 }
+const spent = { nanoUsd: 90, tokens: 30, modelCalls: 1, toolCalls: 0 }
+const usage = { inputTokens: 20, outputTokens: 10, cachedInputTokens: 0, estimated: false }
+const granted: Message = { type: 'budget.granted', grant: 'agent/writer-r1#0', maxOutputTokens: 700, worst }
+const refused: Message = {
+  type: 'budget.refused',
+  grant: 'agent/writer-r1#0',
+  account: 'run',
+  dimension: 'nanoUsd',
+}
+const toolCall = (index: number): CallVerdict => ({
+  verdict: 'tool',
+  index,
+  callId: `c${index}`,
+  tool: 'lookup',
+  effect: 'once',
+  timeoutMs: 1_000,
+  retries: 0,
+  onUnknown: 'tell',
+})
+const delegation = (index: number): CallVerdict => ({
+  verdict: 'delegate',
+  index,
+  callId: `c${index}`,
+  agent: 'helper',
+  values: [1, 2],
+  tokens: 40,
+})
+const refusal = (index: number): CallVerdict => ({
+  verdict: 'refused',
+  index,
+  callId: `c${index}`,
+  name: 'nope',
+  message: 'There is no tool named "nope".',
+})
+const replied = (more: Record<string, unknown> = {}): Message => ({
+  type: 'model.replied',
+  calls: [],
+  fits: null,
+  reason: '',
+  finish: 'stop',
+  usage,
+  spent,
+  sequence: 7,
+  ...more,
+})
+const failed = (advice: string, more: Record<string, unknown> = {}): Message => ({
+  type: 'model.failed',
+  kind: 'server',
+  reason: 'oops',
+  advice,
+  delayMs: 40,
+  spent: nothing,
+  real: true,
+  ...more,
+})
+
+const start = (more: Partial<AgentInput> = {}): Driver => drive(covered.machine, { ...input, ...more })
+const thinking = (more: Partial<AgentInput> = {}): Driver => start(more).send(granted)
+const acting = (calls: readonly CallVerdict[], more: Partial<AgentInput> = {}): Driver =>
+  thinking(more).send(replied({ calls, finish: 'tool_calls' }))
+const end = (driver: Driver) => driver.to('crew/main').find(({ type }) => type === 'agent.finished')
+
+test('agent: it asks for leave at the dearest price before its first call', () => {
+  const agent = start()
+  expect(agent.state).toBe('reserving')
+  expect(agent.sent).toEqual([
+    [
+      'budget/r1',
+      {
+        type: 'budget.reserve',
+        grant: 'agent/writer-r1#0',
+        account: 'run',
+        replyTo: 'agent/writer-r1',
+        inputTokens: 20,
+        maxOutputTokens: 1_000,
+        minOutputTokens: 100,
+        price: { input: 3_000_000, output: 2_000_000 },
+      },
+    ],
+  ])
+})
+
+test('agent: with leave it calls the model with what the grant pays for', () => {
+  const agent = thinking()
+  expect(agent.state).toBe('thinking')
+  expect(agent.to('port/model')).toMatchObject([
+    { type: 'model.call', agent: 'writer', deployment: 'a:one', maxOutputTokens: 700, conversation: 'r1', worst },
+  ])
+})
+
+test('agent: an answer ends it: settled, appended, told to the crew', () => {
+  const agent = thinking().send(replied())
+  expect(agent.done).toBe(true)
+  expect(agent.sent).toEqual([
+    ['budget/r1', { type: 'budget.settle', grant: 'agent/writer-r1#0', spent, real: true, toolCalls: 0 }],
+    ['log/r1', { type: 'log.append', values: [0] }],
+    [
+      'crew/main',
+      {
+        type: 'agent.finished',
+        address: 'agent/writer-r1',
+        conversation: 'r1',
+        code: null,
+        reason: '',
+        finish: 'stop',
+        rounds: 1,
+        length: 2,
+        tokens: 30,
+      },
+    ],
+  ])
+})
+
+test('agent: an estimated usage settles as an estimate', () => {
+  const agent = thinking().send(replied({ usage: { ...usage, estimated: true } }))
+  expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.settle', real: false }])
+})
+
+test('agent: calls of a round start together, each with its own executor and key', () => {
+  const agent = acting([toolCall(0), toolCall(1)])
+  expect(agent.state).toBe('acting')
+  expect(agent.to('shard/actors')).toMatchObject([
+    { type: 'actor.start', kind: 'tool', name: '7-0', input: { self: 'tool/7-0', key: '7-0', position: 1, index: 0 } },
+    { type: 'actor.start', kind: 'tool', name: '7-1', input: { self: 'tool/7-1', key: '7-1', position: 1, index: 1 } },
+  ])
+  expect(agent.emitted).toMatchObject([{ type: 'model.replied', round: 1, calls: 2, nanoUsd: 90 }])
+})
+
+test('agent: the round is sealed when the last call has come back, in whatever order', () => {
+  const agent = acting([toolCall(0), toolCall(1), delegation(2)])
+  agent.send({ type: 'delegate.finished', index: 2, tokens: 100 })
+  expect(agent.state).toBe('acting')
+  expect(agent.sent).toEqual([])
+  agent.send({ type: 'tool.finished', index: 1, status: 'ok', tokens: 10 })
+  expect(agent.state).toBe('acting')
+  agent.send({ type: 'tool.finished', index: 0, status: 'failed', tokens: 5 })
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toEqual([{ type: 'log.seal' }])
+  expect(agent.to('budget/r1')).toMatchObject([{ grant: 'agent/writer-r1#1', inputTokens: 30 + 100 + 10 + 5 }])
+  expect(agent.context['length']).toBe(5)
+})
+
+test('agent: a result that came twice closes its call once', () => {
+  const agent = acting([toolCall(0), toolCall(1)])
+  const finished = { type: 'tool.finished', index: 0, status: 'ok', tokens: 1 }
+  agent.send(finished, finished)
+  expect(agent.state).toBe('acting')
+  expect(agent.context['open']).toMatchObject([{ index: 1 }])
+})
+
+test('agent: a refused call is told and needs nobody', () => {
+  const agent = acting([refusal(0)])
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.append', values: [0] },
+    { type: 'log.stage', index: 0, callId: 'c0', text: 'There is no tool named "nope".' },
+    { type: 'log.seal' },
+  ])
+  expect(agent.emitted).toContainEqual({
+    type: 'tool.refused',
+    callId: 'c0',
+    tool: 'nope',
+    reason: 'There is no tool named "nope".',
+  })
+})
+
+test('agent: a delegation opens the conversation of its own that the reply brought', () => {
+  const agent = acting([delegation(0), refusal(1)])
+  expect(agent.state).toBe('acting')
+  expect(agent.to('log/helper-7-0')).toEqual([{ type: 'log.append', values: [1, 2] }])
+  expect(agent.to('crew/main')).toMatchObject([
+    { type: 'delegate.call', caller: 'agent/writer-r1', index: 0, name: 'helper-7-0', depth: 1, length: 2, tokens: 40 },
+  ])
+})
+
+test('agent: an executor that failed is told as a result, another actor is not its business', () => {
+  const agent = acting([toolCall(0), delegation(1)])
+  const failure = { type: 'actor.failed', code: 'ACTOR_FAILED', reason: 'boom' }
+  agent.send({ ...failure, address: 'tool/9-9' })
+  expect(agent.context['open']).toHaveLength(2)
+  agent.send({ ...failure, address: 'tool/7-0' })
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.stage', index: 0, callId: 'c0', text: 'The tool could not be run: boom' },
+  ])
+  agent.send({ type: 'delegate.finished', index: 1, tokens: 0 })
+  expect(agent.state).toBe('reserving')
+})
+
+test('agent: calls in the last round are not made, and the end says so', () => {
+  const agent = acting([refusal(0)]).send(granted, replied({ calls: [refusal(0)] }), granted)
+  expect(agent.state).toBe('thinking')
+  agent.send(replied({ calls: [toolCall(0), toolCall(1)] }))
+  expect(agent.state).toBe('failed')
+  expect(agent.to('shard/actors')).toEqual([])
+  expect(agent.to('log/r1').map(({ type }) => type)).toEqual(['log.append', 'log.stage', 'log.stage', 'log.seal'])
+  expect(end(agent)).toMatchObject({ code: 'ROUND_LIMIT', rounds: 3, reason: 'no answer after 3 rounds' })
+})
+
+test('agent: an answer in the last round is an answer', () => {
+  const agent = start({ data: { ...data, rounds: 1 } }).send(granted, replied())
+  expect(end(agent)).toMatchObject({ code: null, rounds: 1 })
+})
+
+test('agent: a new definition with fewer rounds ends it before the next call', () => {
+  const agent = acting([toolCall(0)])
+  agent.send({ type: 'agent.redefined', data: { ...data, rounds: 1 } })
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1 })
+  expect(end(agent)).toMatchObject({ code: 'ROUND_LIMIT', rounds: 1 })
+})
+
+test('agent: an answer that does not fit is sent back with the reason, at most twice', () => {
+  const misfit = replied({ fits: false, reason: 'text: expected string' })
+  const agent = start({ data: { ...data, rounds: 9 } }).send(granted, misfit)
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.append', values: [0] },
+    { type: 'log.append', user: 'text: expected string' },
+  ])
+  expect(agent.context['length']).toBe(3)
+  agent.send(granted, misfit)
+  expect(agent.state).toBe('reserving')
+  agent.send(granted, misfit)
+  expect(end(agent)).toMatchObject({ code: 'OUTPUT_INVALID', reason: 'text: expected string', rounds: 3 })
+})
+
+test('agent: an answer that fits after a correction is the answer', () => {
+  const agent = thinking().send(replied({ fits: false, reason: 'no' }), granted, replied({ fits: true }))
+  expect(end(agent)).toMatchObject({ code: null, rounds: 2 })
+})
+
+test('agent: a misfit in the last round is not sent back', () => {
+  const agent = start({ data: { ...data, rounds: 1 } }).send(granted, replied({ fits: false, reason: 'no' }))
+  expect(end(agent)).toMatchObject({ code: 'OUTPUT_INVALID', rounds: 1 })
+})
+
+test('agent: a failure that may pass waits, then asks the next deployment under a new grant', () => {
+  const agent = thinking().send(failed('again'))
+  expect(agent.state).toBe('backoff')
+  expect(agent.to('budget/r1')).toMatchObject([
+    { type: 'budget.settle', grant: 'agent/writer-r1#0', real: true, spent: { nanoUsd: 0, modelCalls: 1 } },
+  ])
+  expect([...agent.timers.values()].map(({ delayMs }) => delayMs)).toEqual([40])
+  agent.fire()
+  expect(agent.to('budget/r1')).toMatchObject([{ grant: 'agent/writer-r1#1' }])
+  agent.send(granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'b:two', grant: 'agent/writer-r1#1' }])
+  agent.send(failed('again')).fire()
+  agent.send(granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one', grant: 'agent/writer-r1#2' }])
+  agent.send(failed('again', { kind: 'timeout', reason: 'late' }))
+  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED', reason: 'timeout: late', rounds: 0 })
+})
+
+test('agent: what only another deployment may mend ends with the last of them', () => {
+  const agent = thinking().send(failed('next', { kind: 'auth' }))
+  expect(agent.state).toBe('backoff')
+  agent.fire().send(granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'b:two' }])
+  agent.send(failed('next', { kind: 'auth' }))
+  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED' })
+})
+
+test('agent: what nothing may mend ends it at once, and its cost is settled', () => {
+  const agent = thinking().send(failed('never', { spent, real: false }))
+  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED', reason: 'server: oops' })
+  expect(agent.to('budget/r1')).toMatchObject([{ spent: { nanoUsd: 90, modelCalls: 1 }, real: false }])
+})
+
+test('agent: a reply resets tries and deployment', () => {
+  const agent = thinking()
+    .send(failed('again'))
+    .fire()
+    .send(granted, replied({ calls: [refusal(0)] }))
+  expect(agent.context).toMatchObject({ tries: 0, deployment: 0, round: 1 })
+})
+
+test('agent: an interrupted call is settled at its maximum and asked for anew', () => {
+  const agent = thinking().send({ type: 'effect.interrupted', started: true })
+  expect(agent.state).toBe('reserving')
+  expect(agent.sent).toMatchObject([
+    ['budget/r1', { type: 'budget.settle', grant: 'agent/writer-r1#0', spent: worst, real: false, toolCalls: 0 }],
+    ['budget/r1', { type: 'budget.reserve', grant: 'agent/writer-r1#1' }],
+  ])
+  expect(agent.context).toMatchObject({ round: 0, tries: 0 })
+})
+
+test('agent: a call over which the process died three times ends it', () => {
+  const agent = thinking().send({ type: 'effect.crashed' })
+  expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.settle', spent: worst, real: false }])
+  expect(end(agent)).toMatchObject({ code: 'EFFECT_CRASHED' })
+})
+
+test('agent: with a limit of tool calls a round asks before it acts', () => {
+  const agent = acting([toolCall(0), toolCall(1), refusal(2)], { counted: true })
+  expect(agent.state).toBe('authorizing')
+  expect(agent.to('budget/r1')).toMatchObject([
+    { type: 'budget.settle', toolCalls: 0 },
+    { type: 'budget.charge', account: 'run', toolCalls: 3 },
+  ])
+  expect(agent.to('shard/actors')).toEqual([])
+  agent.send({ type: 'budget.granted', grant: '', maxOutputTokens: 0, worst: nothing })
+  expect(agent.state).toBe('acting')
+  expect(agent.to('shard/actors')).toHaveLength(2)
+  expect(agent.to('log/r1')).toHaveLength(1)
+})
+
+test('agent: without one the calls are counted with the settlement', () => {
+  const agent = acting([toolCall(0), refusal(1)])
+  expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.settle', toolCalls: 2 }])
+})
+
+test('agent: it cannot pay for a call: it tells the crew and waits', () => {
+  const agent = start().send(refused)
+  expect(agent.state).toBe('exhausted')
+  expect(agent.to('crew/main')).toEqual([
+    { type: 'agent.exhausted', address: 'agent/writer-r1', account: 'run', dimension: 'nanoUsd' },
+  ])
+  expect(agent.emitted).toEqual([{ type: 'budget.exhausted', account: 'run', dimension: 'nanoUsd' }])
+  agent.send({ type: 'budget.raise', account: 'run', limits: {} })
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.reserve', grant: 'agent/writer-r1#0' }])
+})
+
+test('agent: it may not act: raised, it asks for the same calls again', () => {
+  const agent = acting([toolCall(0)], { counted: true }).send({ ...refused, dimension: 'toolCalls' })
+  expect(agent.state).toBe('exhausted')
+  agent.send({ type: 'budget.raise', account: 'run', limits: {} })
+  expect(agent.state).toBe('authorizing')
+  expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.charge', toolCalls: 1 }])
+})
+
+test('agent: a raise that it does not wait for changes nothing', () => {
+  const agent = thinking().send({ type: 'budget.raise', account: 'run', limits: {} })
+  expect(agent.state).toBe('thinking')
+  expect(agent.sent).toEqual([])
+})
+
+test('agent: a new definition counts from the next round, with its first deployment', () => {
+  const other = { ...data, deployments: [{ name: 'c:three', price: { input: 1, output: 1 } }] }
+  const agent = thinking().send(failed('again'), { type: 'agent.redefined', data: other })
+  agent.fire().send(granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'c:three' }])
+})
+
+/** Every state in which an agent can be found between two messages, and how it gets there. */
+const places: Readonly<Record<string, () => Driver>> = {
+  held: () => start({ paused: true }),
+  reserving: () => start(),
+  thinking: () => thinking(),
+  backoff: () => thinking().send(failed('again')),
+  authorizing: () => acting([toolCall(0)], { counted: true }),
+  acting: () => acting([toolCall(0), delegation(1), refusal(2)]),
+  exhausted: () => start().send(refused),
+  'exhausted with calls': () => acting([toolCall(0)], { counted: true }).send(refused),
+}
+
+test.each(Object.entries(places))(
+  'agent: cancel in %s ends it, leaves nothing open and every call answered',
+  (_, go) => {
+    const agent = go()
+    const before = agent.state
+    agent.send({ type: 'run.cancel' })
+    expect(agent.done).toBe(true)
+    expect(agent.timers.size).toBe(0)
+    expect(end(agent)).toMatchObject({ code: 'RUN_CANCELLED' })
+    const to = agent.sent.map(([address, { type }]) => `${address} ${type}`)
+    if (before === 'reserving') expect(to).toContain('budget/r1 budget.release')
+    if (before === 'thinking')
+      expect(to).toEqual(expect.arrayContaining(['port/model effect.cancel', 'budget/r1 budget.settle']))
+    if (before === 'acting') {
+      expect(to).toEqual(expect.arrayContaining(['tool/7-0 tool.cancel', 'crew/main delegate.cancel']))
+      expect(agent.to('log/r1').map(({ type }) => type)).toEqual(['log.stage', 'log.stage', 'log.stage', 'log.seal'])
+    }
+    if (before === 'authorizing') expect(agent.to('log/r1').at(-1)).toEqual({ type: 'log.seal' })
+  },
+)
+
+/** How each state is left towards the next model call. */
+const onward: Readonly<Record<string, (agent: Driver) => Driver>> = {
+  held: (agent) => agent,
+  reserving: (agent) => agent.send(granted, replied({ calls: [refusal(0)] })),
+  thinking: (agent) => agent.send(replied({ calls: [refusal(0)] })),
+  backoff: (agent) => agent.fire(),
+  authorizing: (agent) => agent.send(granted, { type: 'tool.finished', index: 0, status: 'ok', tokens: 1 }),
+  acting: (agent) =>
+    agent.send(
+      { type: 'tool.finished', index: 0, status: 'ok', tokens: 1 },
+      { type: 'delegate.finished', index: 1, tokens: 1 },
+    ),
+  exhausted: (agent) => agent.send({ type: 'budget.raise', account: 'run', limits: {} }),
+  'exhausted with calls': (agent) =>
+    agent.send({ type: 'budget.raise', account: 'run', limits: {} }, granted, {
+      type: 'tool.finished',
+      index: 0,
+      status: 'ok',
+      tokens: 1,
+    }),
+}
+
+test.each(Object.entries(places))(
+  'agent: paused in %s it holds before its next model call, and goes on',
+  (name, go) => {
+    const agent = go().send({ type: 'run.pause' })
+    onward[name]?.(agent)
+    expect(agent.state).toBe('held')
+    agent.send({ type: 'run.pause' })
+    expect(agent.state).toBe('held')
+    agent.send({ type: 'run.resume' })
+    expect(agent.state).toBe('reserving')
+    expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.reserve' }])
+  },
+)
+
+test.each(Object.entries(places))('agent: paused and resumed in %s it goes on as if nothing had been', (name, go) => {
+  const agent = go().send({ type: 'run.pause' }, { type: 'run.resume' })
+  onward[name]?.(agent)
+  expect(agent.state).toBe('reserving')
+})
+
+test('agent: a message that its state does not take changes nothing and is not taken', () => {
+  const agent = start()
+  for (const message of [replied(), failed('again'), { type: 'effect.crashed' }, { type: 'something.else' }]) {
+    const before = agent.persisted()
+    expect(agent.send(message).taken).toBe(false)
+    expect(agent.persisted()).toEqual(before)
+  }
+})
+
+test('agent: grants are never asked for twice and never left open', () => {
+  const agent = start()
+  const asked: string[] = []
+  const closed: string[] = []
+  const look = () => {
+    for (const message of agent.to('budget/r1')) {
+      const { type, grant } = message as { type: string; grant: string }
+      if (type === 'budget.reserve') asked.push(grant)
+      if (type === 'budget.settle' || type === 'budget.release') closed.push(grant)
+    }
+  }
+  look()
+  const steps = [granted, failed('again'), 'fire', granted, { type: 'effect.interrupted', started: true }, granted]
+  for (const step of [...steps, replied({ calls: [refusal(0)] }), granted, replied()]) {
+    if (typeof step === 'string') agent.fire()
+    else agent.send(step)
+    look()
+  }
+  expect(agent.done).toBe(true)
+  expect(new Set(asked).size).toBe(asked.length)
+  expect(closed).toEqual(asked)
+})
+
+test('agent: every transition was taken and every guard answered both ways', () => {
+  expect(covered.missing()).toEqual([])
+})

@@ -1,0 +1,264 @@
+import { describe, expect, test } from 'vitest'
+import { budgetMachine, type Limits, nothing } from '../../machines/index.js'
+import {
+  accounts,
+  amounts,
+  charge,
+  close,
+  cost,
+  grants,
+  open,
+  reserve,
+  settle,
+  spentOf,
+  startKeeper,
+  waiting,
+} from '../support/budget.js'
+import { cover, type Driver } from '../support/machine-driver.js'
+
+const covered = cover(budgetMachine)
+const start = (limits: Limits): Driver => startKeeper(limits, covered.machine)
+
+describe('budget: grants', () => {
+  test('budget: a grant reserves the worst that the call can cost', () => {
+    const keeper = start({ tokens: 1_000 }).send(reserve('a'))
+    const worst = amounts(50, 100)
+    expect(keeper.sent).toEqual([['agent/a', { type: 'budget.granted', grant: 'a', maxOutputTokens: 100, worst }]])
+    expect(accounts(keeper)['run']).toMatchObject({ held: worst, spent: nothing })
+  })
+
+  test('budget: without limits everything is granted', () => {
+    const keeper = start({})
+    for (let call = 0; call < 20; call += 1) {
+      expect(keeper.send(reserve(`g${call}`)).to('agent/a')).toMatchObject([{ type: 'budget.granted' }])
+    }
+  })
+
+  test('budget: what does not fit waits while a grant is open, and gets what that gives back', () => {
+    const keeper = start({ tokens: 200 }).send(reserve('a'), reserve('b'))
+    expect(keeper.sent).toEqual([])
+    keeper.send(settle('a', amounts(20, 10)))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'b', maxOutputTokens: 100 }]])
+  })
+
+  test('budget: with none open it is cut down to what is left', () => {
+    const keeper = start({ tokens: 90 }).send(reserve('a'))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', maxOutputTokens: 40 }]])
+    const poor = start({ nanoUsd: cost(50, 30) + 1_999 }).send(reserve('a'))
+    expect(poor.sent).toMatchObject([['agent/a', { type: 'budget.granted', maxOutputTokens: 30 }]])
+  })
+
+  test('budget: below the least that is worth a call it is refused, with what is short', () => {
+    const keeper = start({ tokens: 59 }).send(reserve('a'))
+    expect(keeper.sent).toEqual([
+      ['agent/a', { type: 'budget.refused', grant: 'a', account: 'run', dimension: 'tokens' }],
+    ])
+    expect(start({ nanoUsd: 10 }).send(reserve('a')).sent).toMatchObject([['agent/a', { dimension: 'nanoUsd' }]])
+    expect(start({ modelCalls: 0 }).send(reserve('a')).sent).toMatchObject([['agent/a', { dimension: 'modelCalls' }]])
+  })
+
+  test('budget: a request that asks for less than the least is measured by itself', () => {
+    const keeper = start({ tokens: 55 }).send(reserve('a', { maxOutputTokens: 5 }))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', maxOutputTokens: 5 }]])
+  })
+
+  test('budget: who waits is served in order, also when a later one would fit', () => {
+    const keeper = start({ tokens: 210 }).send(
+      reserve('a'),
+      reserve('b'),
+      reserve('c', { maxOutputTokens: 10, inputTokens: 10 }),
+    )
+    expect(waiting(keeper).map(({ grant }) => grant)).toEqual(['b', 'c'])
+    keeper.send(settle('a', amounts(5, 5)))
+    expect(keeper.to('agent/a').map(({ grant }) => grant)).toEqual(['b', 'c'])
+  })
+
+  test('budget: a waiting request that is taken back is forgotten, the next one moves up', () => {
+    const keeper = start({ tokens: 170 }).send(
+      reserve('a'),
+      reserve('b'),
+      reserve('c', { maxOutputTokens: 10, inputTokens: 5 }),
+    )
+    keeper.send({ type: 'budget.release', grant: 'b' })
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: 'c' }])
+  })
+
+  test('budget: a release gives everything back, once', () => {
+    const keeper = start({ tokens: 1_000 }).send(reserve('a'), { type: 'budget.release', grant: 'a' })
+    expect(accounts(keeper)['run']).toMatchObject({ held: nothing, spent: nothing })
+    keeper.send({ type: 'budget.release', grant: 'a' }, settle('a', amounts(9, 9)))
+    expect(spentOf(keeper)).toEqual(nothing)
+  })
+
+  test('budget: a raise lets the waiting go on, one for nobody changes nothing', () => {
+    const keeper = start({ tokens: 200 }).send(reserve('a'), reserve('b'))
+    keeper.send({ type: 'budget.raise', account: 'ghost', limits: { tokens: 9_999 } })
+    expect(keeper.sent).toEqual([])
+    keeper.send({ type: 'budget.raise', account: 'run', limits: { tokens: 9_999 } })
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: 'b' }])
+  })
+})
+
+describe('budget: settlements', () => {
+  test('budget: a grant id is reserved once, waiting or held', () => {
+    const keeper = start({ tokens: 200 }).send(reserve('a'), reserve('b'), reserve('a'), reserve('b'))
+    expect(keeper.sent).toEqual([])
+    expect(waiting(keeper)).toHaveLength(1)
+    expect(accounts(keeper)['run']?.held.tokens).toBe(150)
+  })
+
+  test('budget: an estimate is replaced by the first real one; after that nothing changes', () => {
+    const keeper = start({}).send(reserve('a'), settle('a', amounts(50, 90), false))
+    expect(spentOf(keeper)).toEqual(amounts(50, 90))
+    keeper.send(settle('a', amounts(50, 95), false))
+    expect(spentOf(keeper)).toEqual(amounts(50, 95))
+    keeper.send(settle('a', amounts(40, 20)))
+    expect(spentOf(keeper)).toEqual(amounts(40, 20))
+    keeper.send(settle('a', amounts(1, 1)), settle('a', amounts(1, 1), false))
+    expect(spentOf(keeper)).toEqual(amounts(40, 20))
+  })
+
+  test('budget: a grant that nobody asked for settles nothing', () => {
+    expect(start({}).send(settle('ghost', amounts(9, 9))).taken).toBe(false)
+  })
+
+  test('budget: a settlement above its grant is recorded and blocks the next call', () => {
+    const keeper = start({ tokens: 300 }).send(reserve('a'), settle('a', amounts(200, 100)), reserve('b'))
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.refused', grant: 'b', dimension: 'tokens' }])
+    expect(spentOf(keeper).tokens).toBe(300)
+  })
+
+  test('budget: tool calls come with a settlement or are asked for', () => {
+    const keeper = start({ toolCalls: 5 }).send(reserve('a'), settle('a', amounts(1, 1), true, 2))
+    expect(keeper.send(charge(3)).to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: '' }])
+    expect(spentOf(keeper).toolCalls).toBe(5)
+    expect(keeper.send(charge(1)).to('agent/a')).toEqual([
+      { type: 'budget.refused', grant: '', account: 'run', dimension: 'toolCalls' },
+    ])
+    expect(spentOf(keeper).toolCalls).toBe(5)
+  })
+
+  test('budget: a grant that nobody settles is settled at its maximum at the second sweep', () => {
+    const keeper = start({ tokens: 200 }).send(reserve('a'), reserve('b'))
+    expect([...keeper.timers.keys()]).toEqual(['sweep'])
+    keeper.fire()
+    expect(grants(keeper)['a']).toMatchObject({ state: 'held' })
+    keeper.fire()
+    expect(grants(keeper)['a']).toMatchObject({ state: 'estimated', worst: amounts(50, 100) })
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.refused', grant: 'b' }])
+    keeper.send(settle('a', amounts(1, 1)))
+    expect(spentOf(keeper)).toEqual(amounts(1, 1))
+  })
+
+  test('budget: with nothing held no sweep is planned, and the next grant plans one', () => {
+    const keeper = start({})
+      .send(reserve('a'), settle('a', amounts(1, 1)))
+      .fire()
+    expect(keeper.timers.size).toBe(0)
+    keeper.send(reserve('b'))
+    expect([...keeper.timers.keys()]).toEqual(['sweep'])
+  })
+})
+
+describe('budget: accounts', () => {
+  test('budget: a child’s limit is carved from what its parent has left', () => {
+    const keeper = start({ tokens: 1_000 }).send(open('a', { tokens: 600 }), open('b', { tokens: 600 }))
+    expect(accounts(keeper)).toMatchObject({
+      run: { held: { tokens: 1_000 } },
+      a: { limits: { tokens: 600 } },
+      b: { limits: { tokens: 400 } },
+    })
+    expect(keeper.send(reserve('g')).to('agent/a')).toMatchObject([{ type: 'budget.refused', account: 'run' }])
+  })
+
+  test('budget: what a child does not limit counts for its parent', () => {
+    const keeper = start({ tokens: 1_000, modelCalls: 1 }).send(
+      open('a', { tokens: 600 }),
+      reserve('g', { account: 'a' }),
+    )
+    expect(accounts(keeper)).toMatchObject({
+      run: { held: { modelCalls: 1 } },
+      a: { held: { tokens: 150, modelCalls: 0 } },
+    })
+    keeper.send(settle('g', amounts(50, 10)), reserve('h', { account: 'a' }))
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.refused', account: 'run', dimension: 'modelCalls' }])
+  })
+
+  test('budget: a refund gives back what was neither spent nor held; opened again it is topped up', () => {
+    const keeper = start({ tokens: 1_000 }).send(open('a', { tokens: 600 }), reserve('g', { account: 'a' }))
+    keeper.send(settle('g', amounts(50, 10)), { type: 'budget.refund', account: 'a' })
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 60 } }, a: { limits: { tokens: 60 } } })
+    keeper.send({ type: 'budget.refund', account: 'a' })
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 60 } }, a: { limits: { tokens: 60 } } })
+    keeper.send(open('a', { tokens: 600 }))
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 600 } }, a: { limits: { tokens: 600 } } })
+  })
+
+  test('budget: what an account limits is settled when it is first opened, whatever a later definition says', () => {
+    const keeper = start({}).send(open('a', { tokens: 600 }), reserve('g', { account: 'a' }))
+    keeper.send(open('a', { modelCalls: 3 }), settle('g', amounts(50, 10)))
+    expect(accounts(keeper)).toMatchObject({
+      run: { held: { tokens: 600, modelCalls: 0 }, spent: { modelCalls: 1 } },
+      a: { limits: { tokens: 600 }, held: nothing, spent: { tokens: 60 } },
+    })
+  })
+
+  test('budget: the root and unknown accounts have nothing to refund', () => {
+    const keeper = start({ tokens: 10 })
+    expect(keeper.send({ type: 'budget.refund', account: 'run' }).taken).toBe(false)
+    expect(keeper.send({ type: 'budget.refund', account: 'ghost' }).taken).toBe(false)
+  })
+
+  test('budget: a child that spent too much takes the difference from its parent', () => {
+    const keeper = start({ tokens: 1_000 }).send(open('a', { tokens: 150 }), reserve('g', { account: 'a' }))
+    keeper.send(settle('g', amounts(100, 150)))
+    expect(accounts(keeper)).toMatchObject({
+      run: { held: { tokens: 250 } },
+      a: { limits: { tokens: 250 }, spent: { tokens: 250 } },
+    })
+  })
+
+  test('budget: a child waits for its parent’s other grants when those may free what it is short of', () => {
+    const keeper = start({ modelCalls: 1 }).send(
+      open('a', { tokens: 600 }),
+      reserve('g'),
+      reserve('h', { account: 'a' }),
+    )
+    expect(waiting(keeper)).toHaveLength(1)
+    const other = start({ tokens: 1_000 }).send(
+      open('a', { tokens: 100 }),
+      reserve('g'),
+      reserve('h', { account: 'a' }),
+    )
+    expect(other.to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: 'h', maxOutputTokens: 50 }])
+  })
+})
+
+describe('budget: the end', () => {
+  test('budget: closing settles what is open at its maximum and says what was spent', () => {
+    const keeper = start({}).send(reserve('a'), reserve('b'), settle('a', amounts(10, 10)), close)
+    expect(keeper.to('crew/main')).toMatchObject([{ type: 'budget.closed', spent: { tokens: 170, modelCalls: 2 } }])
+    expect(keeper.state).toBe('closed')
+    expect([...keeper.timers.keys()].filter((id) => id === 'sweep')).toEqual([])
+  })
+
+  test('budget: late real bills still count; with the last of them it is gone', () => {
+    const keeper = start({}).send(reserve('a'), reserve('b'), close, settle('a', amounts(1, 1), false))
+    expect(keeper.done).toBe(false)
+    keeper.send(settle('a', amounts(1, 1)))
+    expect(accounts(keeper)['run']?.spent).toEqual({ ...amounts(51, 101), modelCalls: 2 })
+    keeper.send(settle('b', amounts(2, 2)))
+    expect(keeper.done).toBe(true)
+  })
+
+  test('budget: closed without estimates it is gone at once, with some after a while', () => {
+    expect(start({}).send(close).done).toBe(true)
+    const keeper = start({}).send(reserve('a'), close)
+    expect(keeper.send(settle('ghost', nothing)).taken).toBe(false)
+    expect(keeper.fire().done).toBe(true)
+  })
+})
+
+test('budget: every transition was taken and every guard answered both ways', () => {
+  expect(covered.missing()).toEqual([])
+})

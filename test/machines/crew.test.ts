@@ -1,0 +1,478 @@
+import { describe, expect, test } from 'vitest'
+import { type AgentData, type CrewData, crewMachine, nothing } from '../../machines/index.js'
+import { cover, drive, type Driver, type Message } from '../support/machine-driver.js'
+
+const covered = cover(crewMachine)
+
+const agentData = (name: string, more: Partial<AgentData> = {}): AgentData => ({
+  name,
+  deployments: [{ name: 'a:one', price: { input: 1, output: 1 } }],
+  rounds: 3,
+  attempts: 2,
+  maxOutputTokens: 100,
+  minOutputTokens: 10,
+  baseTokens: 5,
+  limits: null,
+  keep: false,
+  ...more,
+})
+const data: CrewData = {
+  name: 'report',
+  lead: 'writer',
+  agents: {
+    writer: agentData('writer'),
+    helper: agentData('helper'),
+    saver: agentData('saver', { limits: { tokens: 50 } }),
+  },
+  limits: { tokens: 1_000 },
+  per: 'run',
+  wallMs: null,
+  delegates: 2,
+}
+const spent = { nanoUsd: 7, tokens: 30, modelCalls: 2, toolCalls: 1 }
+const closed: Message = { type: 'budget.closed', spent }
+
+const task = (sequence: number, more: Record<string, unknown> = {}): Message => ({
+  type: 'crew.task',
+  tokens: 12,
+  messages: 1,
+  key: `k${sequence}`,
+  data: false,
+  sequence,
+  ...more,
+})
+const finished = (address: string, more: Record<string, unknown> = {}): Message => ({
+  type: 'agent.finished',
+  address,
+  conversation: address.slice(6),
+  code: null,
+  reason: '',
+  finish: 'stop',
+  rounds: 1,
+  length: 3,
+  tokens: 40,
+  ...more,
+})
+const call = (name: string, more: Record<string, unknown> = {}): Message => ({
+  type: 'delegate.call',
+  caller: 'agent/writer-r1',
+  conversation: 'r1',
+  index: 0,
+  callId: 'c0',
+  agent: 'helper',
+  name,
+  depth: 1,
+  length: 2,
+  tokens: 9,
+  ...more,
+})
+const actorFailed = (address: string): Message => ({
+  type: 'actor.failed',
+  address,
+  code: 'ACTOR_FAILED',
+  reason: 'boom',
+})
+const exhausted = (address: string, account: string): Message => ({
+  type: 'agent.exhausted',
+  address,
+  account,
+  dimension: 'tokens',
+})
+
+const start = (more: Partial<CrewData> = {}): Driver =>
+  drive(covered.machine, { self: 'crew/main', data: { ...data, ...more } } as { self: string })
+const running = (more: Partial<CrewData> = {}): Driver => start(more).send(task(1))
+const ofType = (driver: Driver, type: string) =>
+  driver.sent.filter(([, message]) => message.type === type).map(([, message]) => message)
+const end = (driver: Driver) => driver.to('shard/runs').find(({ type }) => type === 'run.finished')
+const started = (driver: Driver) => ofType(driver, 'actor.start').map(({ name }) => name)
+
+describe('crew: runs', () => {
+  test('crew: a task starts a keeper with the limits and the lead with the conversation', () => {
+    const crew = running()
+    expect(crew.state).toBe('running.working')
+    expect(crew.to('shard/runs')).toEqual([
+      { type: 'run.queued', run: 'r1' },
+      { type: 'run.started', run: 'r1', conversation: 'r1' },
+    ])
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.append', values: [0] }])
+    expect(crew.to('shard/actors')).toMatchObject([
+      { kind: 'budget', name: 'r1', input: { self: 'budget/r1', limits: { tokens: 1_000 } } },
+      {
+        kind: 'agent',
+        name: 'writer-r1',
+        input: { self: 'agent/writer-r1', keeper: 'budget/r1', account: 'run', length: 1, tokens: 17, counted: false },
+      },
+    ])
+    expect(crew.emitted.map(({ type }) => type)).toEqual(['run.queued', 'run.started', 'agent.started'])
+  })
+
+  test('crew: the answer ends the run, with the bill', () => {
+    const crew = running().send(finished('agent/writer-r1', { conversation: 'r1' }))
+    expect(crew.state).toBe('closing.billing')
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.close', replyTo: 'crew/main' }])
+    crew.send(closed)
+    expect(crew.state).toBe('idle')
+    expect(end(crew)).toEqual({
+      type: 'run.finished',
+      run: 'r1',
+      spent,
+      code: null,
+      reason: '',
+      finish: 'stop',
+      rounds: 1,
+      conversation: 'r1',
+    })
+  })
+
+  test('crew: an end without an answer ends the run with its code', () => {
+    const crew = running().send(finished('agent/writer-r1', { code: 'ROUND_LIMIT', reason: 'no answer' }), closed)
+    expect(end(crew)).toMatchObject({ code: 'ROUND_LIMIT', reason: 'no answer', spent })
+  })
+
+  test('crew: runs wait in order and go one after the other', () => {
+    const crew = running().send(task(2))
+    expect(crew.state).toBe('running.working')
+    expect(started(crew)).toEqual([])
+    crew.send(task(3), finished('agent/writer-r1'), closed)
+    expect(started(crew)).toEqual(['r2', 'writer-r2'])
+    crew.send(finished('agent/writer-r2'), closed)
+    expect(started(crew)).toEqual(['r3', 'writer-r3'])
+    crew.send(finished('agent/writer-r3'), closed)
+    expect(crew.state).toBe('idle')
+  })
+
+  test('crew: a task with several messages brings all of them', () => {
+    const crew = start().send(task(1, { messages: 3 }))
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.append', values: [0, 1, 2] }])
+    expect(ofType(crew, 'actor.start')[1]).toMatchObject({ input: { length: 3 } })
+  })
+
+  test('crew: a limit of tool calls makes its agents ask, the crew’s or their own', () => {
+    const counted = (driver: Driver) =>
+      ofType(driver, 'actor.start').map(({ input }) => (input as { counted?: boolean }).counted)
+    expect(counted(running({ limits: { toolCalls: 3 } }))).toEqual([undefined, true])
+    const agents = { ...data.agents, writer: agentData('writer', { limits: { toolCalls: 1 } }) }
+    expect(counted(running({ agents }))).toEqual([undefined, true])
+  })
+})
+
+describe('crew: cancel', () => {
+  test('crew: cancel ends the run that goes on, and everybody in it', () => {
+    const crew = running().send(call('helper-5-0'), call('helper-5-1'), call('helper-5-2'), { type: 'crew.cancel' })
+    expect(crew.state).toBe('closing.stopping')
+    expect(ofType(crew, 'run.cancel')).toHaveLength(3)
+    crew.send(
+      finished('agent/writer-r1', { code: 'RUN_CANCELLED' }),
+      finished('agent/helper-5-0', { code: 'RUN_CANCELLED' }),
+    )
+    expect(crew.state).toBe('closing.stopping')
+    crew.send(finished('agent/helper-5-1', { code: 'RUN_CANCELLED' }))
+    expect(crew.state).toBe('closing.billing')
+    expect(started(crew)).toEqual([])
+    crew.send(closed)
+    expect(end(crew)).toMatchObject({ run: 'r1', code: 'RUN_CANCELLED' })
+  })
+
+  test('crew: a run is cancelled by its name, also while it waits', () => {
+    const crew = running().send(task(2), task(3), { type: 'crew.cancel', run: 'r2' })
+    expect(crew.state).toBe('running.working')
+    expect(end(crew)).toMatchObject({ run: 'r2', code: 'RUN_CANCELLED', spent: nothing })
+    crew.send({ type: 'crew.cancel', run: 'r1' }, finished('agent/writer-r1', { code: 'RUN_CANCELLED' }))
+    crew.send({ type: 'crew.cancel', run: 'r3' })
+    expect(end(crew)).toMatchObject({ run: 'r3', code: 'RUN_CANCELLED' })
+    crew.send(closed)
+    expect(crew.state).toBe('idle')
+    expect(end(crew)).toMatchObject({ run: 'r1', code: 'RUN_CANCELLED' })
+  })
+
+  test('crew: cancel of nothing, or of a run that is not there, does nothing', () => {
+    expect(start().send({ type: 'crew.cancel' }).taken).toBe(false)
+    expect(running().send({ type: 'crew.cancel', run: 'r9' }).taken).toBe(false)
+  })
+
+  test('crew: the first end counts', () => {
+    const crew = running().send({ type: 'crew.cancel' }, finished('agent/writer-r1'), closed)
+    expect(end(crew)).toMatchObject({ code: 'RUN_CANCELLED' })
+  })
+})
+
+describe('crew: delegates', () => {
+  test('crew: at most so many work at once, the rest wait in order', () => {
+    const crew = running().send(call('helper-5-0'))
+    expect(started(crew)).toEqual(['helper-5-0'])
+    expect(started(crew.send(call('helper-5-1')))).toEqual(['helper-5-1'])
+    expect(started(crew.send(call('helper-5-2')))).toEqual([])
+    expect(started(crew.send(call('helper-5-3')))).toEqual([])
+    crew.send(finished('agent/helper-5-1'))
+    expect(started(crew)).toEqual(['helper-5-2'])
+    crew.send(finished('agent/helper-5-0'))
+    expect(started(crew)).toEqual(['helper-5-3'])
+  })
+
+  test('crew: an answer goes into the caller’s conversation, the delegate’s own is dropped', () => {
+    const crew = running().send(call('helper-5-0', { index: 4, callId: 'c4' }), finished('agent/helper-5-0'))
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.stage', index: 4, callId: 'c4', answerOf: 'helper-5-0' }])
+    expect(crew.to('log/helper-5-0')).toEqual([{ type: 'log.drop' }])
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', index: 4 }])
+    const order = crew.sent.map(([address, { type }]) => `${address} ${type}`)
+    expect(order.indexOf('log/r1 log.stage')).toBeLessThan(order.indexOf('log/helper-5-0 log.drop'))
+  })
+
+  test('crew: a delegate that ends with a code, or fails, is told to its caller', () => {
+    const crew = running().send(call('helper-5-0'), call('helper-5-1', { index: 1 }))
+    crew.send(finished('agent/helper-5-0', { code: 'ROUND_LIMIT', reason: 'no answer' }))
+    expect(crew.to('log/r1')).toMatchObject([{ index: 0, text: 'helper failed: ROUND_LIMIT: no answer' }])
+    crew.send(actorFailed('agent/helper-5-1'))
+    expect(crew.to('log/r1')).toMatchObject([{ index: 1, text: 'helper failed: ACTOR_FAILED: boom' }])
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', index: 1 }])
+    expect(crew.state).toBe('running.working')
+  })
+
+  test('crew: a delegate that waits for one of its own takes no place', () => {
+    const crew = running({ delegates: 1 }).send(call('helper-5-0'))
+    expect(started(crew.send(call('helper-6-0', { caller: 'agent/helper-5-0' })))).toEqual(['helper-6-0'])
+    expect(started(crew.send(call('helper-7-0', { caller: 'agent/helper-6-0' })))).toEqual(['helper-7-0'])
+    expect(started(crew.send(call('helper-5-1', { index: 1 })))).toEqual([])
+    crew.send(finished('agent/helper-7-0'), finished('agent/helper-6-0'))
+    expect(started(crew)).toEqual([])
+    expect(started(crew.send(finished('agent/helper-5-0')))).toEqual(['helper-5-1'])
+  })
+
+  test('crew: a caller that gives up takes its delegates along, running and waiting, with their conversations', () => {
+    const by = { caller: 'agent/helper-5-0' }
+    const crew = running({ delegates: 1 }).send(call('helper-5-0'), call('helper-5-1', by), call('helper-5-2', by))
+    crew.send({ type: 'delegate.cancel', caller: 'agent/helper-5-0' })
+    expect(crew.to('agent/helper-5-1')).toEqual([{ type: 'run.cancel' }])
+    expect(crew.to('log/helper-5-2')).toEqual([{ type: 'log.drop' }])
+    crew.send(finished('agent/helper-5-1', { code: 'RUN_CANCELLED' }), finished('agent/helper-5-0'))
+    expect(started(crew)).toEqual([])
+  })
+
+  test('crew: an agent with a budget of its own has an account, opened before it and given back behind the last', () => {
+    const crew = running().send(call('saver-5-0', { agent: 'saver' }))
+    expect(crew.sent.map(([address, { type }]) => `${address} ${type}`)).toEqual([
+      'budget/r1 budget.open',
+      'shard/actors actor.start',
+    ])
+    expect(crew.to('budget/r1')).toEqual([
+      { type: 'budget.open', account: 'saver', parent: 'run', limits: { tokens: 50 } },
+    ])
+    crew.send(call('saver-5-1', { agent: 'saver', index: 1 }), finished('agent/saver-5-0'))
+    expect(crew.to('budget/r1')).toEqual([])
+    crew.send(finished('agent/saver-5-1'))
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.refund', account: 'saver' }])
+  })
+
+  test('crew: somebody unknown says nothing that counts', () => {
+    for (const message of [finished('agent/ghost'), actorFailed('agent/ghost'), actorFailed('tool/1-1')])
+      expect(running().send(message).taken).toBe(false)
+  })
+})
+
+describe('crew: budget', () => {
+  test('crew: nobody can pay any more: the run ends', () => {
+    const crew = running().send(call('helper-5-0'), exhausted('agent/helper-5-0', 'run'))
+    expect(crew.state).toBe('closing.stopping')
+    expect(ofType(crew, 'run.cancel')).toHaveLength(2)
+    crew.send(finished('agent/helper-5-0', { code: 'RUN_CANCELLED' }), exhausted('agent/writer-r1', 'run'))
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
+    expect(end(crew)).toMatchObject({ code: 'BUDGET_EXHAUSTED', reason: expect.stringContaining('tokens') })
+  })
+
+  test('crew: a delegate’s own account ran dry: only the delegation fails', () => {
+    const crew = running().send(call('saver-5-0', { agent: 'saver' }), exhausted('agent/saver-5-0', 'saver'))
+    expect(crew.sent).toEqual([['agent/saver-5-0', { type: 'run.cancel' }]])
+    expect(crew.state).toBe('running.working')
+    crew.send(finished('agent/saver-5-0', { code: 'RUN_CANCELLED', reason: 'cancelled' }))
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished' }])
+  })
+
+  test('crew: the lead’s own account ran dry: the run ends', () => {
+    const agents = { ...data.agents, writer: agentData('writer', { limits: { tokens: 5 } }) }
+    const crew = running({ agents }).send(exhausted('agent/writer-r1', 'writer'))
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
+    expect(end(crew)).toMatchObject({ code: 'BUDGET_EXHAUSTED' })
+  })
+
+  test('crew: the wall budget ends the run, and goes with it', () => {
+    const crew = running({ wallMs: 5_000 })
+    expect([...crew.timers]).toEqual([['active:wall', { delayMs: 5_000, message: { type: 'crew.wall' } }]])
+    crew.fire()
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
+    expect(end(crew)).toMatchObject({ code: 'BUDGET_EXHAUSTED', reason: 'the budget of wallMs is spent' })
+    const answered = running({ wallMs: 5_000 }).send(finished('agent/writer-r1'))
+    expect(answered.timers.size).toBe(0)
+    expect(running().timers.size).toBe(0)
+  })
+
+  test('crew: each run has its time, set anew', () => {
+    const crew = running({ wallMs: 5_000 }).send(task(2), finished('agent/writer-r1'), closed)
+    expect(started(crew)).toEqual(['r2', 'writer-r2'])
+    expect([...crew.timers.keys()]).toEqual(['active:wall'])
+  })
+
+  test('crew: a keeper that fails ends the run without a bill, and the next run has a new one', () => {
+    const crew = running().send(task(2), actorFailed('budget/r1'))
+    expect(crew.state).toBe('closing.stopping')
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }))
+    expect(end(crew)).toMatchObject({ run: 'r1', code: 'ACTOR_FAILED', spent: nothing })
+    expect(started(crew)).toEqual(['r2', 'writer-r2'])
+  })
+
+  test('crew: a keeper that fails over the bill, or while others stop, holds nobody up', () => {
+    const billing = running().send(finished('agent/writer-r1'), actorFailed('budget/r1'))
+    expect(billing.state).toBe('idle')
+    expect(end(billing)).toMatchObject({ code: null, spent: nothing })
+    const stopping = running().send({ type: 'crew.cancel' }, actorFailed('budget/r1'))
+    expect(stopping.state).toBe('closing.stopping')
+    stopping.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }))
+    expect(stopping.state).toBe('idle')
+    expect(end(stopping)).toMatchObject({ code: 'RUN_CANCELLED' })
+  })
+
+  test('crew: a budget of the crew has one keeper; a run is billed what it added', () => {
+    const crew = running({ per: 'crew' })
+    expect(started(crew)).toEqual(['crew', 'writer-r1'])
+    crew.send(finished('agent/writer-r1'))
+    expect(crew.to('budget/crew')).toEqual([{ type: 'budget.report', replyTo: 'crew/main' }])
+    crew.send(closed)
+    expect(end(crew)).toMatchObject({ spent })
+    crew.send(task(2))
+    expect(started(crew)).toEqual(['writer-r2'])
+    crew.send(finished('agent/writer-r2'), {
+      ...closed,
+      spent: { nanoUsd: 10, tokens: 31, modelCalls: 3, toolCalls: 1 },
+    })
+    expect(end(crew)).toMatchObject({ spent: { nanoUsd: 3, tokens: 1, modelCalls: 1, toolCalls: 0 } })
+  })
+
+  test('crew: a budget of the crew gets a new keeper when its own failed', () => {
+    const crew = running({ per: 'crew' }).send(actorFailed('budget/crew'))
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), task(2))
+    expect(started(crew)).toEqual(['crew', 'writer-r2'])
+  })
+})
+
+describe('crew: failures', () => {
+  test('crew: a lead that fails ends the run with its code', () => {
+    const crew = running().send(call('helper-5-0'), actorFailed('agent/writer-r1'))
+    expect(ofType(crew, 'run.cancel')).toHaveLength(1)
+    crew.send(actorFailed('agent/helper-5-0'), closed)
+    expect(end(crew)).toMatchObject({ code: 'ACTOR_FAILED', reason: 'agent/writer-r1: boom' })
+  })
+
+  test('crew: a delegate that fails takes its own delegates along', () => {
+    const crew = running().send(call('helper-5-0'), call('helper-6-0', { caller: 'agent/helper-5-0' }))
+    crew.send(actorFailed('agent/helper-5-0'))
+    expect(crew.to('agent/helper-6-0')).toEqual([{ type: 'run.cancel' }])
+    crew.send(finished('agent/helper-6-0', { code: 'RUN_CANCELLED' }))
+    // Its caller and the caller's conversation are gone: nothing may bring the conversation back.
+    expect(crew.to('log/helper-5-0').filter(({ type }) => type === 'log.stage')).toEqual([])
+  })
+
+  test('crew: what comes while a run ends is too late and does no harm', () => {
+    const crew = running().send({ type: 'crew.cancel' }, call('helper-5-0'), {
+      type: 'delegate.cancel',
+      caller: 'agent/writer-r1',
+    })
+    expect(started(crew)).toEqual([])
+    crew.send(finished('agent/ghost'), actorFailed('agent/ghost'), closed)
+    expect(crew.state).toBe('closing.stopping')
+  })
+})
+
+describe('crew: pause and definition', () => {
+  test('crew: pause and resume reach everybody at work, and whoever starts later', () => {
+    const crew = running().send(call('helper-5-0'), { type: 'crew.pause' })
+    expect(ofType(crew, 'run.pause')).toHaveLength(2)
+    expect(crew.emitted).toEqual([{ type: 'run.paused', run: 'r1' }])
+    crew.send(call('helper-5-1'))
+    expect(ofType(crew, 'actor.start')).toMatchObject([{ input: { paused: true } }])
+    crew.send({ type: 'crew.resume' })
+    expect(ofType(crew, 'run.resume')).toHaveLength(3)
+    expect(crew.emitted).toEqual([{ type: 'run.resumed', run: 'r1' }])
+  })
+
+  test('crew: a pause between runs holds the next one', () => {
+    const crew = start().send({ type: 'crew.pause' }, task(1))
+    expect(ofType(crew, 'actor.start')[1]).toMatchObject({ input: { paused: true } })
+  })
+
+  test('crew: a new definition reaches agents and keeper; lead and limits of the next run are its own', () => {
+    const other: CrewData = { ...data, lead: 'helper', limits: { tokens: 5 } }
+    const crew = running().send(task(2), { type: 'crew.redefined', crew: other })
+    expect(crew.to('agent/writer-r1')).toEqual([{ type: 'agent.redefined', data: other.agents['writer'] }])
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.raise', account: 'run', limits: { tokens: 5 } }])
+    crew.send(finished('agent/writer-r1'), closed)
+    expect(started(crew)).toEqual(['r2', 'helper-r2'])
+  })
+
+  test('crew: an agent that the new definition does not have works on with the old one', () => {
+    const { writer: _, ...agents } = data.agents
+    const crew = running().send({ type: 'crew.redefined', crew: { ...data, lead: 'helper', agents } })
+    expect(ofType(crew, 'agent.redefined')).toEqual([])
+    crew.send(finished('agent/writer-r1'), closed)
+    expect(end(crew)).toMatchObject({ code: null })
+  })
+
+  test.each([
+    ['run', 'crew'],
+    ['crew', 'run'],
+  ] as const)(
+    'crew: a budget per %s that becomes one per %s: the run ends with its own keeper, the next has a new one',
+    (per, then) => {
+      const crew = running({ per }).send(task(2), { type: 'crew.redefined', crew: { ...data, per: then } })
+      const keeper = per === 'run' ? 'budget/r1' : 'budget/crew'
+      crew.send(finished('agent/writer-r1'))
+      expect(crew.to(keeper)).toHaveLength(1)
+      crew.send(closed)
+      expect(started(crew)).toEqual([then === 'run' ? 'r2' : 'crew', 'writer-r2'])
+      const [, lead] = ofType(crew, 'actor.start')
+      expect(lead).toMatchObject({ input: { keeper: then === 'run' ? 'budget/r2' : 'budget/crew' } })
+      expect(end(crew)).toMatchObject({ spent })
+    },
+  )
+})
+
+describe('crew: kept conversations', () => {
+  const keeping = { agents: { ...data.agents, writer: agentData('writer', { keep: true }) } }
+
+  test('crew: the next run goes on in the conversation of the last', () => {
+    const crew = running(keeping).send(
+      finished('agent/writer-r1', { conversation: 'r1', length: 3, tokens: 40 }),
+      closed,
+    )
+    crew.send(task(2))
+    expect(crew.to('shard/runs')).toContainEqual({ type: 'run.started', run: 'r2', conversation: 'r1' })
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.append', all: 'r2' }])
+    expect(ofType(crew, 'actor.start')).toMatchObject([
+      { kind: 'budget' },
+      { input: { conversation: 'r1', length: 4, tokens: 40 + 12 + 5 } },
+    ])
+  })
+
+  test('crew: a lead that fails, also while its run ends, leaves no conversation to go on with', () => {
+    for (const endings of [[], [{ type: 'crew.cancel' }]]) {
+      const crew = running(keeping).send(finished('agent/writer-r1', { conversation: 'r1' }), closed, task(2))
+      crew.send(...endings, actorFailed('agent/writer-r2'), closed, task(3))
+      expect(crew.to('shard/runs')).toContainEqual({ type: 'run.started', run: 'r3', conversation: 'r3' })
+    }
+  })
+
+  test('crew: a cancelled run leaves its conversation to go on with', () => {
+    const crew = running(keeping).send({ type: 'crew.cancel' })
+    crew.send(finished('agent/writer-r1', { conversation: 'r1', code: 'RUN_CANCELLED' }), closed, task(2))
+    expect(crew.to('shard/runs')).toContainEqual({ type: 'run.started', run: 'r2', conversation: 'r1' })
+  })
+
+  test('crew: without `continue` each run has its own', () => {
+    const crew = running().send(finished('agent/writer-r1', { conversation: 'r1' }), closed, task(2))
+    expect(crew.to('shard/runs')).toContainEqual({ type: 'run.started', run: 'r2', conversation: 'r2' })
+    expect(crew.to('log/r1')).toEqual([])
+  })
+})
+
+test('crew: every transition was taken and every guard answered both ways', () => {
+  expect(covered.missing()).toEqual([])
+})
