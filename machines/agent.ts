@@ -29,6 +29,8 @@ interface AgentContext extends AgentInput {
   /** Index of the deployment to ask. */
   deployment: number
   delayMs: number
+  /** Tokens of the last reply. */
+  answer: number
   /** Answers that did not fit the output. */
   misfits: number
   worst: Amounts
@@ -176,6 +178,7 @@ const agent = setup({
         deployment: 0,
         length: context.length + 1,
         tokens: event.usage.inputTokens + event.usage.outputTokens,
+        answer: event.usage.outputTokens,
         finish: event.finish,
         verdicts: event.calls,
         sequence: event.sequence,
@@ -347,6 +350,7 @@ const agent = setup({
         rounds: context.round,
         length: context.length,
         tokens: context.tokens,
+        answer: context.answer,
       }),
     ),
   },
@@ -364,6 +368,7 @@ export const agentMachine = agent.createMachine({
     grants: 0,
     deployment: 0,
     delayMs: 0,
+    answer: 0,
     misfits: 0,
     worst: nothing,
     verdicts: [],

@@ -259,7 +259,7 @@ const crew = setup({
       const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
       for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
         enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, ...content })
-        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 256 })
+        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: event.answer + 16 })
       }
     }),
     answerFailed: enqueueActions(({ context, event, enqueue }) => {

@@ -129,6 +129,8 @@ export const agentFinished = z.object({
   rounds: count,
   length: count,
   tokens: count,
+  /** Tokens of the answer. */
+  answer: count,
 })
 /** The agent cannot pay for its next step and waits. */
 export const agentExhausted = z.object({

@@ -339,6 +339,8 @@ class Deciding {
   /** Remembers the grant of a model call that ends without a bill. */
   #owe(effect: Effect, body: Message): void {
     if (effect.body.type !== 'model.call' || ('spent' in body && isReal(body))) return
+    // Whoever is stopped behind its keeper, when a whole crew is, owes nobody.
+    if (!this.#state.actors.has(effect.body.keeper)) return
     this.#state.owed.set(effect.id, { keeper: effect.body.keeper, grant: effect.body.grant })
   }
 

@@ -141,6 +141,7 @@ test('agent: an answer ends it: settled, appended, told to the crew', () => {
         rounds: 1,
         length: 2,
         tokens: 30,
+        answer: usage.outputTokens,
       },
     ],
   ])

@@ -51,6 +51,7 @@ const finished = (address: string, more: Record<string, unknown> = {}): Message 
   rounds: 1,
   length: 3,
   tokens: 40,
+  answer: 10,
   ...more,
 })
 const call = (name: string, more: Record<string, unknown> = {}): Message => ({

@@ -190,7 +190,7 @@ describe('commit: promises', () => {
       { run: 'r3', code: 'ACTOR_FAILED' },
     ])
     expect([...desk.state.actors.keys()]).toEqual([crewAddress])
-    expect(desk.state.effects.size + desk.state.timers.size).toBe(0)
+    expect(desk.state.effects.size + desk.state.timers.size + desk.state.owed.size).toBe(0)
     desk.take(task('k3'))
     expect(desk.state.runs.get('r5')).toMatchObject({ status: 'running' })
   })

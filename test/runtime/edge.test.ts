@@ -210,8 +210,7 @@ describe('edge', () => {
 describe('definitions', () => {
   const tool = (more: Record<string, unknown> = {}) =>
     defineTool({ name: 't', description: '', input: z.object({}), run: () => 1, ...more })
-  const agent = (more: Record<string, unknown> = {}) =>
-    defineAgent({ model: 'a:one', instructions: '', ...more })
+  const agent = (more: Record<string, unknown> = {}) => defineAgent({ model: 'a:one', instructions: '', ...more })
 
   test('DF1 define: a definition is frozen, and making one reads nothing', () => {
     const env = process.env
