@@ -155,8 +155,7 @@ function microDollars(price: number | GenaiPrices.TieredPrices): number {
 function flatPrice(price: GenaiPrices.ModelPrice): FlatPrice | null {
   const { input_mtok: input, output_mtok: output, cache_read_mtok: cached = input, ...rest } = price
   const fee = rest['requests_kcount'] !== undefined
-  if (typeof input !== 'number' || typeof output !== 'number' || typeof cached !== 'number' || fee)
-    return null
+  if (typeof input !== 'number' || typeof output !== 'number' || typeof cached !== 'number' || fee) return null
   return { input, cached, output }
 }
 

@@ -147,6 +147,7 @@ const agent = setup({
         grant: grantOf(context),
         keeper: context.keeper,
         depth: context.depth,
+        tries: context.tries,
         worst,
       })
       enqueue.assign({ worst })

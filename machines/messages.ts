@@ -200,6 +200,8 @@ export const modelCall = z.object({
   grant: z.string(),
   keeper: address,
   depth: count,
+  /** Failed tries of this round so far: the next wait grows with them. */
+  tries: count,
   /** What to charge when no real count ever comes in. */
   worst: amounts,
 })

@@ -13,9 +13,11 @@ import { checkChain, corrupt, fromRecord } from './record.js'
 
 /** The chat messages of entries, as JSON text. Loads what is missing. @throws TroupeError `JOURNAL_CORRUPT`, `BLOB_MISSING`. */
 export async function textsOf(journal: Journal, shard: string, entries: readonly Entry[]): Promise<string[]> {
+  // An entry may lose its text while others are loaded: what is returned is what was there, or what was loaded.
+  const texts = entries.map((entry) => entry.text)
   const missing = entries.filter((entry) => entry.text === null)
-  if (missing.length > 0) await load(journal, shard, missing)
-  return entries.map((entry) => entry.text ?? '')
+  const loaded = missing.length === 0 ? null : await load(journal, shard, missing)
+  return texts.map((text, index) => text ?? loaded!.get(entries[index]!)!)
 }
 
 /** The values of one commit's envelope. */
@@ -34,7 +36,8 @@ export async function textOfValue(journal: Journal, shard: string, value: Value)
   return Buffer.from(await journal.getBlob(shard, value.hash)).toString('utf8')
 }
 
-async function load(journal: Journal, shard: string, missing: readonly Entry[]): Promise<void> {
+async function load(journal: Journal, shard: string, missing: readonly Entry[]): Promise<Map<Entry, string>> {
+  const loaded = new Map<Entry, string>()
   const wanted = new Map<number, Entry[]>()
   for (const entry of missing) wanted.set(entry.sequence, [...(wanted.get(entry.sequence) ?? []), entry])
   const first = Math.min(...wanted.keys())
@@ -51,12 +54,13 @@ async function load(journal: Journal, shard: string, missing: readonly Entry[]):
         const value = commit.envelope.values[entry.index]
         if (value === undefined) throw corrupt(shard, commit.sequence, 'lacks a value that a conversation names')
         entry.text = render(entry.shape, entry.callId, await textOfValue(journal, shard, value))
+        loaded.set(entry, entry.text)
       }
       wanted.delete(commit.sequence)
     }
-    if (wanted.size === 0) return
+    if (wanted.size === 0) return loaded
   }
-  if (wanted.size > 0) throw corrupt(shard, Math.min(...wanted.keys()), 'is missing')
+  throw corrupt(shard, Math.min(...wanted.keys()), 'is missing')
 }
 
 function anyWanted(wanted: ReadonlyMap<number, unknown>, first: number, last: number): boolean {

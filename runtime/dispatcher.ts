@@ -11,6 +11,7 @@
  */
 import type { ModelCall, ToolCall } from '../machines/index.js'
 import { textsOf } from './content.js'
+import type { Entry } from './conversation.js'
 import type { Draft } from './envelope.js'
 import { broken, type EdgeRun, failed, type Outcome, replied, toolOutcome, verified } from './edge.js'
 import { TroupeError, toTroupeError } from './errors.js'
@@ -81,11 +82,20 @@ export interface DispatchingShard {
   stop(reason: TroupeError): void
 }
 
+/**
+ * An effect with the part of its conversation that it names, taken when its commit had become durable: the state may be
+ * ahead by commits that drop the conversation and are not durable yet.
+ */
+interface Given {
+  readonly effect: Effect
+  readonly entries: readonly Entry[]
+}
+
 /** Gives effects to ports. */
 export class Dispatcher {
   readonly #shard: DispatchingShard
   readonly #inFlight = new Map<string, AbortController>()
-  readonly #waiting: Effect[] = []
+  readonly #waiting: Given[] = []
   #closed = false
   #draining = false
 
@@ -95,7 +105,7 @@ export class Dispatcher {
 
   /** Whether this process works on an effect, or will. */
   knows(effect: string): boolean {
-    return this.#inFlight.has(effect) || this.#waiting.some((waiting) => waiting.id === effect)
+    return this.#inFlight.has(effect) || this.#waiting.some((waiting) => waiting.effect.id === effect)
   }
 
   get size(): number {
@@ -105,7 +115,7 @@ export class Dispatcher {
   /** Takes effects of a durable commit. */
   dispatch(effects: readonly Effect[]): void {
     if (effects.length === 0) return
-    this.#waiting.push(...effects)
+    this.#waiting.push(...effects.map((effect) => ({ effect, entries: this.#entriesOf(effect) })))
     this.pump()
   }
 
@@ -113,17 +123,23 @@ export class Dispatcher {
   pump(): void {
     if (this.#closed || this.#draining || this.#shard.crew() === null) return
     while (this.#inFlight.size < maxInFlight) {
-      const effect = this.#waiting.shift()
-      if (effect === undefined) return
-      this.#start(effect)
+      const given = this.#waiting.shift()
+      if (given === undefined) return
+      this.#start(given)
     }
+  }
+
+  /** What a model is sent, or the message that has a tool's arguments. */
+  #entriesOf({ body, length }: Effect): readonly Entry[] {
+    const entries = this.#shard.state().logs.get(body.conversation)?.entries ?? []
+    return body.type === 'model.call' ? entries.slice(0, length) : entries.slice(body.position, body.position + 1)
   }
 
   /** Nobody waits for these any more. */
   cancel(effects: readonly string[]): void {
     for (const id of effects) {
       this.#inFlight.get(id)?.abort()
-      const at = this.#waiting.findIndex((effect) => effect.id === id)
+      const at = this.#waiting.findIndex(({ effect }) => effect.id === id)
       if (at >= 0) this.#waiting.splice(at, 1)
     }
   }
@@ -131,7 +147,7 @@ export class Dispatcher {
   /** Starts nothing more. Returns the effects that wait, by id: they were never with a port. */
   drain(): string[] {
     this.#draining = true
-    return this.#waiting.map((effect) => effect.id)
+    return this.#waiting.map(({ effect }) => effect.id)
   }
 
   /** Effects with the ports. */
@@ -146,20 +162,20 @@ export class Dispatcher {
     for (const controller of this.#inFlight.values()) controller.abort()
   }
 
-  #start(effect: Effect): void {
+  #start(given: Given): void {
     const controller = new AbortController()
-    this.#inFlight.set(effect.id, controller)
-    void this.#carryOut(effect, controller.signal)
+    this.#inFlight.set(given.effect.id, controller)
+    void this.#carryOut(given, controller.signal)
   }
 
   /** Never rejects. */
-  async #carryOut(effect: Effect, signal: AbortSignal): Promise<void> {
+  async #carryOut({ effect, entries }: Given, signal: AbortSignal): Promise<void> {
     const { body } = effect
     let outcome: Outcome | null
     try {
       outcome = await (body.type === 'model.call'
-        ? this.#model(effect, body, signal)
-        : this.#tool(effect, body, signal))
+        ? this.#model(effect, body, entries, signal)
+        : this.#tool(effect, body, entries, signal))
     } catch (error) {
       outcome = this.#break(effect, error)
     }
@@ -186,13 +202,17 @@ export class Dispatcher {
     return { data: await this.#shard.dataOf(id), random: this.#shard.ports.random }
   }
 
-  async #model(effect: Effect, call: ModelCall, signal: AbortSignal): Promise<Outcome | null> {
+  async #model(
+    effect: Effect,
+    call: ModelCall,
+    entries: readonly Entry[],
+    signal: AbortSignal,
+  ): Promise<Outcome | null> {
     const shard = this.#shard
     const live = shard.crew()
     const agent = live?.prepared.agents.get(call.agent)
     if (live === null || agent === undefined)
       throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
-    const entries = shard.state().logs.get(call.conversation)?.entries.slice(0, effect.length) ?? []
     const messages = await textsOf(shard.journal, shard.id, entries)
     if (agent.system !== null) messages.unshift(agent.system)
     const watched = shard.watched()
@@ -215,7 +235,7 @@ export class Dispatcher {
     return replied(reply, call, live.prepared, await this.#run(call.run))
   }
 
-  async #tool(effect: Effect, call: ToolCall, signal: AbortSignal): Promise<Outcome | null> {
+  async #tool(effect: Effect, call: ToolCall, entries: readonly Entry[], signal: AbortSignal): Promise<Outcome | null> {
     const shard = this.#shard
     const { tools } = shard.crew()!
     const { data } = await this.#run(call.run)
@@ -227,7 +247,7 @@ export class Dispatcher {
       callId: call.callId,
       idempotencyKey: `${shard.id}.${call.key}`,
       tool: call.tool,
-      arguments: call.arguments ?? (await this.#argumentsOf(call)),
+      arguments: call.arguments ?? (await this.#argumentsOf(call, entries)),
       timeoutMs: call.timeoutMs,
       data,
       signal,
@@ -254,9 +274,8 @@ export class Dispatcher {
   }
 
   /** The arguments that the model wrote, from its message in the conversation. */
-  async #argumentsOf(call: ToolCall): Promise<string> {
-    const entry = this.#shard.state().logs.get(call.conversation)?.entries[call.position]
-    const [text] = entry === undefined ? [] : await textsOf(this.#shard.journal, this.#shard.id, [entry])
+  async #argumentsOf(call: ToolCall, entries: readonly Entry[]): Promise<string> {
+    const [text] = await textsOf(this.#shard.journal, this.#shard.id, entries)
     const message = JSON.parse(text ?? '{}') as { tool_calls?: { function?: { arguments?: string } }[] }
     const written = message.tool_calls?.[call.index]?.function?.arguments ?? ''
     return written.trim() === '' ? '{}' : written

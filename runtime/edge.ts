@@ -127,7 +127,7 @@ export function failed(
   const real = !failure.billed || failure.usage?.estimated === false
   const spent =
     failure.billed && failure.usage !== null ? bill(call, crew, failure.usage, failure.costNanoUsd) : nothing
-  const delayMs = Math.min(maxRetryAfterMs, Math.max(failure.retryAfterMs ?? 0, backoff(0, run.random())))
+  const delayMs = Math.min(maxRetryAfterMs, Math.max(failure.retryAfterMs ?? 0, backoff(call.tries, run.random())))
   return {
     body: {
       type: 'model.failed',

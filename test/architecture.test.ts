@@ -124,7 +124,11 @@ const planted: [rule: string, file: string, source: string][] = [
   [imports, 'machines/p20.ts', "export { setTimeout } from 'node:timers/promises'"],
   [imports, 'machines/p21.ts', "export { readFileSync } from 'node:fs'"],
   // size and shape
-  ['complexity', 'machines/s1.ts', `${value}(a: number) => (a ? 1 : a > 1 ? 2 : a > 2 ? 3 : a > 3 ? 4 : a > 4 ? 5 : a > 5 ? 6 : a > 6 ? 7 : 8)`],
+  [
+    'complexity',
+    'machines/s1.ts',
+    `${value}(a: number) => (a ? 1 : a > 1 ? 2 : a > 2 ? 3 : a > 3 ? 4 : a > 4 ? 5 : a > 5 ? 6 : a > 6 ? 7 : 8)`,
+  ],
   [
     'max-lines',
     'runtime/s2.ts',

@@ -130,6 +130,7 @@ describe('commit: promises', () => {
         grant: 'g',
         keeper: 'budget/r2',
         depth: 0,
+        tries: 0,
         worst: nothing,
       }),
     })

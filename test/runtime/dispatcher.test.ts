@@ -206,6 +206,7 @@ describe('dispatcher', () => {
         grant: 'g',
         keeper: 'budget/r1',
         depth: 0,
+        tries: 0,
         worst: nothingSpent,
       }
       return {

@@ -39,6 +39,7 @@ const asked = (agent = 'writer', more: Record<string, unknown> = {}) => ({
   grant: 'g',
   keeper: 'budget/r1',
   depth: 0,
+  tries: 0,
   worst: { nanoUsd: 99, tokens: 9, modelCalls: 1, toolCalls: 0 },
   ...more,
 })

@@ -1,0 +1,168 @@
+/**
+ * The accounts as they must be: a second bookkeeping, from the messages to the budget keepers.
+ *
+ * A grant is settled by the first real bill; until that comes, by the last estimate.
+ */
+import type { Amounts } from '../../machines/index.js'
+import type { ShardState } from '../../runtime/state.js'
+import type { Notes } from './notes.js'
+
+/** What a keeper knows, as far as it is looked at. */
+interface KeeperContext {
+  readonly accounts: Readonly<
+    Record<string, { readonly limits: Partial<Amounts>; readonly held: Amounts; readonly spent: Amounts }>
+  >
+  readonly grants: Readonly<Record<string, { readonly state: 'held' | 'estimated'; readonly worst: Amounts }>>
+  readonly waiting: readonly unknown[]
+}
+
+interface Settled {
+  readonly amount: Amounts
+  readonly real: boolean
+}
+
+interface Book {
+  generation: string
+  readonly worst: Map<string, Amounts>
+  readonly settled: Map<string, Settled>
+  /** Highest limit that an account ever had; undefined counts as none. */
+  readonly limits: Map<string, Record<string, number>>
+}
+
+const dims = ['nanoUsd', 'tokens', 'modelCalls', 'toolCalls'] as const
+/** Counters that only settlements change. */
+const settledDims = ['nanoUsd', 'tokens', 'modelCalls'] as const
+
+/** The books of one shard. */
+export class Accounts {
+  readonly #shard: string
+  readonly #notes: Notes
+  readonly #books = new Map<string, Book>()
+
+  constructor(shard: string, notes: Notes) {
+    this.#shard = shard
+    this.#notes = notes
+  }
+
+  /** A model call was asked for under a grant. */
+  granted(keeper: string, grant: string, worst: Amounts): void {
+    this.#books.get(keeper)?.worst.set(grant, worst)
+  }
+
+  /** Highest limits that a keeper's root account had; counters without one are absent. */
+  limitsOf(keeper: string): Readonly<Record<string, number>> | undefined {
+    return this.#books.get(keeper)?.limits.get('run')
+  }
+
+  /** Takes what a commit told the keepers, and compares their accounts with the books. */
+  check(state: ShardState, lines: readonly string[]): void {
+    let touched = false
+    for (const line of lines) {
+      if (!line.startsWith('budget/') && !line.startsWith('shard/actors')) continue
+      touched = true
+      if (line.startsWith('{"type":"budget.settle"', line.indexOf(' ') + 1)) this.#settle(line)
+    }
+    if (!touched) return
+    const open = new Set<string>()
+    for (const { body } of state.effects.values()) {
+      if (body.type === 'model.call') open.add(`${body.keeper} ${body.grant}`)
+    }
+    for (const [address, actor] of state.actors) {
+      if (actor.kind !== 'budget') continue
+      const keeper = actor.snapshot.context as KeeperContext
+      const book = this.#book(address, actor.generation)
+      this.#checkGrants(address, keeper, book, open, lines)
+      this.#checkSums(address, keeper, book, state.sequence)
+      if (keeper.waiting.length > 0) this.#notes.reached('grant waited')
+    }
+  }
+
+  /** What a run is said to have cost is what was settled by then. */
+  checkBill(run: string, spent: Amounts): void {
+    const book = this.#books.get(`budget/${run}`)
+    if (book === undefined) return
+    for (const dim of settledDims) {
+      let sum = 0
+      for (const { amount } of book.settled.values()) sum += amount[dim]
+      const detail = () => `${this.#shard}: ${run} is billed ${dim} ${spent[dim]}, settled were ${sum}`
+      this.#notes.check('accounts', spent[dim] === sum, detail)
+    }
+  }
+
+  #book(keeper: string, generation: string): Book {
+    const known = this.#books.get(keeper)
+    if (known?.generation === generation) return known
+    const book = { generation, worst: new Map(), settled: new Map(), limits: known?.limits ?? new Map() } as Book
+    this.#books.set(keeper, book)
+    return book
+  }
+
+  #settle(line: string): void {
+    const at = line.indexOf(' ')
+    const book = this.#books.get(line.slice(0, at))
+    const { grant, spent, real } = JSON.parse(line.slice(at + 1)) as { grant: string; spent: Amounts; real: boolean }
+    if (book === undefined || !book.worst.has(grant) || book.settled.get(grant)?.real === true) return
+    if (real && book.settled.has(grant)) this.#notes.reached('estimate replaced by the real bill')
+    book.settled.set(grant, { amount: spent, real })
+  }
+
+  /** Grants that are held are those of the calls that are open; those that ran out count as estimates. */
+  #checkGrants(
+    address: string,
+    keeper: KeeperContext,
+    book: Book,
+    open: ReadonlySet<string>,
+    lines: readonly string[],
+  ): void {
+    for (const [grant, { state, worst }] of Object.entries(keeper.grants)) {
+      if (state === 'held') {
+        book.worst.set(grant, worst)
+        const detail = () => `${this.#shard}: ${grant} is held by ${address}, but its call is not open`
+        this.#notes.check('grants', open.has(`${address} ${grant}`), detail)
+      } else if (!book.settled.has(grant)) {
+        if (lines.some((line) => line.includes('budget.sweep'))) this.#notes.reached('grant expired')
+        book.settled.set(grant, { amount: worst, real: false })
+      }
+    }
+  }
+
+  #checkSums(address: string, keeper: KeeperContext, book: Book, sequence: number): void {
+    const over: Record<string, number> = {}
+    const sums: Record<string, number> = {}
+    for (const dim of dims) {
+      over[dim] = 0
+      sums[dim] = 0
+      for (const [grant, { amount }] of book.settled) {
+        sums[dim] += amount[dim]
+        over[dim] += Math.max(0, amount[dim] - (book.worst.get(grant)?.[dim] ?? 0))
+      }
+    }
+    for (const dim of settledDims) {
+      let spent = 0
+      for (const account of Object.values(keeper.accounts)) spent += account.spent[dim]
+      const detail = () => `${this.#shard} ${sequence}: ${address} says ${dim} ${spent}, settled were ${sums[dim]}`
+      this.#notes.check('accounts', spent === sums[dim], detail)
+    }
+    for (const [name, { limits, held, spent }] of Object.entries(keeper.accounts)) {
+      const most = this.#raise(book, name, limits)
+      for (const dim of dims) {
+        const used = held[dim] + spent[dim]
+        const limit = (most[dim] ?? Number.POSITIVE_INFINITY) + (over[dim] ?? 0)
+        const detail = () => `${this.#shard} ${sequence}: ${address} ${name}: ${dim} ${used} of ${limit}`
+        this.#notes.check('spent', used <= limit && held[dim] >= 0 && spent[dim] >= 0, detail)
+      }
+    }
+  }
+
+  #raise(book: Book, name: string, limits: Partial<Amounts>): Record<string, number> {
+    const most = book.limits.get(name)
+    const now: Record<string, number> = {}
+    for (const dim of dims) {
+      const limit = limits[dim]
+      const before = most === undefined ? limit : most[dim]
+      if (limit !== undefined && before !== undefined) now[dim] = Math.max(limit, before)
+    }
+    book.limits.set(name, now)
+    return now
+  }
+}

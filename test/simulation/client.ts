@@ -1,0 +1,142 @@
+/**
+ * The client of a simulated crew: what a program with the crew's handle does. It dies with its process and begins anew
+ * in the next one, with the same tasks under the same keys.
+ */
+import { crewAddress } from '../../runtime/commit.js'
+import { instructionsOf, userMessage } from '../../runtime/edge.js'
+import { isTroupeError } from '../../runtime/errors.js'
+import { estimateTokens } from '../../runtime/prepared-crew.js'
+import type { Shard } from '../../runtime/shard.js'
+import type { RunState } from '../../runtime/state.js'
+import { SimulatedModel, SimulatedTools } from './simulated-ports.js'
+import { variantOf } from './workload.js'
+import type { SimulatedProcess, World } from './world.js'
+
+/** A task of a crew, from its user's side. */
+export interface Task {
+  readonly key: string
+  /** Its user has given it. */
+  arrived: boolean
+  /** The process that tries to hand it over. */
+  handedBy: number
+  /** Id of its run, once that was acknowledged. */
+  run: string | null
+}
+
+/** A crew, from its user's side. */
+export interface SimulatedCrew {
+  readonly id: string
+  variant: number
+  readonly tasks: Task[]
+}
+
+/** What the runtime may refuse work with, for some time. */
+const passing = new Set(['STORE_FULL', 'STORE_FAILED', 'MAILBOX_FULL', 'RUNTIME_CLOSED'])
+const pollMs = 7_000
+
+/** The client of one crew in one process. */
+export class Client {
+  readonly #world: World
+  readonly #process: SimulatedProcess
+  readonly #crew: SimulatedCrew
+  #pinned = false
+
+  constructor(world: World, process: SimulatedProcess, crew: SimulatedCrew) {
+    this.#world = world
+    this.#process = process
+    this.#crew = crew
+  }
+
+  /** Takes the crew up; hands over what is not known to be handed over; looks again and again until all has ended. */
+  async serve(): Promise<void> {
+    await this.#try((shard) => this.#handOver(shard))
+    if (!this.#process.alive || this.#process.closing) return
+    this.#world.timeline.after(pollMs, this.#process, () => {
+      if (this.#unfinished()) void this.serve()
+    })
+  }
+
+  /** Hands over the tasks that have arrived. */
+  async arrive(): Promise<void> {
+    await this.#try((shard) => this.#handOver(shard))
+  }
+
+  async command(type: 'crew.pause' | 'crew.resume' | 'crew.cancel', run?: string): Promise<void> {
+    await this.#try(async (shard) => {
+      const body = run === undefined ? { type } : { type, run }
+      await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
+    })
+  }
+
+  /** Puts the crew's present definition into force. */
+  async redefine(): Promise<void> {
+    await this.#try(() => Promise.resolve())
+  }
+
+  #unfinished(): boolean {
+    const { runs } = this.#world.replica(this.#crew.id).state
+    const ended = new Set([...runs.values()].filter((run) => run.status === 'finished').map((run) => run.key))
+    return this.#crew.tasks.some((task) => !ended.has(task.key))
+  }
+
+  async #try(work: (shard: Shard) => Promise<void>): Promise<void> {
+    const { notes } = this.#world
+    try {
+      const shard = await this.#shard()
+      if (shard !== null) await work(shard)
+    } catch (error) {
+      if (!this.#process.alive || this.#process.closing) return
+      const code = isTroupeError(error) ? error.code : 'none'
+      if (code === 'STORE_FULL') notes.reached('work refused: STORE_FULL')
+      const detail = () => `${this.#crew.id}: ${String(error)} ${isTroupeError(error) ? '' : (error as Error).stack}`
+      notes.check('alive', passing.has(code), detail)
+    }
+  }
+
+  async #shard(): Promise<Shard | null> {
+    const { worker } = this.#process
+    if (worker === null || !this.#process.alive || this.#process.closing) return null
+    const { id } = this.#crew
+    if (!this.#pinned && !this.#world.plan.unpinned) {
+      this.#pinned = true
+      worker.pin(id)
+    }
+    if (!worker.active.has(id) && !this.#process.recovering.has(id)) this.#world.notes.reached('shard unloaded')
+    const shard = await worker.shard(id)
+    const { prepared } = variantOf(this.#crew.variant)
+    if (shard.crew?.prepared !== prepared) {
+      const model = new SimulatedModel(this.#world, this.#process, id, prepared)
+      await shard.define({ prepared, model, tools: new SimulatedTools(this.#world, this.#process, id) })
+    }
+    this.#process.recovering.delete(id)
+    if (shard.stopped !== null) throw shard.stopped
+    return shard
+  }
+
+  async #handOver(shard: Shard): Promise<void> {
+    for (const task of this.#crew.tasks) {
+      if (!task.arrived || task.run !== null || task.handedBy === this.#process.id) continue
+      task.handedBy = this.#process.id
+      try {
+        const run = await this.#start(shard, task)
+        if (this.#process.alive) task.run = run
+      } finally {
+        task.handedBy = 0
+      }
+    }
+  }
+
+  /** As `CrewHandle.start` does it. */
+  async #start(shard: Shard, { key }: Task): Promise<string> {
+    const same = [...shard.state.runs.values()].find((run: RunState) => run.key === key)
+    if (same !== undefined) return same.run
+    const { prepared } = variantOf(this.#crew.variant)
+    const text = `task ${key}`
+    const system = await instructionsOf(prepared, prepared.crew.lead, text, null)
+    const values = [...(system === null ? [] : [system]), userMessage(text)]
+    const tokens = estimateTokens(values.reduce((sum, value) => sum + value.length, 0))
+    const body = { type: 'crew.task', tokens, messages: values.length, key, data: false }
+    const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values }, true)
+    return `r${commit.sequence}`
+  }
+}

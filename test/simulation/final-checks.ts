@@ -1,0 +1,113 @@
+/** What is checked when all has ended: replay, leftovers, answers, what the provider counted. */
+import { textsOf } from '../../runtime/content.js'
+import { textOf } from '../../runtime/conversation.js'
+import type { Journal, SnapshotManifest } from '../../runtime/journal.js'
+import { recover } from '../../runtime/recovery.js'
+import { Scope } from '../../runtime/scope.js'
+import { type RunState, stateHash } from '../../runtime/state.js'
+import { createMemoryJournal } from '../../transport/memory-journal.js'
+import type { SimulatedCrew } from './client.js'
+import { machines, type Replica } from './replica.js'
+import type { World } from './world.js'
+
+/** Runs the checks of a world that has come to its end. */
+export async function checkEnd(
+  world: World,
+  crews: readonly SimulatedCrew[],
+  replicas: readonly Replica[],
+): Promise<void> {
+  const journal = createMemoryJournal({ store: world.store })
+  await journal.open()
+  for (const replica of replicas) {
+    await checkReplay(world, journal, replica)
+    checkRest(world, replica)
+    await checkAnswers(world, journal, replica)
+    if (world.random.chance(0.15)) await checkConversations(world, journal, replica)
+  }
+  for (const crew of crews) checkTasks(world, crew)
+  world.judge.checkSpending((shard, keeper) => world.replica(shard).accounts.limitsOf(keeper))
+  await journal.close()
+}
+
+/** From each snapshot, and from the first record, replay comes to the same state. */
+async function checkReplay(world: World, journal: Journal, replica: Replica): Promise<void> {
+  const { shard } = replica
+  const wanted = replica.hash()
+  const spoilt = world.spoilt.get(shard)
+  const stored = await journal.snapshots(shard)
+  const choices: (readonly SnapshotManifest[])[] = stored
+    .filter((manifest) => !spoilt?.has(manifest.sequence))
+    .map((manifest) => [manifest])
+  choices.push(stored)
+  if (stored.length === 0 || world.random.chance(0.1)) choices.push([])
+  for (const choice of choices) {
+    const from = choice.map(({ sequence }) => sequence).join()
+    try {
+      const context = { scope: new Scope(), machines }
+      const { state } = await recover(withSnapshots(journal, choice), shard, context, false)
+      const same = stateHash(state, context.scope, machines) === wanted
+      world.notes.check('replay', same, () => `${shard}: another state from the snapshots at [${from}]`)
+    } catch (error) {
+      world.notes.violate('replay', `${shard}: from the snapshots at [${from}]: ${String(error)}`)
+    }
+  }
+}
+
+/** The journal with these snapshots only. */
+function withSnapshots(journal: Journal, manifests: readonly SnapshotManifest[]): Journal {
+  const view: Pick<Journal, 'head' | 'snapshots' | 'read' | 'getChunks'> = {
+    head: (shard) => journal.head(shard),
+    snapshots: () => Promise.resolve(manifests),
+    read: (shard, from) => journal.read(shard, from),
+    getChunks: (shard, hashes) => journal.getChunks(shard, hashes),
+  }
+  return view as Journal
+}
+
+/** Nothing is open, nothing is kept that nobody will need. */
+function checkRest(world: World, { shard, state }: Replica): void {
+  if (world.notes.violations.length > 0) return
+  const { notes } = world
+  notes.check('rest', state.effects.size === 0, () => `${shard}: effects ${[...state.effects.keys()].join()} are open`)
+  for (const [name, log] of state.logs) {
+    notes.check('rest', /^r\d+$/.test(name) && state.runs.has(name), () => `${shard}: the conversation ${name} is left`)
+    notes.check('rest', log.staged.size === 0, () => `${shard}: results are staged in ${name}`)
+  }
+  for (const [address, actor] of state.actors) {
+    const kept = actor.kind === 'crew' || actor.kind === 'budget'
+    notes.check('rest', kept, () => `${shard}: ${address} is left in ${JSON.stringify(actor.snapshot.value)}`)
+  }
+  for (const [effect, { keeper }] of state.owed)
+    notes.check('rest', state.actors.has(keeper), () => `${shard}: ${effect} is owed to ${keeper}, which is gone`)
+}
+
+/** Conversations of runs that have ended are whole: each call has its result, and they are what models were sent. */
+async function checkConversations(world: World, journal: Journal, { shard, state }: Replica): Promise<void> {
+  for (const [name, log] of state.logs) {
+    if (![...state.runs.values()].some((run) => run.conversation === name && run.status === 'finished')) continue
+    world.judge.conversation(`${shard}|${name}`, await textsOf(journal, shard, log.entries))
+  }
+}
+
+/** What an answered run answers is the last thing that its model said. */
+async function checkAnswers(world: World, journal: Journal, { shard, state }: Replica): Promise<void> {
+  for (const run of state.runs.values()) {
+    if (run.end === null || run.end.code !== null) continue
+    const log = state.logs.get(run.conversation)
+    const entry = log?.entries[run.until - 1]
+    const [text] = entry === undefined ? [] : await textsOf(journal, shard, [entry])
+    const said = text === undefined ? '' : textOf(text)
+    world.notes.check('answer', world.judge.answers.has(said), () => `${shard}: ${run.run} answers ${said}`)
+  }
+}
+
+/** Each task has one run, and a run that was acknowledged is there. */
+function checkTasks(world: World, crew: SimulatedCrew): void {
+  const byKey = new Map<string, RunState[]>()
+  for (const run of world.replica(crew.id).state.runs.values()) byKey.set(run.key, [...(byKey.get(run.key) ?? []), run])
+  for (const { key, run } of crew.tasks) {
+    const runs = byKey.get(key) ?? []
+    const detail = () => `${crew.id}: ${key} (${run}) is ${runs.map((each) => each.run).join()}`
+    world.notes.check('run', runs.length <= 1 && (run === null || runs[0]?.run === run), detail)
+  }
+}

@@ -1,0 +1,31 @@
+import { expect, test } from 'vitest'
+import { listMutants, runMutant } from './mutants.js'
+
+/** What the issue names. */
+const named = [
+  'attempt-not-counted',
+  'budget-checked-after-call',
+  'effect-before-append',
+  'generation-not-checked',
+  'no-dispatched-record',
+  'no-outcome-dedupe',
+  'no-reload-after-failed-append',
+  'settle-not-idempotent',
+  'snapshot-without-chain-hash',
+  'timer-not-durable',
+]
+const seeds = Math.max(150, Math.round(150 * Number(process.env['TROUPE_SCALE'] ?? 1)))
+
+test('mutants: each mechanism that the simulation stands for has one', () => {
+  expect(listMutants()).toEqual(expect.arrayContaining(named))
+})
+
+test.each(listMutants())(
+  'mutants: %s is caught by one of a hundred seeds',
+  async (mutant) => {
+    const result = await runMutant(mutant, 7_000, seeds)
+    process.stdout.write(`mutant: ${JSON.stringify(result)}\n`)
+    expect(result.rate).toBeGreaterThanOrEqual(0.01)
+  },
+  600_000,
+)

@@ -1,0 +1,58 @@
+/**
+ * Mutants: the product with one mechanism taken out. The simulation must notice.
+ *
+ * Each is a patch in `test/mutants/` (its first line says what it takes out), applied to a copy of the tree, so that the
+ * product has no flags for it. A patch that no longer applies is made anew: change the line in a copy of the file, then
+ *
+ *     diff -U1 --label a/runtime/shard.ts --label b/runtime/shard.ts runtime/shard.ts changed.ts
+ */
+import { execFileSync } from 'node:child_process'
+import { cpSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { type CampaignResult, runCampaign } from './campaign.js'
+
+const root = resolve(import.meta.dirname, '../..')
+const folder = join(root, 'test/mutants')
+const copied = ['machines', 'runtime', 'transport', 'test/simulation', 'package.json', 'tsconfig.json']
+
+/** What became of a mutant. */
+export interface MutantResult {
+  readonly mutant: string
+  readonly seeds: number
+  /** Seeds in which an invariant broke. */
+  readonly caught: number
+  readonly rate: number
+  /** How often each invariant was the first to break. */
+  readonly by: Readonly<Record<string, number>>
+  /** A seed that catches it. */
+  readonly example: number | null
+}
+
+/** Names of all mutants. */
+export function listMutants(): string[] {
+  return readdirSync(folder)
+    .filter((file) => file.endsWith('.patch'))
+    .map((file) => file.slice(0, -'.patch'.length))
+    .sort()
+}
+
+/** Runs seeds on a mutant. Throws when its patch does not apply or the simulation itself breaks. */
+export async function runMutant(mutant: string, base: number, seeds: number, processes = 2): Promise<MutantResult> {
+  const copy = mkdtempSync(join(tmpdir(), `troupe-${mutant}-`))
+  try {
+    for (const path of copied) cpSync(join(root, path), join(copy, path), { recursive: true })
+    symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
+    execFileSync('git', ['apply', '-C1', '--recount', join(folder, `${mutant}.patch`)], { cwd: copy, stdio: 'pipe' })
+    const main = join(copy, 'test/simulation/main.ts')
+    return judge(mutant, await runCampaign({ base, seeds, processes, twiceEvery: 0, main }))
+  } finally {
+    rmSync(copy, { recursive: true, force: true })
+  }
+}
+
+function judge(mutant: string, { seeds, failed }: CampaignResult): MutantResult {
+  const by: Record<string, number> = {}
+  for (const { invariant } of failed) by[invariant] = (by[invariant] ?? 0) + 1
+  return { mutant, seeds, caught: failed.length, rate: failed.length / seeds, by, example: failed[0]?.seed ?? null }
+}

@@ -1,0 +1,177 @@
+/** What a simulation notes while it runs: faults that were injected, branches that were reached, invariants that broke. */
+
+/** The promises that are checked, by name. */
+export const invariants = {
+  spent: 'spent is never above a limit',
+  provider: 'the provider counts no more than the limit',
+  accounts: 'accounts are the sum of the settlements',
+  grants: 'every grant is settled or expired',
+  answered: 'every call is answered, refused or dead-lettered',
+  once: 'a once call is executed at most once',
+  dispatched: 'a once call starts only after its record',
+  durable: 'effects and events come only after their append',
+  replay: 'replay from any snapshot gives the same state',
+  pure: 'the same commit decides the same',
+  ends: 'every run ends',
+  generation: 'no completion of an old generation is delivered',
+  taken: 'every outcome is taken by a transition',
+  time: 'time never runs backwards',
+  key: 'a call keeps its key, and no other call has it',
+  grows: 'a conversation only grows',
+  true: 'a model is told what a port said',
+  poison: 'work that kills the process is given up after three crashes, and no other work is',
+  unknown: 'an unknown outcome lies over the end of a process',
+  wall: 'the wall budget counts the time in a living process',
+  rest: 'a crew at rest holds nothing',
+  alive: 'no shard stops',
+  follows: 'a record follows the last one in the store',
+  run: 'a key names one run, and an accepted one is kept',
+  answer: 'the answer of a run is what its model answered',
+} as const
+
+/** An invariant's key. */
+export type Invariant = keyof typeof invariants
+
+/** A broken promise. */
+export interface Violation {
+  readonly invariant: Invariant
+  readonly detail: string
+}
+
+/** Faults: each is reached in some seed of a campaign. */
+export const faults = [
+  'crash: before append',
+  'crash: append in flight, lost',
+  'crash: append in flight, landed',
+  'crash: append landed',
+  'crash: outcome to append',
+  'crash: append to dispatch',
+  'crash: in flight',
+  'crash: at rest',
+  'crash: before dispatched record',
+  'crash: dispatched record landed',
+  'crash: dispatched to start',
+  'crash: in recovery',
+  'crash: in snapshot',
+  'crash: in close',
+  'crash: poisonous tool',
+  'crash: poisonous model call',
+  'crash: poisonous timer',
+  'append failed',
+  'append failed, landed',
+  'store full',
+  'snapshot failed',
+  'snapshot rotten',
+  'snapshot of another branch',
+  'outcome twice',
+  'model outcome late',
+  'tool outcome late',
+  'model failed',
+  'model hung',
+  'model outlived its grant',
+  'model lied about usage',
+  'model sent no usage',
+  'model wrote an invalid call',
+  'model answered out of shape',
+  'tool threw',
+  'tool said no',
+  'tool timed out',
+  'tool ignored its cancel',
+  'clock stepped',
+  'collision with a timer',
+] as const
+
+/** A fault's name. */
+export type Fault = (typeof faults)[number]
+
+/** Branches of the work and of its recovery: each is reached in some seed of a campaign. */
+export const branches = [
+  'close with nothing running',
+  'close over running work',
+  'commits share a record',
+  'recovered from the newest snapshot',
+  'recovered from an older snapshot',
+  'recovered from the first record',
+  'passed over a snapshot of another branch',
+  'passed over a rotten snapshot',
+  'append reloaded: landed',
+  'append reloaded: lost',
+  'work refused: STORE_FULL',
+  'model call interrupted',
+  'tool call interrupted',
+  'once call interrupted before its start',
+  'once call unknown: told',
+  'once call verified: done',
+  'once call verified: not done',
+  'once call verified: unsure',
+  'once call executed again after verify',
+  'effect given up after crashes',
+  'timer given up after crashes',
+  'time down was not counted',
+  'parked effects dispatched',
+  'shard unloaded',
+  'shard woken by a timer',
+  'late outcome changed accounts',
+  'late outcome changed nothing',
+  'late timer was not delivered',
+  'grant cut to what is left',
+  'grant waited',
+  'budget refused',
+  'child budget refused',
+  'grant expired',
+  'estimate replaced by the real bill',
+  'model call retried',
+  'tool call retried',
+  'call repaired',
+  'call refused',
+  'delegation nested',
+  'delegation waited',
+  'value in a blob',
+  'conversation kept over runs',
+  'redefined in a run',
+  'paused',
+  'cancelled while waiting',
+  'end: answered',
+  'end: ROUND_LIMIT',
+  'end: OUTPUT_INVALID',
+  'end: MODEL_FAILED',
+  'end: BUDGET_EXHAUSTED',
+  'end: BUDGET_EXHAUSTED by wallMs',
+  'end: RUN_CANCELLED',
+  'end: EFFECT_CRASHED',
+  'impurity checked: state rebuilt from bytes',
+  'impurity checked: contexts frozen',
+  'impurity checked: every commit decided twice',
+  'orphaned blob dropped',
+] as const
+
+/** A branch's name. */
+export type Branch = (typeof branches)[number]
+
+/** Most violations that are kept of one seed. */
+const maxViolations = 20
+
+/** The notes of one seed. */
+export class Notes {
+  readonly sometimes = new Set<string>()
+  readonly violations: Violation[] = []
+  faults = 0
+
+  fault(name: Fault): void {
+    this.faults += 1
+    this.sometimes.add(name)
+  }
+
+  reached(name: Branch): void {
+    this.sometimes.add(name)
+  }
+
+  violate(invariant: Invariant, detail: string): void {
+    if (this.violations.length < maxViolations) this.violations.push({ invariant, detail: detail.slice(0, 600) })
+  }
+
+  /** Notes a violation unless `holds`. */
+  check(invariant: Invariant, holds: boolean, detail: () => string): void {
+    if (!holds) this.violate(invariant, detail())
+  }
+}

@@ -1,0 +1,352 @@
+/**
+ * The replica of a shard: takes every record as soon as the store has it, decides each commit a second time, and checks
+ * the invariants after each.
+ *
+ * It is the simulation's own replay from the first record: whatever a recovery brings back must equal it.
+ */
+import { type Amounts, agentMachine, budgetMachine, crewMachine, toolMachine } from '../../machines/index.js'
+import { BlobRef, decode, encode } from '../../runtime/codec.js'
+import { type Commit, crewAddress, type DecideContext, decide } from '../../runtime/commit.js'
+import type { Envelope } from '../../runtime/envelope.js'
+import type { JournalRecord } from '../../runtime/journal.js'
+import { fromRecord } from '../../runtime/record.js'
+import { Scope } from '../../runtime/scope.js'
+import {
+  type Effect,
+  emptyState,
+  fromStoredState,
+  type ShardState,
+  stateHash,
+  type StoredState,
+  toStoredState,
+} from '../../runtime/state.js'
+import { Accounts } from './accounts.js'
+import type { Judge } from './judge.js'
+import { type Branch, branches, type Notes } from './notes.js'
+import type { SeededRandom } from './seeded-random.js'
+
+export const machines = { agent: agentMachine, tool: toolMachine, budget: budgetMachine, crew: crewMachine }
+
+/** What the replica needs of its world. */
+export interface ReplicaWorld {
+  readonly random: SeededRandom
+  readonly notes: Notes
+  readonly judge: Judge
+  /** Probability that a state is rebuilt from bytes after a commit. */
+  readonly rebuild: number
+  readonly freeze: boolean
+  readonly clockSteps: boolean
+  /** Virtual time. */
+  readonly now: () => number
+  /** Processes that have ended so far. */
+  readonly ends: () => number
+  /** Of these, the ones that did not close. */
+  readonly crashes: () => number
+}
+
+/** What the crew machine knows, as far as it is looked at. */
+interface CrewContext {
+  readonly task: { readonly run: string } | null
+  readonly waiting: readonly unknown[]
+  readonly paused: boolean
+  readonly data: { readonly wallMs: number | null }
+}
+
+interface Started {
+  readonly at: number
+  readonly wallMs: number | null
+  /** Time in which no process was there. */
+  down: number
+  /** Time in which the store took nothing. */
+  stalled: number
+}
+
+/** Slack of a wall budget: appends are slow, and time down is counted from the last commit. */
+const wallSlackMs = 3_000
+
+/** What the journal of one shard adds up to. */
+export class Replica {
+  readonly shard: string
+  readonly context: DecideContext = { scope: new Scope(), machines, explain: true }
+  state: ShardState
+  readonly accounts: Accounts
+  /** Every effect that was ever asked for. */
+  readonly asked = new Map<string, Effect>()
+  /** Effects with a `dispatched` record, and how many processes had ended by then. */
+  readonly dispatched = new Map<string, number>()
+  readonly count = { commits: 0, rounds: 0, delegations: 0, onceCalls: 0 }
+  /** A process ended since the last record. */
+  ended = false
+  /** An append failed since the last record. */
+  stalled = false
+  #lastAt = 0
+  #run: Started | null = null
+  readonly #onceDoubted = new Map<string, number>()
+  /** Crashes before each commit. */
+  readonly #crashesAt: number[] = []
+  /** First commit that asked for a piece of work. */
+  readonly #firstAsked = new Map<string, number>()
+  readonly #world: ReplicaWorld
+
+  constructor(shard: string, world: ReplicaWorld) {
+    this.shard = shard
+    this.#world = world
+    this.state = emptyState(shard)
+    this.accounts = new Accounts(shard, world.notes)
+  }
+
+  get crew(): CrewContext | null {
+    return (this.state.actors.get(crewAddress)?.snapshot.context as CrewContext | undefined) ?? null
+  }
+
+  hash(): string {
+    return stateHash(this.state, this.context.scope, machines)
+  }
+
+  /** Takes a record that the store has. Returns its envelopes. */
+  take(record: JournalRecord): Envelope[] {
+    const commits = fromRecord(this.shard, record)
+    if (commits.length > 1) this.#world.notes.reached('commits share a record')
+    this.#excuse()
+    for (const { envelope, digest } of commits) this.#takeCommit(envelope, digest)
+    return commits.map(({ envelope }) => envelope)
+  }
+
+  #excuse(): void {
+    const now = this.#world.now()
+    const gap = now - this.#lastAt
+    if (this.ended && this.#run !== null) this.#run.down += gap
+    else if (this.stalled && this.#run !== null) this.#run.stalled += gap
+    this.ended = false
+    this.stalled = false
+    this.#lastAt = now
+  }
+
+  #takeCommit(envelope: Envelope, digest: Uint8Array): void {
+    const { notes } = this.#world
+    this.count.commits += 1
+    this.#crashesAt[this.state.sequence + 1] = this.#world.crashes()
+    notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
+    this.#before(envelope)
+    const stale = this.#isStale(envelope)
+    const commit = decide(this.state, envelope, this.context)
+    notes.check('pure', Buffer.from(digest).equals(commit.digest), () => `${this.#where()}: ${envelope.body.type}`)
+    if (stale) this.#checkStale(envelope, commit)
+    this.#after(envelope, commit)
+    for (const effect of commit.effects) this.#ask(effect)
+    for (const [from, event] of commit.events) this.#see(from, event as Seen)
+    for (const effect of commit.dispatched) this.dispatched.set(effect, this.#world.ends())
+    this.accounts.check(this.state, commit.decisions)
+    for (const [, event] of commit.events as [string, Seen][])
+      if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')
+        this.accounts.checkBill(event.run, event.spent)
+    this.#disturbState()
+  }
+
+  // ------------------------------------------------------------------------------------------ impurity
+
+  /** A state that was stored and read again, or that nobody can write to, must decide the same. */
+  #disturbState(): void {
+    const { random, rebuild, freeze, notes } = this.#world
+    if (freeze) {
+      notes.reached('impurity checked: contexts frozen')
+      for (const actor of this.state.actors.values()) deepFreeze(actor.snapshot.context)
+    }
+    if (!random.chance(rebuild)) return
+    notes.reached('impurity checked: state rebuilt from bytes')
+    const { scope } = this.context
+    const before = encode(toStoredState(this.state, scope, machines))
+    this.state = fromStoredState(this.shard, decode(before) as StoredState, scope, machines)
+    const after = encode(toStoredState(this.state, scope, machines))
+    notes.check('replay', before.equals(after), () => `${this.#where()}: the state changed on its way through bytes`)
+  }
+
+  // ------------------------------------------------------------------------------------------ generations
+
+  /** Whether an outcome or a timer is of something that is not open any more. */
+  #isStale({ from, cause }: Envelope): boolean {
+    if (from.startsWith('port/')) return !this.state.effects.has(cause)
+    if (from !== 'clock/timer') return false
+    const [actor = '', id = '', generation = ''] = cause.split('|')
+    return this.state.timers.get(`${actor}|${id}`)?.generation !== generation
+  }
+
+  #checkStale(envelope: Envelope, commit: Commit): void {
+    const { notes } = this.#world
+    const [first] = commit.decisions
+    if (envelope.from === 'clock/timer') {
+      notes.reached('late timer was not delivered')
+      return notes.check('generation', first === undefined, () => `${this.#where()}: ${envelope.cause}: ${first}`)
+    }
+    notes.reached(first === undefined ? 'late outcome changed nothing' : 'late outcome changed accounts')
+    const accountsOnly = first === undefined || /^budget\/\S+ \{"type":"budget\.settle"/.test(first)
+    notes.check('generation', accountsOnly, () => `${this.#where()}: outcome of ${envelope.cause}: ${first}`)
+  }
+
+  // ------------------------------------------------------------------------------------------ branches
+
+  #before({ from, cause, body, values }: Envelope): void {
+    const { notes } = this.#world
+    if (values.some((value) => value instanceof BlobRef)) notes.reached('value in a blob')
+    if (from.startsWith('port/')) {
+      const effect = this.state.effects.get(cause)
+      if (effect !== undefined) this.#beforeOutcome(effect, body as Seen)
+      return
+    }
+    if (body.type === 'shard.resumed') notes.reached('time down was not counted')
+    if (body.type === 'timer.crashed') {
+      notes.reached('timer given up after crashes')
+      const generation = this.state.timers.get(body['timer'] as string)?.generation ?? '0-0'
+      this.#checkGivenUp(body['timer'] as string, Number.parseInt(generation, 10))
+    }
+    if (body.type !== 'effects.parked' || (body['effects'] as string[]).length > 0) return
+    if ([...this.state.effects.values()].some((effect) => effect.parked)) notes.reached('parked effects dispatched')
+  }
+
+  #beforeOutcome(effect: Effect, body: Seen): void {
+    const { notes } = this.#world
+    const asked = effect.body
+    if (body.type === 'effect.crashed') {
+      notes.reached('effect given up after crashes')
+      const work = `${effect.from} ${effect.length}`
+      this.#checkGivenUp(work, this.#firstAsked.get(work) ?? 0)
+    }
+    if (body.type === 'model.replied' && body.calls.some((call) => call.arguments !== undefined))
+      notes.reached('call repaired')
+    if (body.type === 'tool.verified') this.#verified(effect, body.done)
+    if (body.type !== 'effect.interrupted') return
+    if (asked.type === 'model.call') return notes.reached('model call interrupted')
+    if (asked.effect !== 'once' || asked.type === 'tool.verify') return notes.reached('tool call interrupted')
+    if (body.started) this.#onceDoubted.set(asked.callId, this.dispatched.get(effect.id) ?? Number.POSITIVE_INFINITY)
+    else notes.reached('once call interrupted before its start')
+  }
+
+  /** Three processes must have died since the work was asked for. */
+  #checkGivenUp(work: string, since: number): void {
+    const crashes = this.#world.crashes() - (this.#crashesAt[since] ?? 0)
+    this.#world.notes.check('poison', crashes >= 3, () => `${this.#where()}: ${work} is given up after ${crashes}`)
+  }
+
+  #verified(effect: Effect, done: boolean | null): void {
+    const { notes } = this.#world
+    if (done === true) notes.reached('once call verified: done')
+    else if (done === null) notes.reached('once call verified: unsure')
+    else if (effect.body.type === 'tool.verify') notes.reached('once call verified: not done')
+  }
+
+  #after({ body }: Envelope, { decisions, cancelled }: Commit): void {
+    const { notes } = this.#world
+    const crew = this.crew
+    if (crew !== null && crew.waiting.length > 0) notes.reached('delegation waited')
+    if (body.type === 'model.failed' && decisions.some((line) => line.startsWith('timer agent/')))
+      notes.reached('model call retried')
+    for (const id of cancelled) this.#onceDoubted.delete(this.#callOf(id))
+  }
+
+  #callOf(effect: string): string {
+    const body = this.asked.get(effect)?.body
+    return body === undefined || body.type === 'model.call' ? '' : body.callId
+  }
+
+  #ask(effect: Effect): void {
+    const { notes } = this.#world
+    this.asked.set(effect.id, effect)
+    const work = `${effect.from} ${effect.length}`
+    if (!this.#firstAsked.has(work)) this.#firstAsked.set(work, this.state.sequence)
+    const { body } = effect
+    if (body.type !== 'model.call') return
+    this.accounts.granted(body.keeper, body.grant, body.worst)
+    const wanted = this.state.actors.get(effect.from)?.snapshot.context as
+      | { data: { maxOutputTokens: number } }
+      | undefined
+    if ((wanted?.data.maxOutputTokens ?? 0) > body.maxOutputTokens) notes.reached('grant cut to what is left')
+    if (body.depth > 1) notes.reached('delegation nested')
+  }
+
+  #see(from: string, event: Seen): void {
+    const { notes } = this.#world
+    switch (event.type) {
+      case 'model.replied':
+        this.count.rounds += 1
+        return
+      case 'delegate.called':
+        this.count.delegations += 1
+        return
+      case 'tool.refused':
+        return notes.reached('call refused')
+      case 'tool.retried':
+        return notes.reached('tool call retried')
+      case 'tool.finished':
+        return event.status === 'unknown' ? this.#seeUnknown(event.callId) : undefined
+      case 'budget.exhausted':
+        return notes.reached(event.account === 'run' ? 'budget refused' : 'child budget refused')
+      case 'message.dead':
+        return notes.check(
+          'taken',
+          event.code !== 'OUTCOME_IGNORED' && event.code !== 'ACTOR_FAILED',
+          () => `${this.#where()}: ${event.message} to ${event.to}: ${event.code}`,
+        )
+      case 'actor.failed':
+        return notes.check('taken', event.code === 'EFFECT_CRASHED', () => `${this.#where()}: ${from}: ${event.reason}`)
+      case 'crew.redefined':
+        return this.crew?.task != null ? notes.reached('redefined in a run') : undefined
+      case 'run.paused':
+        return event.run !== '' ? notes.reached('paused') : undefined
+      case 'run.started':
+        this.#run = { at: this.#world.now(), wallMs: this.crew?.data.wallMs ?? null, down: 0, stalled: 0 }
+        if (this.state.runs.get(event.run)?.conversation !== event.run) notes.reached('conversation kept over runs')
+        return
+      case 'run.finished':
+        return this.#finish(event)
+    }
+  }
+
+  /** An outcome is unknown only when a process ended between the record of its start and now. */
+  #seeUnknown(callId: string): void {
+    const { notes } = this.#world
+    const ends = this.#onceDoubted.get(callId)
+    notes.check('unknown', ends !== undefined && ends < this.#world.ends(), () => `${this.#where()}: ${callId}`)
+    notes.reached('once call unknown: told')
+  }
+
+  #finish(event: Extract<Seen, { type: 'run.finished' }>): void {
+    const { notes } = this.#world
+    if (event.reason === 'cancelled before it started') return notes.reached('cancelled while waiting')
+    const byWall = event.reason.includes('wallMs')
+    const end: string = `end: ${event.code ?? 'answered'}${byWall ? ' by wallMs' : ''}`
+    if (branches.includes(end as Branch)) notes.reached(end as Branch)
+    else notes.violate('ends', `${this.#where()}: ${event.run} ended with ${event.code}: ${event.reason}`)
+    const run = this.#run
+    this.#run = null
+    if (run === null || run.wallMs === null || this.#world.clockSteps) return
+    const active = this.#world.now() - run.at - run.down
+    const { wallMs, stalled } = run
+    const detail = () => `${this.#where()}: ${event.run} ended after ${active} (${stalled} stalled) of ${wallMs} ms`
+    notes.check('wall', active - stalled <= wallMs + wallSlackMs, detail)
+    notes.check('wall', !byWall || active >= wallMs - wallSlackMs, detail)
+  }
+
+  #where(): string {
+    return `${this.shard} ${this.state.sequence}`
+  }
+}
+
+/** Messages and events, as far as they are looked at. */
+type Seen =
+  | { type: 'model.replied'; calls: { arguments?: string }[] }
+  | { type: 'effect.interrupted'; started: boolean }
+  | { type: 'effect.crashed' }
+  | { type: 'tool.verified'; done: boolean | null }
+  | { type: 'delegate.called' | 'tool.refused' | 'tool.retried' | 'crew.redefined' }
+  | { type: 'tool.finished'; status: string; callId: string }
+  | { type: 'budget.exhausted'; account: string }
+  | { type: 'message.dead'; code: string; to: string; message: string }
+  | { type: 'actor.failed'; code: string; reason: string }
+  | { type: 'run.paused' | 'run.started'; run: string }
+  | { type: 'run.finished'; run: string; code: string | null; reason: string; spent: Amounts }
+
+function deepFreeze(value: unknown): void {
+  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return
+  Object.freeze(value)
+  for (const inner of Object.values(value)) deepFreeze(inner)
+}

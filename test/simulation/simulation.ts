@@ -1,0 +1,520 @@
+/**
+ * The simulation: one seed is one world with its crews, its processes that die, and its judge.
+ *
+ * It runs the product's own worker, shards, dispatchers and machines; only clock, disk, provider and tools are
+ * simulated. Everything that happens follows from the seed.
+ */
+import { contentHash, encode } from '../../runtime/codec.js'
+import { type Commit, decide } from '../../runtime/commit.js'
+import type { Draft } from '../../runtime/envelope.js'
+import type { JournalRecord } from '../../runtime/journal.js'
+import type { Log } from '../../runtime/log.js'
+import { Scope } from '../../runtime/scope.js'
+import { takeSnapshot } from '../../runtime/snapshot.js'
+import { type Effect, fromStoredState, stateHash, toStoredState } from '../../runtime/state.js'
+import { Worker } from '../../runtime/worker.js'
+import { createMemoryJournal, createMemoryStore } from '../../transport/memory-journal.js'
+import { Client, type SimulatedCrew } from './client.js'
+import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
+import { checkEnd } from './final-checks.js'
+import { Judge } from './judge.js'
+import { type Fault, Notes, type Violation } from './notes.js'
+import { machines, Replica, type ReplicaWorld } from './replica.js'
+import { SeededRandom } from './seeded-random.js'
+import { SimulatedJournal } from './simulated-journal.js'
+import { Timeline, VirtualClock } from './virtual-clock.js'
+import { drawScript, resetCalls, type Script, variantOf, variants } from './workload.js'
+import type { SimulatedProcess, World } from './world.js'
+
+/** What one seed came to. */
+export interface SeedResult {
+  readonly seed: number
+  readonly commits: number
+  readonly faults: number
+  /** Model replies that were taken. */
+  readonly rounds: number
+  readonly delegations: number
+  readonly onceCalls: number
+  readonly violations: readonly Violation[]
+  readonly sometimes: ReadonlySet<string>
+  /** Of all that was journalled: the same for the same seed. */
+  readonly hash: string
+}
+
+/** What of a seed may be chosen. */
+export interface SeedOptions {
+  /** Called with a line for everything that happens. */
+  readonly trace?: (line: string) => void
+}
+
+/** Most events and most time of one seed: what has not ended by then never will. */
+const maxEvents = 20_000
+const maxMs = 48 * 3_600_000
+/** Events after the first broken promise: what breaks then says little. */
+const maxAfter = 300
+/** From then on there are no more faults. */
+const calmMs = 150_000
+/** When things happen to a seed, in milliseconds. */
+const horizonMs = 45_000
+
+/** Runs one seed. */
+export function runSeed(seed: number, options: SeedOptions = {}): Promise<SeedResult> {
+  return new Simulation(seed, options).run()
+}
+
+class Simulation implements World {
+  readonly seed: number
+  readonly random: SeededRandom
+  readonly timeline: Timeline
+  readonly notes = new Notes()
+  readonly judge = new Judge(this.notes)
+  readonly plan: FaultPlan
+  readonly store = createMemoryStore()
+  unclean = false
+  fullUntil = 0
+  calm = false
+  forcedSlowMs = 0
+  readonly rebuiltAt = new Map<string, number>()
+  readonly spoilt = new Map<string, Map<number, 'rotten' | 'other branch'>>()
+  readonly #crews: SimulatedCrew[] = []
+  readonly #replicas = new Map<string, Replica>()
+  readonly #scripts = new Map<string, Script>()
+  readonly #wall = { stepMs: 0 }
+  readonly #replicaWorld: ReplicaWorld
+  readonly #compare = new Set<string>()
+  readonly #trace: ((line: string) => void) | undefined
+  #process: SimulatedProcess | null = null
+  #journal: SimulatedJournal | null = null
+  #clients = new Map<string, Client>()
+  #crashesLeft: number
+  #ends = 0
+  #crashes = 0
+  #processes = 0
+  #poisoned: string | null = null
+  #poisonCrashes = 0
+  #after = 0
+
+  constructor(seed: number, options: SeedOptions) {
+    this.seed = seed
+    this.random = new SeededRandom(seed)
+    this.timeline = new Timeline(this.random)
+    this.plan = drawFaults(this.random)
+    this.#crashesLeft = this.plan.crashes
+    this.#trace = options.trace
+    this.#replicaWorld = {
+      random: this.random,
+      notes: this.notes,
+      judge: this.judge,
+      rebuild: this.random.chance(0.5) ? 0.03 : 0,
+      freeze: this.random.chance(0.1),
+      clockSteps: this.plan.clockSteps > 0,
+      now: () => this.timeline.now,
+      ends: () => this.#ends,
+      crashes: () => this.#crashes,
+    }
+  }
+
+  async run(): Promise<SeedResult> {
+    resetCalls()
+    if (this.plan.checks) this.notes.reached('impurity checked: every commit decided twice')
+    this.#addCrew('a', this.random.int(0, variants - 1), this.random.int(3, 5))
+    if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
+    this.#planFaults()
+    this.#boot()
+    await this.#passUntil(() => this.#allEnded())
+    this.calm = true
+    for (let more = 0; more < 3 && this.#lacks(); more++) {
+      this.#addCrew(`sure-${more}`, this.#sureVariant(), 1)
+      await this.#passUntil(() => this.#allEnded())
+    }
+    if (this.random.chance(0.2)) await this.#rest()
+    await this.#shutDown()
+    const replicas = [...this.#replicas.values()]
+    if (this.#after <= maxAfter) await checkEnd(this, this.#crews, replicas)
+    const count = (what: keyof Replica['count']) => replicas.reduce((sum, replica) => sum + replica.count[what], 0)
+    return {
+      seed: this.seed,
+      commits: count('commits'),
+      faults: this.notes.faults,
+      rounds: count('rounds'),
+      delegations: count('delegations'),
+      onceCalls: this.#onceCalls(),
+      violations: this.notes.violations,
+      sometimes: this.notes.sometimes,
+      hash: this.#hash(replicas),
+    }
+  }
+
+  #hash(replicas: readonly Replica[]): string {
+    const heads = replicas.map((replica) => [
+      replica.shard,
+      replica.state.sequence,
+      this.store.shards.get(replica.shard)?.head.hash ?? null,
+      replica.hash(),
+    ])
+    return contentHash(encode([heads, this.timeline.now, this.notes.faults, this.notes.violations.length]))
+  }
+
+  // ------------------------------------------------------------------------------------------ crews and floors
+
+  #addCrew(id: string, variant: number, tasks: number): void {
+    const crew: SimulatedCrew = { id, variant, tasks: [] }
+    for (let index = 0; index < tasks; index++)
+      crew.tasks.push({ key: `${id}-${index}`, arrived: false, handedBy: 0, run: null })
+    this.#crews.push(crew)
+    for (const task of crew.tasks) {
+      this.timeline.after(this.random.int(0, horizonMs / 4), null, () => {
+        task.arrived = true
+        void this.#clients.get(id)?.arrive()
+      })
+    }
+    if (this.#process?.worker !== null && this.#process?.alive === true) this.#serve(this.#process, crew)
+  }
+
+  /** What each seed must have: five rounds, a delegation, a `once` call. */
+  #lacks(): boolean {
+    const replicas = [...this.#replicas.values()]
+    const rounds = replicas.reduce((sum, { count }) => sum + count.rounds, 0)
+    const delegations = replicas.reduce((sum, { count }) => sum + count.delegations, 0)
+    return rounds < 5 || delegations < 1 || this.#onceCalls() < 1
+  }
+
+  #onceCalls(): number {
+    return [...this.judge.tools.values()].filter(
+      ({ tool, executions }) => executions > 0 && (tool === 'pay' || tool === 'ship'),
+    ).length
+  }
+
+  #sureVariant(): number {
+    for (let index = 2 * this.random.int(0, 20); ; index = (index + 2) % variants)
+      if (variantOf(index).prepared.data.wallMs === null) return index
+  }
+
+  #allEnded(): boolean {
+    for (const crew of this.#crews) {
+      const { runs } = this.replica(crew.id).state
+      if (runs.size < crew.tasks.length) return false
+      for (const run of runs.values()) if (run.status !== 'finished') return false
+    }
+    return true
+  }
+
+  script(shard: string, effect: Effect, base: number): Script {
+    const body = effect.body as { agent: string; conversation: string; run: string }
+    const name = `${shard}|${body.conversation}|${body.run}`
+    const known = this.#scripts.get(name)
+    if (known !== undefined) return known
+    const script = drawScript(this.random, body.agent, base)
+    this.#scripts.set(name, script)
+    return script
+  }
+
+  // ------------------------------------------------------------------------------------------ time
+
+  async #passUntil(done: () => boolean): Promise<void> {
+    for (let events = 0; !done(); events++) {
+      if (this.notes.violations.length > 0 && (this.#after += 1) > maxAfter) return
+      if (!this.timeline.run()) return this.#stuck('nothing is due any more')
+      if (this.timeline.now > calmMs) this.#calmDown()
+      if (events > maxEvents || this.timeline.now > maxMs)
+        return this.#stuck(`${events} events, ${this.timeline.now} ms`)
+      // What is due at the same moment may come in before anything reacts.
+      if (this.timeline.next === this.timeline.now && this.random.chance(0.3)) continue
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+
+  #calmDown(): void {
+    this.calm = true
+    this.fullUntil = 0
+  }
+
+  #stuck(why: string): void {
+    for (const crew of this.#crews) {
+      const replica = this.replica(crew.id)
+      const open = [...replica.state.runs.values()].filter((run) => run.status !== 'finished')
+      const actors = [...replica.state.actors].map(
+        ([address, { snapshot }]) => `${address} ${JSON.stringify(snapshot.value)}`,
+      )
+      this.notes.check(
+        'ends',
+        open.length === 0 && replica.state.runs.size >= crew.tasks.length,
+        () => `${crew.id}: ${open.map(({ run, status }) => `${run} ${status}`).join()}: ${why}: ${actors.join('; ')}`,
+      )
+    }
+  }
+
+  /** Lets the last timers run out. */
+  async #rest(): Promise<void> {
+    const until = this.timeline.now + 3 * 3_600_000
+    const pending = () => [...this.#replicas.values()].some(({ state }) => state.timers.size > 0)
+    await this.#passUntil(() => this.timeline.now > until || !pending() || this.timeline.next === null)
+    for (const { shard, state } of this.#replicas.values()) {
+      const left = [...state.actors.keys()].filter((address) => address !== 'crew/main' && address !== 'budget/crew')
+      this.notes.check('rest', left.length === 0 && state.timers.size === 0, () => `${shard}: ${left.join()} are left`)
+    }
+  }
+
+  /** A last close, and a last start: nothing may be lost by it. */
+  async #shutDown(): Promise<void> {
+    let done = this.#process?.worker == null || !this.#process.alive
+    if (!done) {
+      this.#process!.closing = true
+      void this.#process!.worker!.close(0).then(() => (done = true))
+    }
+    await this.#passUntil(() => done)
+    if (this.#process !== null) this.#process.alive = false
+    this.store.owner = null
+  }
+
+  // ------------------------------------------------------------------------------------------ processes
+
+  #boot(): void {
+    const recovering = new Set(this.#crews.map(({ id }) => id))
+    const process: SimulatedProcess = {
+      ...{ id: (this.#processes += 1), alive: true, worker: null, closing: false },
+      ...{ recovering, underWay: new Set() },
+    }
+    const journal = new SimulatedJournal(this, process)
+    const worker = new Worker({
+      journal,
+      ports: { clock: new VirtualClock(this.timeline, process, this.#wall), random: this.random.next },
+      context: { scope: new Scope(), machines },
+      log: this.#log(process),
+      executor: `p${process.id}`,
+      idleMs: this.plan.idleMs,
+      checks: this.plan.checks,
+    })
+    this.#trace?.(`${this.timeline.now} process ${process.id} starts`)
+    this.#process = process
+    this.#journal = journal
+    this.#clients = new Map()
+    for (const { id } of this.#crews) this.#compare.add(id)
+    void worker.open().then(() => {
+      process.worker = worker
+      for (const crew of this.#crews) this.#serve(process, crew)
+    })
+  }
+
+  #serve(process: SimulatedProcess, crew: SimulatedCrew): void {
+    const client = new Client(this, process, crew)
+    this.#clients.set(crew.id, client)
+    if (this.plan.snapshots > 0 && !this.plan.unpinned)
+      process.worker!.hub.subscribe(crew.id, { show: () => undefined, take: (events) => this.#watch(crew.id, events) })
+    void client.serve()
+  }
+
+  /** Called between the append and what follows from it. */
+  #watch(shard: string, events: readonly { readonly sequence: number }[]): void {
+    const { sequence } = this.replica(shard).state
+    for (const event of events)
+      this.notes.check('durable', event.sequence <= sequence, () => `${shard}: an event of ${event.sequence} was shown`)
+    if (!this.#process!.alive || !this.random.chance(this.plan.snapshots)) return
+    this.#process!.worker!.active.get(shard)
+      ?.snapshot()
+      .catch(() => undefined)
+  }
+
+  #log(process: SimulatedProcess): Log {
+    const line = (message: string, data?: object) => {
+      if (process.alive && !process.closing) this.notes.violate('alive', `${message} ${JSON.stringify(data)}`)
+    }
+    const none = () => undefined
+    return { debug: none, info: none, warn: none, error: line, with: () => this.#log(process) }
+  }
+
+  crash(process: SimulatedProcess, fault: Fault): void {
+    if (!process.alive) return
+    this.#trace?.(`${this.timeline.now} process ${process.id}: ${fault}`)
+    this.notes.fault(fault)
+    this.#crashes += 1
+    this.#journal!.crash()
+    for (const crashed of process.underWay) crashed(true)
+    this.#end(process, this.#downMs())
+  }
+
+  #downMs(): number {
+    return this.calm ? 100 : this.random.pick([1, 50, 50, 1_000, 1_000, 20_000, 400_000])
+  }
+
+  /** The process is gone, one way or another; the next one starts after `downMs`. */
+  #end(process: SimulatedProcess, downMs: number): void {
+    const worker = process.worker
+    process.alive = false
+    this.store.owner = null
+    this.#ends += 1
+    for (const replica of this.#replicas.values()) replica.ended = true
+    this.timeline.after(downMs, null, () => {
+      void this.#spoilSnapshots(worker).then(() => this.#boot())
+    })
+  }
+
+  strikes(window: CrashWindow): boolean {
+    if (this.calm || this.#crashesLeft <= 0 || !this.random.chance(this.plan.crash[window])) return false
+    this.#crashesLeft -= 1
+    return true
+  }
+
+  poisons(kind: 'tool' | 'once' | 'model' | 'timer', work: string): boolean {
+    if (kind !== this.plan.poison) return false
+    if (this.#poisoned === null && this.random.chance(0.2)) this.#poisoned = work
+    if (this.#poisoned !== work || this.#poisonCrashes > 5) return false
+    this.#poisonCrashes += 1
+    this.notes.check('poison', this.#poisonCrashes <= 3, () => `${work} was tried ${this.#poisonCrashes} times`)
+    return true
+  }
+
+  async #closeCleanly(process: SimulatedProcess): Promise<void> {
+    if (!process.alive || process.worker === null || process.closing) return
+    process.closing = true
+    const busy = [...process.worker.active.values()].some((shard) => shard.busy)
+    this.notes.reached(busy ? 'close over running work' : 'close with nothing running')
+    this.#trace?.(`${this.timeline.now} process ${process.id} closes`)
+    await process.worker.close(this.random.pick([0, 20, 100]))
+    if (process.alive) this.#end(process, this.random.int(1, 2_000))
+  }
+
+  // ------------------------------------------------------------------------------------------ faults
+
+  #planFaults(): void {
+    const { plan, random } = this
+    const at = (count: number, happen: () => void) => {
+      for (let index = 0; index < count; index++) {
+        this.timeline.after(random.int(0, horizonMs), null, () => {
+          if (!this.calm && this.#process?.alive === true) happen()
+        })
+      }
+    }
+    const client = () => this.#clients.get(random.pick(this.#crews).id)
+    at(plan.randomCrashes, () => {
+      const busy = this.#process!.underWay.size > 0
+      this.crash(this.#process!, busy ? 'crash: in flight' : 'crash: at rest')
+    })
+    at(plan.closes, () => void this.#closeCleanly(this.#process!))
+    at(plan.fullPeriods, () => {
+      this.notes.fault('store full')
+      this.fullUntil = this.timeline.now + random.pick([100, 3_000, 20_000])
+      // Somebody wants something while the store takes nothing.
+      void client()?.command('crew.resume')
+      this.timeline.after(50, null, () => void client()?.command('crew.resume'))
+    })
+    at(plan.clockSteps, () => {
+      this.notes.fault('clock stepped')
+      this.#wall.stepMs += random.int(-60_000, 60_000)
+    })
+    at(plan.pauses, () => {
+      void client()?.command('crew.pause')
+    })
+    if (plan.pauses > 0) this.#resumeAll()
+    at(plan.cancels, () => {
+      const crew = random.pick(this.#crews)
+      const runs = [...this.replica(crew.id).state.runs.keys()]
+      void this.#clients.get(crew.id)?.command('crew.cancel', random.chance(0.5) ? random.pick(runs) : undefined)
+    })
+    at(plan.redefinitions, () => {
+      const crew = random.pick(this.#crews)
+      crew.variant = random.int(0, variants - 1)
+      void this.#clients.get(crew.id)?.redefine()
+    })
+  }
+
+  /** Whoever pauses a crew goes on some time. */
+  #resumeAll(): void {
+    this.timeline.after(this.random.int(2_000, 15_000), null, () => {
+      for (const crew of this.#crews)
+        if (this.replica(crew.id).crew?.paused === true) void this.#clients.get(crew.id)?.command('crew.resume')
+      if (!this.#allEnded()) this.#resumeAll()
+    })
+  }
+
+  /** What a disk and another owner may leave of snapshots. */
+  async #spoilSnapshots(worker: Worker | null): Promise<void> {
+    if (this.calm) return
+    for (const [shard, { manifests, chunks }] of this.store.shards) {
+      const newest = manifests.at(-1)
+      if (newest !== undefined && newest.chunks.length > 0 && this.random.chance(this.plan.rotten)) {
+        this.notes.fault('snapshot rotten')
+        chunks.delete(this.random.pick(newest.chunks))
+        this.#spoil(shard, newest.sequence, 'rotten')
+      }
+      const live = worker?.active.get(shard)?.state
+      if (live !== undefined && this.random.chance(this.plan.otherBranch)) await this.#otherBranch(shard, live)
+    }
+  }
+
+  /** A snapshot by an owner that had gone another way, and whose records never were in this journal. */
+  async #otherBranch(shard: string, live: Parameters<typeof toStoredState>[0]): Promise<void> {
+    const context = { scope: new Scope(), machines }
+    const plain = toStoredState(live, context.scope, machines)
+    const state = fromStoredState(shard, plain, context.scope, machines)
+    const envelope = { from: 'client/local', to: 'crew/main', cause: '', at: state.at, values: [] }
+    const steps = this.random.int(1, 3)
+    const types = ['crew.pause', 'crew.task', 'crew.cancel']
+    for (let step = 0; step < steps; step++) {
+      const type = types[step] ?? ''
+      const body = { type, tokens: 1, messages: 0, key: 'another', data: false }
+      decide(state, { ...envelope, body }, context) satisfies Commit
+    }
+    const hash = Buffer.alloc(32, 7)
+    const { manifest, chunks } = takeSnapshot(state, hash, new Map(), context.scope, machines)
+    const keep = this.store.shards.get(shard)?.manifests.map(({ sequence }) => sequence) ?? []
+    if (keep.includes(manifest.sequence)) return
+    this.notes.fault('snapshot of another branch')
+    this.#spoil(shard, manifest.sequence, 'other branch')
+    const journal = createMemoryJournal({ store: this.store })
+    await journal.open()
+    await journal.putSnapshot(manifest, chunks, keep)
+    await journal.close()
+  }
+
+  #spoil(shard: string, sequence: number, how: 'rotten' | 'other branch'): void {
+    const known = this.spoilt.get(shard) ?? new Map<number, 'rotten' | 'other branch'>()
+    this.spoilt.set(shard, known.set(sequence, how))
+  }
+
+  collide(shard: string, delayMs: number): void {
+    this.timeline.after(delayMs, this.#process, () => {
+      this.forcedSlowMs = 4
+      void this.#clients.get(shard)?.command('crew.resume')
+    })
+  }
+
+  deliver(shard: string, draft: Draft, delayMs: number, tries = 30): void {
+    this.timeline.after(delayMs, null, () => {
+      const active = this.#process?.alive === true ? this.#process.worker?.active.get(shard) : undefined
+      if (active !== undefined) return void active.post(draft).catch(() => undefined)
+      if (tries > 0) this.deliver(shard, draft, 1_000, tries - 1)
+    })
+  }
+
+  // ------------------------------------------------------------------------------------------ records
+
+  replica(shard: string): Replica {
+    const known = this.#replicas.get(shard)
+    if (known !== undefined) return known
+    const replica = new Replica(shard, this.#replicaWorld)
+    this.#replicas.set(shard, replica)
+    return replica
+  }
+
+  landed(process: SimulatedProcess, record: JournalRecord): void {
+    const replica = this.replica(record.shard)
+    const envelopes = replica.take(record)
+    const first = record.last - envelopes.length
+    for (const [index, { at: _, ...draft }] of envelopes.entries()) {
+      this.#trace?.(
+        `${this.timeline.now} ${record.shard} ${first + index + 1} ${draft.from} > ${draft.to} ${draft.body.type} ${draft.cause}`,
+      )
+      if (draft.from === 'clock/timer' && this.plan.unpinned && this.rebuiltAt.get(record.shard) === this.timeline.now)
+        this.notes.reached('shard woken by a timer')
+      const outcome = draft.from.startsWith('port/') && !draft.body.type.startsWith('effect.')
+      if (!outcome || this.calm || !this.random.chance(this.plan.duplicate)) continue
+      this.notes.fault('outcome twice')
+      this.deliver(record.shard, draft, this.random.int(0, 4_000))
+    }
+    const live = process.worker?.active.get(record.shard)?.state
+    if (live === undefined || !(this.#compare.delete(record.shard) || this.random.chance(0.01))) return
+    const same = stateHash(live, new Scope(), machines) === replica.hash()
+    this.notes.check('replay', same, () => `${record.shard} ${record.last}: process ${process.id} has another state`)
+  }
+}

@@ -1,0 +1,185 @@
+/**
+ * The work of a simulation: crews with their limits, and what their models say.
+ *
+ * A crew has a chief that works through tools of all classes and delegates to a scout and a clerk; the clerk delegates
+ * too. Crews come from a fixed set of variants, so that each is prepared once in a process.
+ */
+import { z } from 'zod'
+import { type Budget, type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
+import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
+import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
+import type { SeededRandom } from './seeded-random.js'
+import { SeededRandom as Random } from './seeded-random.js'
+
+/** Number of different crews. */
+export const variants = 240
+
+const input = z.object({ topic: z.string().min(1).max(40) })
+const never = () => ''
+const notAsked = () => Promise.resolve({ done: null } as const)
+const look = defineTool({ name: 'look', description: '', input, effect: 'pure', timeoutMs: 2_000, run: never })
+const save = defineTool({
+  ...{ name: 'save', description: '', input, effect: 'idempotent', timeoutMs: 4_000, retries: 1, run: never },
+})
+const pay = defineTool({ name: 'pay', description: '', input, effect: 'once', timeoutMs: 4_000, run: never })
+const ship = defineTool({
+  ...{ name: 'ship', description: '', input, effect: 'once', timeoutMs: 3_000, run: never, verify: notAsked },
+})
+const output = z.object({ text: z.string() })
+
+const prices: Readonly<Record<string, Price | null>> = {
+  'sim:cheap': { input: 500_000, output: 1_500_000 },
+  'sim:dear': { input: 3_000_000, output: 15_000_000 },
+  'sim:odd': null,
+}
+
+/** What a deployment lists; null for one without a price. */
+export function priceOf(deployment: string): Price | null {
+  return prices[deployment] ?? null
+}
+
+const listing: ModelPort = {
+  call: () => Promise.reject(new Error('only lists prices')),
+  price: priceOf,
+  check: () => undefined,
+  close: () => Promise.resolve(),
+}
+
+/** A crew that is ready to run. */
+export interface Variant {
+  readonly prepared: PreparedCrew
+  /** Whether its budget lets every task end. */
+  readonly ample: boolean
+}
+
+const prepared = new Map<number, Variant>()
+
+/** One of the crews. Even ones have an ample budget. */
+export function variantOf(index: number): Variant {
+  const known = prepared.get(index)
+  if (known !== undefined) return known
+  const ample = index % 2 === 0
+  const variant = { prepared: prepareCrew(crewOf(new Random(index * 7_919 + 1), index, ample), listing), ample }
+  prepared.set(index, variant)
+  return variant
+}
+
+function budgetOf(random: SeededRandom): Budget {
+  const kind = random.pick(['usd', 'usd', 'tokens', 'modelCalls', 'toolCalls', 'mixed'] as const)
+  const all: Budget = {
+    usd: random.int(5, 90) / 1_000,
+    tokens: random.int(1_500, 14_000),
+    modelCalls: random.int(2, 14),
+    toolCalls: random.int(2, 14),
+  }
+  if (kind === 'mixed') return all
+  return { [kind]: all[kind] }
+}
+
+function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
+  const models = () =>
+    random.pick([['sim:cheap'], ['sim:dear'], ['sim:cheap', 'sim:dear'], ['sim:dear', 'sim:odd', 'sim:cheap']])
+  const settings = () => ({ maxOutputTokens: random.pick([200, 400, 1_200]) })
+  const instructions = (name: string) =>
+    random.chance(0.8) ? `You are the ${name}.` : () => `You are the ${name}, called.`
+  const own = (): { budget?: Budget } => (random.chance(0.4) ? { budget: budgetOf(random) } : {})
+  const attempts = () => random.int(2, 4)
+  const agents = {
+    chief: defineAgent({
+      model: models(),
+      instructions: instructions('chief'),
+      tools: [look, save, pay, ship],
+      delegates: ['scout', 'clerk'],
+      settings: settings(),
+      limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
+      continue: random.chance(0.15),
+      ...(random.chance(0.3) ? { output } : {}),
+    }),
+    scout: defineAgent({
+      model: models(),
+      instructions: instructions('scout'),
+      tools: [look, pay],
+      settings: settings(),
+      limits: { rounds: random.int(2, 5), attempts: attempts() },
+      ...(ample ? {} : own()),
+    }),
+    clerk: defineAgent({
+      model: models(),
+      instructions: instructions('clerk'),
+      tools: [save, ship],
+      delegates: ['scout'],
+      settings: settings(),
+      limits: { rounds: random.int(2, 5), attempts: attempts(), callsPerRound: random.pick([2, 64]) },
+      ...(ample ? {} : own()),
+    }),
+  }
+  const budget = ample ? (random.chance(0.5) ? { usd: 900 } : {}) : budgetOf(random)
+  return defineCrew({
+    name: `crew-${index}`,
+    agents,
+    lead: 'chief',
+    budget: {
+      ...budget,
+      ...(random.chance(0.25) ? { wallMs: random.int(8_000, 90_000) } : {}),
+      per: random.chance(0.2) ? 'crew' : 'run',
+    },
+    limits: { delegates: random.int(1, 4), depth: random.int(1, 3) },
+    minOutputTokens: random.pick([32, 100, 200]),
+  })
+}
+
+/** What one agent means to do with one task. */
+export interface Script {
+  readonly agent: string
+  /** Model replies until the answer. */
+  readonly rounds: number
+  /** Messages of the model that the conversation had at the beginning. */
+  readonly base: number
+}
+
+/** Draws a script. The chief's first two rounds have a `once` call and a delegation. */
+export function drawScript(random: SeededRandom, agent: string, base: number): Script {
+  return { agent, base, rounds: agent === 'chief' ? random.int(4, 8) : random.int(1, 3) }
+}
+
+const kinds = {
+  chief: { look: 3, save: 3, pay: 2, ship: 2, scout: 2, clerk: 1 },
+  scout: { look: 3, save: 0, pay: 1, ship: 0, scout: 0, clerk: 0 },
+  clerk: { look: 0, save: 2, pay: 0, ship: 2, scout: 1, clerk: 0 },
+} as const
+
+/** The calls of a reply; none for the answer. */
+export function callsOf(random: SeededRandom, script: Script, round: number, invalid: number): RawToolCall[] {
+  if (round >= script.rounds - 1) return []
+  const weights = kinds[script.agent as keyof typeof kinds] ?? kinds.scout
+  const calls: RawToolCall[] = []
+  const add = (name: string) => calls.push(callOf(random, name, invalid))
+  if (script.agent === 'chief' && round === 0) add(random.pick(['pay', 'ship']))
+  if (script.agent === 'chief' && round === 1) add(random.pick(['scout', 'scout', 'clerk']))
+  const more = random.pick([0, 0, 1, 1, 2, 3])
+  for (let index = calls.length === 0 ? -1 : 0; index < more; index++) add(random.weighted(weights))
+  if (calls.length > 1 && random.chance(invalid / 4)) calls.push({ ...calls[0]! })
+  return calls
+}
+
+let counter = 0
+
+/** Begins the numbering of calls anew: a seed starts with it. */
+export function resetCalls(): void {
+  counter = 0
+}
+
+function callOf(random: SeededRandom, name: string, invalid: number): RawToolCall {
+  const id = `call_${(counter += 1)}`
+  const delegate = name === 'scout' || name === 'clerk'
+  const given = delegate ? JSON.stringify({ task: `do ${id}` }) : JSON.stringify({ topic: id })
+  if (!random.chance(invalid)) return { id, name, arguments: given }
+  return random.pick<RawToolCall>([
+    { id, name: 'unheard', arguments: given },
+    { id, name, arguments: given.slice(0, -2) },
+    { id, name, arguments: '{"topic":7}' },
+    { id, name, arguments: '' },
+    { id, name: `${name}<|channel|>commentary`, arguments: given },
+    { id, name, arguments: `\`\`\`json\n${given}\n\`\`\`` },
+  ])
+}
