@@ -5,11 +5,13 @@
  * Does not own: the head file, LevelDB's own files.
  */
 
-import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, statfsSync, statSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 
 const reserveBytes = 1024 * 1024
+/** Free space from which on a disk does not count as nearly full. */
+const roomyBytes = 256 * 1024 * 1024
 const probeBytes = 64 * 1024
 const roomForNewLog = 256 * 1024
 
@@ -63,6 +65,16 @@ export class LevelFiles {
   /** Takes `claim` back. */
   disclaim(): void {
     rmSync(this.#pid, { force: true })
+  }
+
+  /** True when the disk is far from full, so that nothing has to be kept aside for the next open. */
+  hasRoom(): boolean {
+    try {
+      const { bavail, bsize } = statfsSync(this.database)
+      return bavail * bsize > roomyBytes
+    } catch {
+      return false
+    }
   }
 
   /** Frees the reserve. True when there was one. */

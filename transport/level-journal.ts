@@ -175,9 +175,12 @@ class LevelJournal implements Journal {
         await batch.write({ sync: true })
         target.witness.writeHeader(true)
         // A table is compressed and has no row twice, the log is not and has: half the space of a small store.
-        await target.db.compactRange?.(afterAllKeys, afterAllKeys)
-        target.witness.trim()
-        this.#files.freeReserve()
+        await target.db.compactRange?.(afterAllKeys, afterAllKeys).catch(() => undefined)
+        // What is set aside for a full disk goes with the owner where the disk is far from full.
+        if (this.#files.hasRoom()) {
+          target.witness.trim()
+          this.#files.freeReserve()
+        }
       }
     } catch (thrown) {
       throw storeError(thrown)
