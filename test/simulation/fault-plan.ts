@@ -10,6 +10,7 @@ export type CrashWindow =
   | 'before dispatched record'
   | 'dispatched record landed'
   | 'dispatched to start'
+  | 'blob to append'
   | 'in recovery'
   | 'in snapshot'
   | 'in close'
@@ -68,6 +69,7 @@ const windows: readonly CrashWindow[] = [
   'before dispatched record',
   'dispatched record landed',
   'dispatched to start',
+  'blob to append',
   'in recovery',
   'in snapshot',
   'in close',
@@ -81,6 +83,7 @@ const rarity: Readonly<Record<CrashWindow, number>> = {
   'before dispatched record': 0.12,
   'dispatched record landed': 0.12,
   'dispatched to start': 0.12,
+  'blob to append': 0.3,
   'in recovery': 0.15,
   'in snapshot': 0.25,
   'in close': 0.3,
@@ -100,7 +103,7 @@ export function drawFaults(random: SeededRandom): FaultPlan {
     appendSlow: some(0.6, 0.4),
     slowMs: random.pick([2, 20, 200]),
     fullPeriods: count(0.12, 2),
-    snapshots: some(0.6, 0.06),
+    snapshots: some(0.7, 0.08),
     snapshotFails: some(0.15, 0.3),
     rotten: some(0.12, 0.5),
     otherBranch: some(0.2, 0.6),

@@ -51,6 +51,7 @@ export const faults = [
   'crash: before dispatched record',
   'crash: dispatched record landed',
   'crash: dispatched to start',
+  'crash: blob to append',
   'crash: in recovery',
   'crash: in snapshot',
   'crash: in close',

@@ -103,12 +103,15 @@ export class Replica {
     return stateHash(this.state, this.context.scope, machines)
   }
 
-  /** Takes a record that the store has. Returns its envelopes. */
-  take(record: JournalRecord): Envelope[] {
+  /**
+   * Takes a record that the store has. Returns its envelopes.
+   * @param deaths crashes of the processes before the one that wrote it
+   */
+  take(record: JournalRecord, deaths: number): Envelope[] {
     const commits = fromRecord(this.shard, record)
     if (commits.length > 1) this.#world.notes.reached('commits share a record')
     this.#excuse()
-    for (const { envelope, digest } of commits) this.#takeCommit(envelope, digest)
+    for (const { envelope, digest } of commits) this.#takeCommit(envelope, digest, deaths)
     return commits.map(({ envelope }) => envelope)
   }
 
@@ -122,10 +125,10 @@ export class Replica {
     this.#lastAt = now
   }
 
-  #takeCommit(envelope: Envelope, digest: Uint8Array): void {
+  #takeCommit(envelope: Envelope, digest: Uint8Array, deaths: number): void {
     const { notes } = this.#world
     this.count.commits += 1
-    this.#crashesAt[this.state.sequence + 1] = this.#world.crashes()
+    this.#crashesAt[this.state.sequence + 1] = deaths
     notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
     this.#before(envelope)
     const stale = this.#isStale(envelope)

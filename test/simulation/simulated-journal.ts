@@ -124,7 +124,7 @@ export class SimulatedJournal implements Journal {
     if (!looks) return null
     const strikes = (window: CrashWindow) => this.#world.strikes(window)
     for (const { envelope } of fromRecord(record.shard, record)) {
-      // A timer of active time moves with every start, so that its crashes are not counted: see the README's weak spots.
+      // A timer of active time moves with every start, is not due then, and so its crashes are not counted.
       const timer = envelope.from === 'clock/timer' && !envelope.cause.includes('|active:')
       if (timer && this.#world.poisons('timer', `${record.shard} ${envelope.cause}`))
         return { name: 'crash: poisonous timer', lands: false }
@@ -225,7 +225,7 @@ export class SimulatedJournal implements Journal {
   async putBlob(shard: string, hash: string, bytes: Uint8Array, sequence: number): Promise<void> {
     if (!this.#process.alive) return never()
     await this.#inner.putBlob(shard, hash, bytes, sequence)
-    if (this.#world.strikes('before append')) return this.#die('crash: before append')
+    if (this.#world.strikes('blob to append')) return this.#die('crash: blob to append')
   }
 
   async getBlob(shard: string, hash: string): Promise<Uint8Array> {

@@ -5,15 +5,13 @@
  * simulated. Everything that happens follows from the seed.
  */
 import { contentHash, encode } from '../../runtime/codec.js'
-import { type Commit, decide } from '../../runtime/commit.js'
 import type { Draft } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
 import type { Log } from '../../runtime/log.js'
 import { Scope } from '../../runtime/scope.js'
-import { takeSnapshot } from '../../runtime/snapshot.js'
-import { type Effect, fromStoredState, stateHash, toStoredState } from '../../runtime/state.js'
+import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
-import { createMemoryJournal, createMemoryStore } from '../../transport/memory-journal.js'
+import { createMemoryStore } from '../../transport/memory-journal.js'
 import { Client, type SimulatedCrew } from './client.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
 import { checkEnd } from './final-checks.js'
@@ -22,6 +20,7 @@ import { type Fault, Notes, type Violation } from './notes.js'
 import { machines, Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
 import { SimulatedJournal } from './simulated-journal.js'
+import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
 import { drawScript, resetCalls, type Script, variantOf, variants } from './workload.js'
 import type { SimulatedProcess, World } from './world.js'
@@ -75,7 +74,7 @@ class Simulation implements World {
   calm = false
   forcedSlowMs = 0
   readonly rebuiltAt = new Map<string, number>()
-  readonly spoilt = new Map<string, Map<number, 'rotten' | 'other branch'>>()
+  readonly spoilt = new Map<string, Map<number, Spoilt>>()
   readonly #crews: SimulatedCrew[] = []
   readonly #replicas = new Map<string, Replica>()
   readonly #scripts = new Map<string, Script>()
@@ -345,7 +344,7 @@ class Simulation implements World {
     this.#ends += 1
     for (const replica of this.#replicas.values()) replica.ended = true
     this.timeline.after(downMs, null, () => {
-      void this.#spoilSnapshots(worker).then(() => this.#boot())
+      void spoilSnapshots(this, worker).then(() => this.#boot())
     })
   }
 
@@ -427,51 +426,6 @@ class Simulation implements World {
     })
   }
 
-  /** What a disk and another owner may leave of snapshots. */
-  async #spoilSnapshots(worker: Worker | null): Promise<void> {
-    if (this.calm) return
-    for (const [shard, { manifests, chunks }] of this.store.shards) {
-      const newest = manifests.at(-1)
-      if (newest !== undefined && newest.chunks.length > 0 && this.random.chance(this.plan.rotten)) {
-        this.notes.fault('snapshot rotten')
-        chunks.delete(this.random.pick(newest.chunks))
-        this.#spoil(shard, newest.sequence, 'rotten')
-      }
-      const live = worker?.active.get(shard)?.state
-      if (live !== undefined && this.random.chance(this.plan.otherBranch)) await this.#otherBranch(shard, live)
-    }
-  }
-
-  /** A snapshot by an owner that had gone another way, and whose records never were in this journal. */
-  async #otherBranch(shard: string, live: Parameters<typeof toStoredState>[0]): Promise<void> {
-    const context = { scope: new Scope(), machines }
-    const plain = toStoredState(live, context.scope, machines)
-    const state = fromStoredState(shard, plain, context.scope, machines)
-    const envelope = { from: 'client/local', to: 'crew/main', cause: '', at: state.at, values: [] }
-    const steps = this.random.int(1, 3)
-    const types = ['crew.pause', 'crew.task', 'crew.cancel']
-    for (let step = 0; step < steps; step++) {
-      const type = types[step] ?? ''
-      const body = { type, tokens: 1, messages: 0, key: 'another', data: false }
-      decide(state, { ...envelope, body }, context) satisfies Commit
-    }
-    const hash = Buffer.alloc(32, 7)
-    const { manifest, chunks } = takeSnapshot(state, hash, new Map(), context.scope, machines)
-    const keep = this.store.shards.get(shard)?.manifests.map(({ sequence }) => sequence) ?? []
-    if (keep.includes(manifest.sequence)) return
-    this.notes.fault('snapshot of another branch')
-    this.#spoil(shard, manifest.sequence, 'other branch')
-    const journal = createMemoryJournal({ store: this.store })
-    await journal.open()
-    await journal.putSnapshot(manifest, chunks, keep)
-    await journal.close()
-  }
-
-  #spoil(shard: string, sequence: number, how: 'rotten' | 'other branch'): void {
-    const known = this.spoilt.get(shard) ?? new Map<number, 'rotten' | 'other branch'>()
-    this.spoilt.set(shard, known.set(sequence, how))
-  }
-
   collide(shard: string, delayMs: number): void {
     this.timeline.after(delayMs, this.#process, () => {
       this.forcedSlowMs = 4
@@ -499,7 +453,9 @@ class Simulation implements World {
 
   landed(process: SimulatedProcess, record: JournalRecord): void {
     const replica = this.replica(record.shard)
-    const envelopes = replica.take(record)
+    // A record may land while its process dies: that death is one over whatever it asks for.
+    const deaths = this.#crashes - (process.alive ? 0 : 1)
+    const envelopes = replica.take(record, deaths)
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
       this.#trace?.(

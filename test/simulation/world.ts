@@ -9,6 +9,7 @@ import type { Judge } from './judge.js'
 import type { Fault, Notes } from './notes.js'
 import type { Replica } from './replica.js'
 import type { SeededRandom } from './seeded-random.js'
+import type { Spoilt } from './spoilt-snapshots.js'
 import type { Owner, Timeline } from './virtual-clock.js'
 import type { Script } from './workload.js'
 
@@ -41,7 +42,7 @@ export interface World {
   /** No more faults: everything has to come to its end. */
   calm: boolean
   /** Sequences of snapshots that storage has spoilt or that belong to another branch, by shard. */
-  readonly spoilt: Map<string, Map<number, 'rotten' | 'other branch'>>
+  readonly spoilt: Map<string, Map<number, Spoilt>>
   replica(shard: string): Replica
   /** Whether the process dies here. Counts against the seed's crashes. */
   strikes(window: CrashWindow): boolean
