@@ -102,10 +102,9 @@ storeCommand('repair <id>', 'tell what a damaged crew lost')
     end(async () => (await import('./journal.js')).repair(id, options), options.json),
   )
 
-// A reader that leaves is no error. `run` stops its run first.
+// A reader that leaves is no error, and no reason to leave the store unclosed: the command ends by itself.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') throw error
-  if (process.stdout.listenerCount('error') === 1) process.exit(0)
 })
 
 try {
