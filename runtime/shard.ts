@@ -100,6 +100,7 @@ export class Shard {
   /** Runs whose end was decided and is not durable yet. */
   readonly #ending = new Set<string>()
   #stopped: TroupeError | null = null
+  #lastFinished: string | null = null
   #closing = false
   #pending: Pending = { nextDueAt: null, openEffects: 0, outbox: 0 }
   lastUsed: number
@@ -326,12 +327,17 @@ export class Shard {
     item.resolve(commit)
   }
 
-  /** A finished run's texts leave memory; its conversation stays as references. One that goes on keeps them. */
+  /**
+   * The texts of the run before this one leave memory; its conversation stays as references. Those of the last run stay
+   * for whoever awaits its result, and those of a conversation that goes on.
+   */
   #forget(run: string): void {
     this.#runData.delete(run)
+    const previous = this.#lastFinished
+    this.#lastFinished = run
     const crew = this.#crew?.prepared.crew
-    if (crew?.agents[crew.lead]?.continue === true) return
-    const conversation = this.#state.runs.get(run)?.conversation ?? ''
+    if (previous === null || crew?.agents[crew.lead]?.continue === true) return
+    const conversation = this.#state.runs.get(previous)?.conversation ?? ''
     for (const entry of this.#state.logs.get(conversation)?.entries ?? []) if (entry.sequence !== 0) entry.text = null
   }
 
