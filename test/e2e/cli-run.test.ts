@@ -216,6 +216,9 @@ describe('troupe run', () => {
           OPENAI_API_KEY: 'none',
           OPENAI_BASE_URL: server.baseURL,
           TERM: 'xterm-256color',
+          // A build server says so, and then a terminal gets no colour.
+          CI: undefined,
+          NO_COLOR: undefined,
           ...env,
         },
         stdio: ['ignore', 'pipe', 'ignore'],
