@@ -34,12 +34,19 @@ const homes = {
   openai: ['actors/model-openai.ts'],
   pino: ['runtime/log.ts'],
   undici: ['actors/fetch.ts'],
-  xstate: ['machines/', 'runtime/scope.ts'],
+  xstate: ['machines/', 'runtime/scope.ts', 'runtime/chart.ts'],
   zod: [...product.map((folder) => `${folder}/`), 'examples/'],
 }
 
 /** Decisions are pure: nothing here may read a clock, draw a random number, wait, or reach outside. */
-const pure = ['machines/**/*.ts', 'runtime/commit.ts', 'runtime/scope.ts', 'runtime/conversation.ts']
+const pure = [
+  'machines/**/*.ts',
+  'runtime/commit.ts',
+  'runtime/scope.ts',
+  'runtime/chart.ts',
+  'runtime/chart-step.ts',
+  'runtime/conversation.ts',
+]
 /** Builtins that a pure file may still import: they compute and touch nothing. */
 const pureBuiltins = ['node:assert', 'node:buffer', 'node:crypto', 'node:util', 'node:zlib']
 

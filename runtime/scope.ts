@@ -11,6 +11,8 @@
  * - S4 A step that never comes to rest ends after `maxMicrosteps` with `COMMIT_OVERFLOW`.
  */
 import type { AnyMachineSnapshot, AnyStateMachine } from 'xstate'
+import type { Sink } from './chart-step.js'
+import { type ChartSnapshot, chartOf } from './chart.js'
 import { TroupeError } from './errors.js'
 
 /** A message: plain data with a type. */
@@ -31,8 +33,8 @@ export type Action =
   | { readonly kind: 'cancel'; readonly id: string }
   | { readonly kind: 'emit'; readonly event: Message }
 
-/** The live state of one actor: an XState snapshot, never serialised as it is. */
-export type Snapshot = AnyMachineSnapshot
+/** The live state of one actor, never serialised as it is. */
+export type Snapshot = AnyMachineSnapshot | ChartSnapshot
 
 /** A machine: a pure function of snapshot and message. */
 export type Machine = AnyStateMachine
@@ -66,48 +68,19 @@ type PureScope = Parameters<AnyStateMachine['transition']>[2]
 
 /** Runs machines. Holds no state between steps. */
 export class Scope {
-  #actions: Action[] = []
-  #self = ''
-  #microsteps = 0
+  readonly #sink = new Said()
   readonly #actorScope: PureScope
-  readonly #ref: { id: string; sessionId: string; address: string }
 
   constructor() {
-    const refuse = (what: string) => () => {
-      throw new TroupeError('MACHINE_UNSUPPORTED', `${what} cannot be carried out durably`)
-    }
-    const system = {
-      _bookId: refuse('spawning an actor'),
-      _register: refuse('spawning an actor'),
-      _unregister: () => undefined,
-      _sendInspectionEvent: () => {
-        this.#microsteps += 1
-        if (this.#microsteps > maxMicrosteps) {
-          throw new TroupeError(
-            'COMMIT_OVERFLOW',
-            `${this.#self} did not come to rest after ${maxMicrosteps} microsteps`,
-          )
-        }
-      },
-      get: refuse('system.get'),
-      _logger: () => undefined,
-      scheduler: { schedule: refuse('a live timer'), cancel: refuse('a live timer') },
-    }
-    this.#ref = {
-      id: '',
-      sessionId: '',
-      address: '',
-      send: refuse('self.send'),
-      getSnapshot: refuse('self.getSnapshot'),
-      system,
-    } as { id: string; sessionId: string; address: string }
+    const sink = this.#sink
+    const refuse = (what: string) => () => sink.refuse(what)
     this.#actorScope = {
-      self: this.#ref,
+      self: sink.self,
       id: '',
       sessionId: '',
-      system,
+      system: sink.system,
       logger: () => undefined,
-      defer: refuse('spawn inside assign'),
+      defer: sink.spawn,
       emit: refuse('a live emit'),
       stopChild: refuse('stopChild'),
       actionExecutor: (action: CollectedAction) => this.#collect(action),
@@ -116,19 +89,25 @@ export class Scope {
 
   /** The first step of a new actor. Throws what the machine throws. */
   start(machine: AnyStateMachine, address: string, input: unknown): Step {
-    this.#begin(address)
-    const snapshot: Snapshot = machine.getInitialSnapshot(this.#actorScope, input)
-    return { snapshot, actions: this.#actions, taken: true }
+    this.#sink.begin(address)
+    const chart = chartOf(machine)
+    const snapshot: Snapshot =
+      chart === null ? machine.getInitialSnapshot(this.#actorScope, input) : chart.start(input, this.#sink)
+    return { snapshot, actions: this.#sink.actions, taken: true }
   }
 
   /** One message. Throws what the machine throws. */
   deliver(snapshot: Snapshot, address: string, message: Message): Step {
-    this.#begin(address)
+    this.#sink.begin(address)
+    if ('leaf' in snapshot) {
+      const step = chartOf(snapshot.machine)!.step(snapshot, message, this.#sink)
+      return { snapshot: step.snapshot, actions: this.#sink.actions, taken: step.taken }
+    }
     const machine = snapshot.machine as AnyStateMachine
     const next: Snapshot = machine.transition(snapshot, message, this.#actorScope)
     // A transition without actions that stays where it is gives back the same snapshot, and was taken all the same.
     const taken = next !== snapshot || machine.getTransitionData(snapshot, message).length > 0
-    return { snapshot: next, actions: this.#actions, taken }
+    return { snapshot: next, actions: this.#sink.actions, taken }
   }
 
   /** The plain data of a snapshot. */
@@ -143,69 +122,124 @@ export class Scope {
   /** A live snapshot from stored data. @throws TroupeError `SNAPSHOT_INCOMPATIBLE` when the machine has no such state. */
   restore(machine: AnyStateMachine, persisted: PersistedSnapshot): Snapshot {
     try {
-      const historyValue = Object.fromEntries(
-        Object.entries(persisted.history).map(([key, ids]) => [key, ids.map((id) => ({ id }))]),
-      )
-      // XState would only warn of a remembered state that is gone; this throws.
-      for (const id of Object.values(persisted.history).flat()) machine.getStateNodeById(id)
-      const stored = { ...persisted, context: {}, historyValue, children: {}, output: undefined, error: undefined }
-      const restored = machine.restoreSnapshot(stored as never, this.#actorScope) as Snapshot
-      // XState would take an object with `xstate$$type` in a context for a reference to an actor, and lose it.
-      return Object.assign(restored, { context: persisted.context })
+      const chart = chartOf(machine)
+      if (chart !== null) return chart.restore(persisted.value, persisted.context)
+      return this.#restore(machine, persisted)
     } catch (error) {
       throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${machine.id}: ${(error as Error).message}`, { cause: error })
     }
   }
 
-  #begin(address: string): void {
-    this.#actions = []
-    this.#microsteps = 0
-    this.#self = address
-    this.#ref.id = address
-    this.#ref.sessionId = address
-    this.#ref.address = address
+  #restore(machine: AnyStateMachine, persisted: PersistedSnapshot): Snapshot {
+    const historyValue = Object.fromEntries(
+      Object.entries(persisted.history).map(([key, ids]) => [key, ids.map((id) => ({ id }))]),
+    )
+    // XState would only warn of a remembered state that is gone; this throws.
+    for (const id of Object.values(persisted.history).flat()) machine.getStateNodeById(id)
+    const stored = { ...persisted, context: {}, historyValue, children: {}, output: undefined, error: undefined }
+    const restored: AnyMachineSnapshot = machine.restoreSnapshot(stored as never, this.#actorScope)
+    // XState would take an object with `xstate$$type` in a context for a reference to an actor, and lose it.
+    return Object.assign(restored, { context: persisted.context as never })
   }
 
   #collect(action: CollectedAction): void {
-    const params = action.params as Record<string, unknown>
+    // An action of one's own has no parameters.
+    const { event, to, delay, id, sendId } = (action.params ?? {}) as Record<string, unknown>
     switch (action.type) {
       case 'xstate.sendTo':
-        this.#actions.push({
-          kind: 'send',
-          to: this.#target(params['to']),
-          message: params['event'] as Message,
-          delayMs: (params['delay'] as number | undefined) ?? null,
-          id: (params['id'] as string | undefined) ?? null,
-        })
-        return
+        return this.#sink.send(to, event as Message, delay, id)
       case 'xstate.raise':
         // Without a delay a raise stays inside the machine; the action is only collected, never to be done.
-        if (params['delay'] === undefined) return
-        this.#actions.push({
-          kind: 'send',
-          to: this.#self,
-          message: params['event'] as Message,
-          delayMs: params['delay'] as number,
-          id: (params['id'] as string | undefined) ?? null,
-        })
+        if (delay !== undefined) this.#sink.raise(event as Message, delay as number, id)
         return
       case 'xstate.cancel':
-        this.#actions.push({ kind: 'cancel', id: params['sendId'] as string })
-        return
+        return this.#sink.cancel(sendId)
       case 'xstate.emit':
-        this.#actions.push({ kind: 'emit', event: params['event'] as Message })
-        return
+        return this.#sink.emit(event as Message)
       case 'xstate.log':
         return
       default:
-        throw new TroupeError('MACHINE_UNSUPPORTED', `${this.#self}: the action ${action.type} is not supported`)
+        this.#sink.refuse(`the action ${action.type}`)
     }
   }
+}
 
-  #target(target: unknown): string {
+/** What one step said. */
+class Said implements Sink {
+  actions: Action[] = []
+  readonly self: { id: string; sessionId: string; address: string }
+  readonly system: unknown
+  readonly spawn = (): never => this.refuse('spawn inside assign')
+  #microsteps = 0
+
+  constructor() {
+    const refuse = (what: string) => () => this.refuse(what)
+    this.system = {
+      _bookId: refuse('spawning an actor'),
+      _register: refuse('spawning an actor'),
+      _unregister: () => undefined,
+      _sendInspectionEvent: () => this.microstep(),
+      get: refuse('system.get'),
+      _logger: () => undefined,
+      scheduler: { schedule: refuse('a live timer'), cancel: refuse('a live timer') },
+    }
+    this.self = {
+      id: '',
+      sessionId: '',
+      address: '',
+      send: refuse('self.send'),
+      getSnapshot: refuse('self.getSnapshot'),
+      system: this.system,
+    } as Said['self']
+  }
+
+  begin(address: string): void {
+    this.actions = []
+    this.#microsteps = 0
+    this.self.id = address
+    this.self.sessionId = address
+    this.self.address = address
+  }
+
+  microstep(): void {
+    this.#microsteps += 1
+    if (this.#microsteps <= maxMicrosteps) return
+    const reason = `${this.self.address} did not come to rest after ${maxMicrosteps} microsteps`
+    throw new TroupeError('COMMIT_OVERFLOW', reason)
+  }
+
+  send(target: unknown, message: Message, delay: unknown, id: unknown): void {
+    this.actions.push({
+      kind: 'send',
+      to: this.#addressOf(target),
+      message,
+      delayMs: (delay as number | undefined) ?? null,
+      id: (id as string | undefined) ?? null,
+    })
+  }
+
+  raise(message: Message, delayMs: number, id: unknown): void {
+    this.send(this.self, message, delayMs, id)
+  }
+
+  cancel(id: unknown): void {
+    this.actions.push({ kind: 'cancel', id: id as string })
+  }
+
+  emit(event: Message): void {
+    this.actions.push({ kind: 'emit', event })
+  }
+
+  refuse(what: string): never {
+    throw new TroupeError('MACHINE_UNSUPPORTED', `${this.self.address}: ${what} cannot be carried out durably`)
+  }
+
+  #addressOf(target: unknown): string {
+    // XState sends to the machine itself what has no target.
+    if (target === undefined) return this.self.address
     if (typeof target === 'object' && target !== null && 'address' in target && typeof target.address === 'string') {
       return target.address
     }
-    throw new TroupeError('MACHINE_UNSUPPORTED', `${this.#self} sends to something that is not an address`)
+    return this.refuse('sending to something that is not an address')
   }
 }

@@ -1,8 +1,8 @@
 /**
  * Drives one machine through the scope, as a commit does, without a shard around it.
  *
- * Every step is taken twice: by the live snapshot, frozen deeply, and by one that went through bytes. Both must say the
- * same and come to the same state.
+ * Every step is taken three times: by the live snapshot, frozen deeply, by one that went through bytes, and by XState
+ * itself. All must say the same and come to the same state.
  */
 import type { AnyStateMachine } from 'xstate'
 import { expect } from 'vitest'
@@ -15,6 +15,7 @@ import {
   type Snapshot,
   type Step,
 } from '../../runtime/scope.js'
+import { refer } from './xstate-reference.js'
 
 /** A message that was sent: to whom, and what. */
 export type Sent = readonly [to: string, message: Message]
@@ -102,7 +103,19 @@ export function drive(machine: AnyStateMachine, input: { readonly self: string }
   const address = input.self
   const timers = new Map<string, { delayMs: number; message: Message }>()
   let step = freeze(scope.start(machine, address, freeze(structuredClone(input))))
+  const reference = refer(machine, address, freeze(structuredClone(input)))
+  expectSame()
   keepTimers(step.actions)
+
+  function expectSame(): void {
+    const { value, context, status } = step.snapshot
+    expect({ value, context, status, actions: step.actions }).toEqual({
+      value: reference.value,
+      context: reference.context,
+      status: reference.status,
+      actions: reference.actions,
+    })
+  }
 
   function keepTimers(actions: readonly Action[]): void {
     for (const action of actions) {
@@ -123,9 +136,11 @@ export function drive(machine: AnyStateMachine, input: { readonly self: string }
     expect(throughBytes(again.actions)).toEqual(throughBytes(next.actions))
     expect(throughBytes(scope.persist(again.snapshot))).toEqual(throughBytes(scope.persist(next.snapshot)))
     expect(again.taken).toBe(next.taken)
-    for (const transition of machine.getTransitionData(before, message)) takenBy.get(machine)?.add(transition)
+    for (const transition of machine.getTransitionData(before as never, message)) takenBy.get(machine)?.add(transition)
     keepTimers(next.actions)
     step = next
+    reference.send(message)
+    expectSame()
   }
 
   const driver: Driver = {
