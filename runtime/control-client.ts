@@ -28,16 +28,9 @@ import { isTroupeError, TroupeError } from './errors.js'
 import type { TroupeEvent } from './events.js'
 import type { CrewHandle, Runtime } from './face.js'
 import type { RecordedCommit } from './record.js'
-import { Run, type RunResult } from './run.js'
-import {
-  cancelOn,
-  type CrewDetails,
-  type CrewInfo,
-  messagesOf,
-  type RunInput,
-  type SpawnOptions,
-  type StartOptions,
-} from './runtime.js'
+import { cancelOn, Run, type RunResult } from './run.js'
+import { messagesOf, type RunInput, type StartOptions } from './run-input.js'
+import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
 
 /** How long a greeting may take. */
 const greetingMs = 5_000

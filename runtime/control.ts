@@ -27,7 +27,9 @@ import {
 } from './control-wire.js'
 import { TroupeError, toTroupeError } from './errors.js'
 import type { Log } from './log.js'
-import type { CrewHandle, RunInput, Runtime } from './runtime.js'
+import type { CrewHandle } from './crew-handle.js'
+import type { RunInput } from './run-input.js'
+import type { Runtime } from './runtime.js'
 
 /** Connections at once; one more is closed at once. */
 const maxConnections = 256

@@ -9,7 +9,8 @@
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
 import type { Run, RunResult } from './run.js'
-import type { CrewDetails, CrewInfo, RunInput, SpawnOptions, StartOptions } from './runtime.js'
+import type { RunInput, StartOptions } from './run-input.js'
+import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
 
 /** A live crew. */
 export interface CrewHandle<Output = unknown> {

@@ -17,7 +17,8 @@ import type { Journal } from './journal.js'
 import { createLog, type Log, type LogLevel } from './log.js'
 import { prepareCrew } from './prepared-crew.js'
 import type { RunResult } from './run.js'
-import { Runtime as LocalRuntime, type RunInput, type SpawnOptions, type StartOptions } from './runtime.js'
+import type { RunInput, StartOptions } from './run-input.js'
+import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
 import { Scope } from './scope.js'
 import { systemClock } from './system-clock.js'
 import { Worker } from './worker.js'
@@ -52,16 +53,8 @@ export type { CrewHandle, Runtime } from './face.js'
 export type { LogLevel } from './log.js'
 export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
-export {
-  type CrewDetails,
-  type CrewInfo,
-  keyOf,
-  type Part,
-  type RunInfo,
-  type RunInput,
-  type SpawnOptions,
-  type StartOptions,
-} from './runtime.js'
+export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
+export type { CrewDetails, CrewInfo, RunInfo, SpawnOptions } from './runtime.js'
 
 /** How to create a runtime. */
 export interface RuntimeOptions {

@@ -171,3 +171,12 @@ export function toServerSentEvent(event: TroupeEvent): string {
   const id = isLive(event) ? '' : `id: ${event.id}\n`
   return `${id}event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`
 }
+
+/** Cancels a run when its signal says so. */
+export function cancelOn<Output>(signal: AbortSignal, run: Run<Output>): void {
+  const cancel = (): void => {
+    run.cancel().catch(() => undefined)
+  }
+  if (signal.aborted) cancel()
+  else signal.addEventListener('abort', cancel, { once: true })
+}

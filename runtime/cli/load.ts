@@ -15,7 +15,7 @@ import { basename, extname, join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { type Agent, type Crew, toCrew } from '../define.js'
 import { isTroupeError, TroupeError } from '../errors.js'
-import type { RunInput } from '../runtime.js'
+import type { RunInput } from '../run-input.js'
 
 /** What a crew file holds. */
 export interface CrewFile {

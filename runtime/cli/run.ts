@@ -15,7 +15,8 @@ import { isLive, type TroupeEvent } from '../events.js'
 import type { CrewHandle, Runtime } from '../face.js'
 import { createRuntime, keyOf } from '../index.js'
 import type { Run, RunResult } from '../run.js'
-import type { RunInfo, RunInput } from '../runtime.js'
+import type { RunInput } from '../run-input.js'
+import type { RunInfo } from '../runtime.js'
 import { loadCrew } from './load.js'
 import {
   count,

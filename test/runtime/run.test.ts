@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import { isTroupeError } from '../../runtime/errors.js'
 import { toServerSentEvent } from '../../runtime/run.js'
-import { messagesOf as toMessages, keyOf } from '../../runtime/runtime.js'
+import { keyOf, messagesOf as toMessages } from '../../runtime/run-input.js'
 import { call, failure, gate, messagesOf, openStage, quiet, resultsIn, say, until } from '../support/crew-stage.js'
 
 const agent = defineAgent({ model: 'a:one', instructions: 'be brief' })
@@ -24,6 +24,28 @@ describe('run', () => {
     await unread.id
     const shard = await stage.worker.shard('agent')
     await until(() => [...shard.state.runs.values()].every(({ status }) => status === 'finished'))
+    await stage.runtime.close()
+  })
+
+  test('R3 run: whoever waits for a run keeps the process alive; whoever leaves does not, and cancels nothing', async () => {
+    const slow = gate()
+    const stage = await openStage({ model: () => slow.opened.then(() => say('done')) })
+    const run = (await stage.runtime.spawn(agent)).start('go')
+    await run.id
+    const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
+    const before = timers()
+    const { events } = run
+    for await (const _ of events) {
+      expect(timers()).toBe(before + 1)
+      break
+    }
+    expect(timers()).toBe(before)
+    const { result } = run
+    void result.catch(() => undefined)
+    await until(() => timers() === before + 1)
+    slow.open()
+    await expect(result).resolves.toMatchObject({ output: 'done' })
+    expect(timers()).toBe(before)
     await stage.runtime.close()
   })
 
@@ -213,7 +235,7 @@ describe('run', () => {
     await stage.runtime.close()
   })
 
-  test('run: input may be text, parts or messages', () => {
+  test('RI1 run: input may be text, parts or messages', () => {
     expect(toMessages('x')).toEqual({ messages: ['{"role":"user","content":"x"}'], text: 'x' })
     const parts = toMessages([
       { type: 'text', text: 'look' },

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { defineAgent, defineCrew } from '../../runtime/define.js'
-import { maxWaitingRuns } from '../../runtime/runtime.js'
+import { maxWaitingRuns } from '../../runtime/crew-handle.js'
 import { failure, gate, openStage, quiet, say, until } from '../support/crew-stage.js'
 
 const agent = defineAgent({ model: 'a:one', instructions: 'x' })

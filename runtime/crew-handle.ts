@@ -1,0 +1,292 @@
+/**
+ * The handle of a live crew: give it tasks, command it, wait for what comes of them.
+ *
+ * Owns: run keys, the wait for a run's end, its result, its events.
+ * Does not own: the streams made of them (`run.ts`), the work itself (`worker.ts`, `shard.ts`).
+ *
+ * - R1 A run has a key: unfinished, it goes on; finished, its stored result is returned; a new one starts only under a
+ *   new key.
+ * - R3 Somebody who waits for a run keeps the process alive and the shard in memory; leaving cancels nothing.
+ */
+import { randomUUID } from 'node:crypto'
+import { crewAddress } from './commit.js'
+import { textsOf, valuesAt } from './content.js'
+import { textOf } from './conversation.js'
+import type { LiveCrew } from './dispatcher.js'
+import { instructionsOf } from './edge.js'
+import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
+import { type Cursor, isAfter, streamEvents, type TroupeEvent } from './events.js'
+import { estimateTokens } from './prepared-crew.js'
+import type { PlacedEvent } from './record.js'
+import { cancelOn, type ChatMessage, Run, type RunResult } from './run.js'
+import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
+import type { Shard } from './shard.js'
+import type { RunState } from './state.js'
+import type { Worker } from './worker.js'
+
+/** Runs of one crew that may wait. */
+export const maxWaitingRuns = 100
+/** Watches and takes nothing. */
+const nobody = { take: () => undefined, show: () => undefined }
+
+/** Holds the process while somebody waits in it: our own timers do not. */
+export function stayAlive(): () => void {
+  const timer = setInterval(() => undefined, 2 ** 30)
+  return () => clearInterval(timer)
+}
+
+/** Tells a crew what its user wants; resolves when that is durable. */
+export async function command(active: Promise<Shard>, body: { type: string; run?: string }): Promise<void> {
+  const shard = await active
+  await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
+}
+
+/** A live crew. */
+export class CrewHandle<Output = unknown> {
+  readonly id: string
+  readonly #worker: Worker
+  readonly #live: LiveCrew
+  readonly #release: () => void
+
+  /** @internal Made by `runtime.spawn`. */
+  constructor(id: string, worker: Worker, live: LiveCrew) {
+    this.id = id
+    this.#worker = worker
+    this.#live = live
+    this.#release = worker.pin(id)
+  }
+
+  /** @internal Lets the shard leave memory. */
+  release(): void {
+    this.#release()
+  }
+
+  /** @internal Hash of the definition that the crew was spawned with. */
+  get definition(): string {
+    return this.#live.prepared.hash
+  }
+
+  /**
+   * Gives the crew a task. Runs of a crew go one after the other.
+   *
+   * Refusals reject `run.id` and `run.result`: `INPUT_INVALID`, `RUNS_FULL`, `MAILBOX_FULL`, `STORE_FULL`, `SHARD_STOPPED`.
+   */
+  start(input: RunInput, options: StartOptions = {}): Run<Output> {
+    const key = options.key ?? randomUUID()
+    const started = this.#start(key, input, options)
+    const run = new Run<Output>({
+      started,
+      result: (id) => this.#result(id),
+      events: (id, after, rest) => this.#events(id, after, rest),
+      cancel: (id) => this.cancel(id),
+      lead: this.#live.prepared.crew.lead,
+      watch: () => this.#worker.hub.subscribe(this.id, nobody),
+    })
+    if (options.signal !== undefined) cancelOn(options.signal, run)
+    return run
+  }
+
+  /** A run by its id. @throws TroupeError `RUN_UNKNOWN` by way of the handle's promises. */
+  run(id: string): Run<Output> {
+    return new Run<Output>({
+      started: this.#shard().then((shard) => knownRun(shard, id).run),
+      result: (known) => this.#result(known),
+      events: (known, after, rest) => this.#events(known, after, rest),
+      cancel: (known) => this.cancel(known),
+      lead: this.#live.prepared.crew.lead,
+    })
+  }
+
+  /** The run that is going on, or undefined. */
+  async current(): Promise<Run<Output> | undefined> {
+    const running = [...(await this.#shard()).state.runs.values()].find((run) => run.status !== 'finished')
+    return running === undefined ? undefined : this.run(running.run)
+  }
+
+  /** Gives a task and waits for its result. @throws TroupeError with the code that ended the run. */
+  ask(input: RunInput, options: StartOptions = {}): Promise<RunResult<Output>> {
+    return this.start(input, options).result
+  }
+
+  /** Holds every agent before its next model call. Resolves when that is durable. */
+  pause(): Promise<void> {
+    return command(this.#shard(), { type: 'crew.pause' })
+  }
+
+  /** Lets paused agents go on. */
+  resume(): Promise<void> {
+    return command(this.#shard(), { type: 'crew.resume' })
+  }
+
+  /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
+  cancel(run?: string): Promise<void> {
+    return command(this.#shard(), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
+  }
+
+  /** The shard with this crew's definition: another instance may have taken its place in memory. */
+  async #shard(): Promise<Shard> {
+    const shard = await this.#worker.shard(this.id)
+    if (shard.crew !== this.#live && shard.stopped === null && shard.crew === null) await shard.define(this.#live)
+    return shard
+  }
+
+  async #start(key: string, input: RunInput, options: StartOptions): Promise<string> {
+    const { messages, text } = messagesOf(input)
+    if (key.length === 0 || key.length > 256)
+      throw new TroupeError('INPUT_INVALID', 'a run key has 1 to 256 characters')
+    const data = options.data === undefined ? null : dataText(options.data)
+    const shard = await this.#shard()
+    const same = [...shard.state.runs.values()].find((run) => run.key === key)
+    if (same !== undefined && shard.isDurable(same.sequence)) return same.run
+    const known = shard.starting.get(key)
+    if (known !== undefined) return known
+    checkWaiting(shard)
+    const starting = this.#task(shard, key, { messages, text, data }, options).finally(() => shard.starting.delete(key))
+    shard.starting.set(key, starting)
+    return starting
+  }
+
+  async #task(
+    shard: Shard,
+    key: string,
+    { messages, text, data }: { messages: readonly string[]; text: string; data: string | null },
+    options: StartOptions,
+  ): Promise<string> {
+    const { prepared } = this.#live
+    const { lead } = prepared.crew
+    const system = await instructionsOf(prepared, lead, text, options.data ?? null).catch((error: unknown) => {
+      const { message } = toTroupeError(error, 'INPUT_INVALID')
+      throw new TroupeError('INPUT_INVALID', `the instructions of ${lead} threw: ${message}`, { cause: error })
+    })
+    const all = [...(system === null ? [] : [system]), ...messages]
+    const tokens = estimateTokens(all.reduce((sum, message) => sum + message.length, 0))
+    const body = { type: 'crew.task', tokens, messages: all.length, key, data: data !== null }
+    const values = data === null ? all : [...all, data]
+    const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values }, true)
+    return `r${commit.sequence}`
+  }
+
+  async #result(id: string): Promise<RunResult<Output>> {
+    const shard = await this.#shard()
+    const finished = await this.#finished(shard, knownRun(shard, id))
+    const end = finished.end!
+    if (end.code !== null) {
+      throw new TroupeError(end.code as ErrorCode, end.reason, {
+        details: {
+          runId: id,
+          crewId: this.id,
+          costNanoUsd: end.spent.nanoUsd,
+          tokens: end.spent.tokens,
+          modelCalls: end.spent.modelCalls,
+        },
+      })
+    }
+    const entries = shard.state.logs.get(finished.conversation)?.entries.slice(finished.skip, finished.until) ?? []
+    const texts = await textsOf(this.#worker.journal, this.id, entries)
+    // A system message that `instructions` made is the first of a run; one of the caller's own stays.
+    const made = typeof this.#live.prepared.crew.agents[this.#live.prepared.crew.lead]?.instructions === 'function'
+    const messages = texts.slice(made ? 1 : 0).map((text) => JSON.parse(text) as ChatMessage)
+    const last = entries.at(-1)
+    const typed = this.#live.prepared.agents.get(this.#live.prepared.crew.lead)?.agent.output !== undefined
+    const value =
+      typed && last !== undefined ? (await valuesAt(this.#worker.journal, this.id, last.sequence))[1] : undefined
+    const { nanoUsd, ...usage } = end.spent
+    return {
+      runId: id,
+      output: (value === undefined ? textOf(texts.at(-1) ?? '{}') : JSON.parse(value)) as Output,
+      messages,
+      usage,
+      cost: { usd: nanoUsd / 1e9, nanoUsd },
+      finishReason: end.finish,
+      rounds: end.rounds,
+    }
+  }
+
+  /** Waits for the run's end. */
+  async #finished(shard: Shard, run: RunState): Promise<RunState> {
+    if (shard.hasEnded(run.run)) return shard.state.runs.get(run.run) ?? run
+    const unpin = this.#worker.pin(this.id)
+    const leave = stayAlive()
+    try {
+      return await new Promise<RunState>((resolve, reject) => {
+        const unsubscribe = this.#worker.onEnd(this.id, () => {
+          const now = shard.state.runs.get(run.run)
+          const reason = this.#ended(shard, run.run)
+          if (now !== undefined && shard.hasEnded(run.run)) resolve(now)
+          else if (reason !== null) reject(reason)
+          else return
+          unsubscribe()
+        })
+      })
+    } finally {
+      leave()
+      unpin()
+    }
+  }
+
+  /** Why nothing more will come of a run here; null while it goes on. */
+  #ended(shard: Shard, runId: string): TroupeError | null {
+    const { stopped } = shard
+    if (stopped === null && !this.#worker.closed) return null
+    if (stopped === null) {
+      const message = `the runtime was closed before ${runId} ended; it goes on when ${this.id} is spawned again`
+      return new TroupeError('RUNTIME_CLOSED', message, { details: { runId } })
+    }
+    return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${stopped.code}: ${stopped.message}`, {
+      cause: stopped,
+      details: { runId, reason: stopped.code },
+    })
+  }
+
+  async *#events(
+    id: string,
+    after: Cursor | null,
+    options: { live: boolean; signal?: AbortSignal | undefined },
+  ): AsyncGenerator<TroupeEvent, void, void> {
+    const shard = await this.#shard()
+    const run = knownRun(shard, id)
+    // Which of the crew's events are this run's shows at its start: reading begins there, whatever the cursor.
+    let mine = false
+    const is = ({ event }: PlacedEvent, type: string) => event.type === type && event['run'] === id
+    const isOther = ({ event }: PlacedEvent) => event.type.startsWith('run.') && event['run'] !== id
+    const unpin = this.#worker.pin(this.id)
+    const leave = stayAlive()
+    try {
+      yield* streamEvents({
+        shard: this.id,
+        after: { sequence: run.sequence, index: -1 },
+        journal: this.#worker.journal,
+        hub: this.#worker.hub,
+        isLast: (placed) => is(placed, 'run.finished'),
+        wants: (placed) => {
+          if (is(placed, 'run.started')) mine = true
+          const isMine = (mine && !isOther(placed)) || is(placed, 'run.queued') || is(placed, 'run.finished')
+          return isMine && (after === null || isAfter(placed, after))
+        },
+        wantsLive: options.live ? (event) => event.run === id : null,
+        now: () => Date.now(),
+        ended: () => this.#ended(shard, id),
+        signal: options.signal,
+      })
+    } finally {
+      leave()
+      unpin()
+    }
+  }
+}
+
+/** Refuses a task when enough wait, those included that are not in the journal yet. @throws TroupeError `RUNS_FULL`. */
+function checkWaiting(shard: Shard): void {
+  const runs = [...shard.state.runs.values()]
+  const keys = new Set(runs.map((run) => run.key))
+  const coming = [...shard.starting.keys()].filter((key) => !keys.has(key)).length
+  if (runs.filter((run) => run.status !== 'finished').length + coming > maxWaitingRuns) {
+    throw new TroupeError('RUNS_FULL', `${shard.id}: ${maxWaitingRuns} runs wait already`, { retryable: true })
+  }
+}
+
+function knownRun(shard: Shard, id: string): RunState {
+  const run = shard.state.runs.get(id)
+  if (run === undefined) throw new TroupeError('RUN_UNKNOWN', `${shard.id} has no run ${id}`)
+  return run
+}
