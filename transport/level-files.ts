@@ -107,10 +107,15 @@ export class LevelFiles {
       if (name.endsWith('.log')) bytes += statSync(join(this.database, name)).size
     }
     if (existsSync(this.#reserve)) bytes -= reserveBytes
+    const parts: string[] = []
     try {
-      await fill(this.#probe, Math.max(bytes, probeBytes))
+      // In parts, none of which is larger than the files that LevelDB will write.
+      for (let left = Math.max(bytes, probeBytes); left > 0; left -= reserveBytes) {
+        parts.push(`${this.#probe}-${parts.length}`)
+        await fill(parts.at(-1)!, Math.min(left, reserveBytes))
+      }
     } finally {
-      rmSync(this.#probe, { force: true })
+      for (const part of parts) rmSync(part, { force: true })
     }
   }
 }
