@@ -5,9 +5,9 @@
  * Does not own: the log's layout (`record-log.ts`), the rows in LevelDB (`level-flush.ts`), its other writes
  * (`level-lane.ts`).
  *
- * - CO1 Appends that wait are written as one group; an append is resolved after the witness has been written.
- * - CO2 Appends wait for LevelDB only when both files of the log are full.
- * - CO3 What was appended before a `flush` is in LevelDB when that resolves.
+ * - LA1 Appends that wait are written as one group; an append is resolved after the witness has been written.
+ * - LA2 Appends wait for LevelDB only when both files of the log are full.
+ * - LA3 What was appended before a `flush` is in LevelDB when that resolves.
  */
 
 import type { TroupeError } from '../runtime/errors.js'
