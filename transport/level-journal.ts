@@ -52,6 +52,7 @@ import { inspect, type DamageMark } from './level-inspect.js'
 import * as keys from './level-keys.js'
 import { LevelLane, copyOf } from './level-lane.js'
 import { indexEntries, shardEntries } from './level-reading.js'
+import { checkTables, tablesOf } from './level-tables.js'
 import { RecordLog } from './record-log.js'
 
 /** A range without keys. */
@@ -139,11 +140,13 @@ class LevelJournal implements Journal {
   }
 
   async #tryTarget(createIfMissing: boolean): Promise<OpenReport> {
+    const tables = tablesOf(this.#files.database)
     const db = await this.#openDatabase(createIfMissing)
     let log: RecordLog | null = null
     let witness: HeadFile | null = null
     try {
       this.#files.claim()
+      checkTables(tables)
       log = new RecordLog(this.#files.logs)
       await replay(db, log.recover(), this.#options)
       log.clear()
