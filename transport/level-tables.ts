@@ -75,34 +75,50 @@ function isDeadly(table: Buffer): boolean {
   if (index === null || index.offset + index.size + trailerSize > table.length) return false
   const content = isSound(table, index) ? contentOf(table, index) : survivable(table, index)
   if (content === 'deadly') return true
-  for (const block of content === null ? [] : handlesIn(content)) {
+  let after: Buffer = Buffer.alloc(0)
+  for (const { rest: upTo, value } of content === null ? [] : entriesOf(content, endOfEntries(content))) {
+    const block = attempt(() => handleAt(value, 0).handle)
+    if (block === null) continue
     if (block.size > largestBlock) return true
-    if (block.offset + block.size + trailerSize > table.length || isSound(table, block)) continue
-    if (survivable(table, block) === 'deadly') return true
+    if (block.offset + block.size + trailerSize <= table.length && !isSound(table, block)) {
+      if (survivable(table, block, { after, upTo }) === 'deadly') return true
+    }
+    after = upTo
   }
   return false
 }
 
+/** What the index says of a block: its keys come after the one, and up to the other. */
+interface Bounds {
+  readonly after: Buffer
+  readonly upTo: Buffer | null
+}
+
 /** The content of a damaged block; null when LevelDB notices that it is, so that nobody looks into it. */
-function survivable(table: Buffer, block: Handle): Buffer | null | 'deadly' {
+function survivable(
+  table: Buffer,
+  block: Handle,
+  bounds: Bounds = { after: Buffer.alloc(0), upTo: null },
+): Buffer | null | 'deadly' {
   const how = table[block.offset + block.size] ?? 0
   if (how > snappy) return null
   const size = how === snappy ? attempt(() => varintAt(table, block.offset).value) : block.size
   if (size !== null && size > largestBlock) return 'deadly'
   const content = attempt(() => contentOf(table, block))
-  return content !== null && !isOrdered(content) ? 'deadly' : content
+  return content !== null && !isOrdered(content, bounds) ? 'deadly' : content
 }
 
 /** Whether the keys of a block are long enough and in their order, and can be sought from each of its restarts. */
-function isOrdered(block: Buffer): boolean {
+function isOrdered(block: Buffer, { after, upTo }: Bounds): boolean {
   const end = endOfEntries(block)
   if (end < 0) return true // an error of LevelDB's, or no entries
   const starts = new Set<number>([end])
-  let key = Buffer.alloc(0)
+  let key: Buffer = after
   for (const entry of entriesOf(block, end)) {
     if (entry.shared > key.length) break // an error of LevelDB's
     const next = Buffer.concat([key.subarray(0, entry.shared), entry.rest])
     if (next.length < keyTailSize || (key.length > 0 && !isBefore(key, next))) return false
+    if (upTo !== null && isBefore(upTo, next)) return false
     key = next
     if (entry.shared === 0) starts.add(entry.at)
   }
@@ -148,13 +164,6 @@ function* entriesOf(block: Buffer, end: number): Generator<BlockEntry> {
     yield { at, shared: sizes.shared.value, rest, value: block.subarray(valueAt, next) }
     at = next
   }
-}
-
-/** The blocks that an index block names. */
-function handlesIn(index: Buffer): Handle[] {
-  return [...entriesOf(index, endOfEntries(index))].flatMap(({ value }) => {
-    return attempt(() => handleAt(value, 0).handle) ?? []
-  })
 }
 
 /** The result, or null when bytes were missing. */
