@@ -2,7 +2,7 @@
  * The files beside LevelDB in the folder of a store.
  *
  * Owns: the owner's `pid`, the `reserve` of space, the probe for space, telling an unused folder from a damaged one.
- * Does not own: the head file, LevelDB's own files.
+ * Does not own: the head file, the log, LevelDB's own files.
  */
 
 import { existsSync, readdirSync, readFileSync, rmSync, statfsSync, statSync, writeFileSync } from 'node:fs'
@@ -21,6 +21,8 @@ export class LevelFiles {
   readonly database: string
   /** The witness. */
   readonly head: string
+  /** The log in front of LevelDB. */
+  readonly logs: readonly [string, string]
   readonly #pid: string
   readonly #reserve: string
   readonly #probe: string
@@ -28,6 +30,7 @@ export class LevelFiles {
   constructor(path: string) {
     this.database = join(path, 'db')
     this.head = join(path, 'head')
+    this.logs = [join(path, 'log-0'), join(path, 'log-1')]
     this.#pid = join(path, 'pid')
     this.#reserve = join(path, 'reserve')
     this.#probe = join(path, 'probe')
@@ -35,12 +38,16 @@ export class LevelFiles {
 
   /** True when nothing was ever stored: no head file, no table, only empty logs. A store without CURRENT is damaged. */
   isUnused(): boolean {
-    if (existsSync(this.head)) return false
+    if (existsSync(this.head) || this.#logBytes() > 0) return false
     if (!existsSync(this.database)) return true
     return readdirSync(this.database).every((name) => {
       if (name.endsWith('.ldb') || name.endsWith('.sst')) return false
       return !name.endsWith('.log') || statSync(join(this.database, name)).size === 0
     })
+  }
+
+  #logBytes(): number {
+    return this.logs.reduce((sum, path) => sum + (existsSync(path) ? statSync(path).size : 0), 0)
   }
 
   /** The process that said last that it owns the store; null when none did. */
@@ -92,18 +99,23 @@ export class LevelFiles {
 
   /**
    * Rejects while there is no room for what LevelDB needs to open, less the reserve: its log becomes a table, and a new
-   * log begins.
+   * log begins with what only the log in front of it has.
    */
   async probeSpace(): Promise<void> {
-    let bytes = roomForNewLog
+    let bytes = roomForNewLog + this.#logBytes()
     for (const name of readdirSync(this.database)) {
       if (name.endsWith('.log')) bytes += statSync(join(this.database, name)).size
     }
     if (existsSync(this.#reserve)) bytes -= reserveBytes
+    const parts: string[] = []
     try {
-      await fill(this.#probe, Math.max(bytes, probeBytes))
+      // In parts, none of which is larger than the files that LevelDB will write.
+      for (let left = Math.max(bytes, probeBytes); left > 0; left -= reserveBytes) {
+        parts.push(`${this.#probe}-${parts.length}`)
+        await fill(parts.at(-1)!, Math.min(left, reserveBytes))
+      }
     } finally {
-      rmSync(this.#probe, { force: true })
+      for (const part of parts) rmSync(part, { force: true })
     }
   }
 }

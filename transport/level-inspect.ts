@@ -233,7 +233,7 @@ async function recordedShards(db: Database): Promise<string[]> {
 }
 
 /** The row in front of a shard's last record, when the record's chain hash is right. */
-async function lastSoundRow(db: Database, shard: string): Promise<Buffer | null> {
+export async function lastSoundRow(db: Database, shard: string): Promise<Buffer | null> {
   const range = keys.shardRange(keys.kind.record, shard)
   const iterator = db.iterator({ ...range, reverse: true, limit: 2 })
   const found: Buffer[] = []

@@ -2,6 +2,7 @@
  * The journal in LevelDB: one folder, one owner, all shards of a worker.
  *
  *     db/      LevelDB (keys and rows: `level-keys.ts`)
+ *     log-0/1  what is not in there yet (`record-log.ts`); empty when closed
  *     head     the witness (`head-file.ts`)
  *     pid      the owner's process id, for the message of who finds the store busy
  *     reserve  space that is freed when the disk is full, because LevelDB needs some to open
@@ -10,8 +11,8 @@
  * Does not own: the order of writing (`level-commit.ts`), the chain's check (`recovery.ts` in `runtime/`), content
  * beside records (`level-content.ts`).
  *
- * - L1 In `power` each batch is synced. The witness is not: a power cut can only leave it older than the store, which
- *   is no damage; it is brought to disk about once a second, and when the journal closes.
+ * - L1 In `power` the log and each batch is synced. The witness is not: a power cut can only leave it older than the
+ *   store, which is no damage; it is brought to disk about once a second, and when the journal closes.
  * - L2 In `process` nothing is synced; after a power cut every shard behind the witness is named as truncated.
  * - L3 A damaged shard refuses `head` and appends with its code until `acceptLoss`; reading gives its sound records,
  *   then the error. The other shards go on.
@@ -32,14 +33,27 @@ import {
   type StoredRecord,
 } from '../runtime/journal.js'
 import { HeadFile } from './head-file.js'
-import { LevelCommit, copyOf, type CommitTarget } from './level-commit.js'
+import { LevelCommit, type CommitTarget } from './level-commit.js'
 import { LevelContent } from './level-content.js'
-import { coded, entries, levelCode, openError, storeError, type Database } from './level-database.js'
+import {
+  coded,
+  levelCode,
+  openError,
+  storeError,
+  type Batch,
+  type Database,
+  type WriteOptions,
+} from './level-database.js'
 import { clearRemoved, cutBatch, tombstone } from './level-ends.js'
 import { LevelFiles } from './level-files.js'
+import { replay } from './level-flush.js'
 import { LevelHeads, headOf, type Entry } from './level-heads.js'
 import { inspect, type DamageMark } from './level-inspect.js'
 import * as keys from './level-keys.js'
+import { LevelLane, copyOf } from './level-lane.js'
+import { indexEntries, shardEntries } from './level-reading.js'
+import { checkTables, tablesOf } from './level-tables.js'
+import { RecordLog } from './record-log.js'
 
 /** A range without keys. */
 const afterAllKeys = '\uffff'
@@ -62,7 +76,9 @@ export function createLevelJournal(options: LevelJournalOptions): Journal {
 class LevelJournal implements Journal {
   readonly durability: Durability
   readonly #path: string
+  readonly #options: WriteOptions
   readonly #files: LevelFiles
+  readonly #lane = new LevelLane()
   readonly #commit: LevelCommit
   readonly #heads: LevelHeads
   readonly #content: LevelContent
@@ -79,14 +95,16 @@ class LevelJournal implements Journal {
   constructor(path: string, durability: Exclude<Durability, 'memory'>) {
     this.#path = path
     this.durability = durability
+    this.#options = { sync: durability === 'power' }
     this.#files = new LevelFiles(path)
     this.#heads = new LevelHeads((shard) => this.#row(shard))
     this.#commit = new LevelCommit(
-      { sync: durability === 'power' },
+      this.#lane,
+      this.#options,
       () => this.#open(),
       (shard) => this.#heads.forget(shard),
     )
-    this.#content = new LevelContent({ db: () => this.#open().db, write: (batch) => this.#commit.write(batch) })
+    this.#content = new LevelContent({ db: () => this.#open().db, write: (batch) => this.#write(batch) })
   }
 
   // Life.
@@ -96,42 +114,64 @@ class LevelJournal implements Journal {
       throw new TroupeError('STORE_BUSY', `${this.#path} is open already`, { details: { pid: process.pid } })
     }
     this.#state = 'opening'
-    let db: Database | null = null
-    let witness: HeadFile | null = null
     try {
       mkdirSync(this.#path, { recursive: true, mode: 0o700 })
-      db = await this.#openDatabase()
-      this.#files.claim()
-      witness = new HeadFile(this.#files.head)
-      const report = await this.#adopt({ db, witness })
+      const report = await this.#openTarget()
       await this.#files.fillReserve()
-      this.#commit.reset()
+      this.#lane.reset()
       this.#state = 'open'
       return report
     } catch (thrown) {
-      this.#target = null
       this.#state = 'closed'
-      witness?.close()
-      await db?.close()
       throw levelCode(thrown) === 'LEVEL_CORRUPTION' ? openError(thrown, this.#path, null) : storeError(thrown)
     }
   }
 
-  async #openDatabase(): Promise<Database> {
+  /** Opens all files. On a full disk it is tried once more with the space that was set aside. */
+  async #openTarget(): Promise<OpenReport> {
     const createIfMissing = this.#files.isUnused()
-    for (let attempt = 0; ; attempt++) {
-      const db = new Level<string, Buffer>(this.#files.database, {
-        valueEncoding: 'buffer',
-        createIfMissing,
-        writeBufferSize,
-      })
+    for (;;) {
       try {
-        await db.open()
-        return db
+        return await this.#tryTarget(createIfMissing)
       } catch (thrown) {
-        const error = openError(thrown, this.#path, this.#files.owner())
-        if (attempt > 0 || error.code !== 'STORE_FULL' || !this.#files.freeReserve()) throw error
+        if (storeError(thrown).code !== 'STORE_FULL' || !this.#files.freeReserve()) throw thrown
       }
+    }
+  }
+
+  async #tryTarget(createIfMissing: boolean): Promise<OpenReport> {
+    const tables = tablesOf(this.#files.database)
+    const db = await this.#openDatabase(createIfMissing)
+    let log: RecordLog | null = null
+    let witness: HeadFile | null = null
+    try {
+      this.#files.claim()
+      checkTables(tables)
+      log = new RecordLog(this.#files.logs)
+      await replay(db, log.recover(), this.#options)
+      log.clear()
+      witness = new HeadFile(this.#files.head)
+      return await this.#adopt({ db, log, witness })
+    } catch (thrown) {
+      this.#target = null
+      witness?.close()
+      log?.close()
+      await db.close()
+      throw thrown
+    }
+  }
+
+  async #openDatabase(createIfMissing: boolean): Promise<Database> {
+    const db = new Level<string, Buffer>(this.#files.database, {
+      valueEncoding: 'buffer',
+      createIfMissing,
+      writeBufferSize,
+    })
+    try {
+      await db.open()
+      return db
+    } catch (thrown) {
+      throw openError(thrown, this.#path, this.#files.owner())
     }
   }
 
@@ -168,11 +208,13 @@ class LevelJournal implements Journal {
     await this.#commit.idle()
     const target = this.#target
     try {
-      if (target !== null && this.#commit.failure === null) {
+      if (target !== null && this.#lane.failure === null) {
+        await this.#commit.flush()
         // In `process` the log is not on disk yet: one synced write takes it along, or the witness could be ahead.
         const batch = target.db.batch()
         batch.put(keys.closedKey, Buffer.from(String(target.witness.sum)))
         await batch.write({ sync: true })
+        target.log.clear()
         target.witness.writeHeader(true)
         // A table is compressed and has no row twice, the log is not and has: half the space of a small store.
         await target.db.compactRange?.(afterAllKeys, afterAllKeys).catch(() => undefined)
@@ -187,8 +229,7 @@ class LevelJournal implements Journal {
     } finally {
       this.#files.disclaim()
       this.#target = null
-      target?.witness.close()
-      await target?.db.close()
+      await closeTarget(target)
       this.#heads.clear()
       this.#state = 'closed'
     }
@@ -196,7 +237,7 @@ class LevelJournal implements Journal {
 
   #open(): CommitTarget {
     if (this.#target !== null && this.#state !== 'closed') return this.#target
-    if (this.#commit.failure !== null && this.#state === 'open') throw copyOf(this.#commit.failure)
+    if (this.#lane.failure !== null && this.#state === 'open') throw copyOf(this.#lane.failure)
     throw new TroupeError('STORE_FAILED', 'the journal is not open')
   }
 
@@ -228,13 +269,13 @@ class LevelJournal implements Journal {
   /** Why a shard takes no change now, or null. */
   #refusal(shard: string): TroupeError | null {
     if (this.#state !== 'open') return new TroupeError('STORE_FAILED', 'the journal is not open')
-    if (this.#commit.failure !== null) return copyOf(this.#commit.failure)
+    if (this.#lane.failure !== null) return copyOf(this.#lane.failure)
     const mark = this.#damaged.size === 0 ? undefined : this.#damaged.get(shard)
     return mark === undefined ? null : damageError(mark)
   }
 
   async refresh(shard: string): Promise<ShardHead> {
-    if (this.#commit.failure !== null && this.#state === 'open') {
+    if (this.#lane.failure !== null && this.#state === 'open') {
       this.#recovery ??= this.#reopen().finally(() => {
         this.#recovery = null
       })
@@ -252,20 +293,13 @@ class LevelJournal implements Journal {
       this.#files.freeReserve()
       const target = this.#target
       this.#target = null
-      target?.witness.close()
-      await target?.db.close()
-      const db = await this.#openDatabase()
-      try {
-        await this.#adopt({ db, witness: new HeadFile(this.#files.head) })
-      } catch (thrown) {
-        await db.close()
-        throw thrown
-      }
-      this.#commit.reset()
+      await closeTarget(target)
+      await this.#openTarget()
+      this.#lane.reset()
       await this.#files.fillReserve()
     } catch (thrown) {
-      this.#commit.failure = storeError(thrown)
-      throw copyOf(this.#commit.failure)
+      this.#lane.failure = storeError(thrown)
+      throw copyOf(this.#lane.failure)
     }
   }
 
@@ -278,8 +312,8 @@ class LevelJournal implements Journal {
   }
 
   async *heads(): AsyncGenerator<ShardHead> {
-    const { db } = this.#open()
-    for await (const [key, value] of coded(entries(db, keys.kindRange(keys.kind.index)), indexError)) {
+    const { db, log } = this.#open()
+    for await (const [key, value] of coded(indexEntries(db, log), indexError)) {
       const shard = keys.keyShard(key)
       const row = keys.decodeRow(shard, value)
       if (row !== null) yield { shard, sequence: row.last, hash: row.hash, pending: row.pending, removed: row.removed }
@@ -289,9 +323,9 @@ class LevelJournal implements Journal {
 
   async #row(shard: string): Promise<keys.Row | undefined> {
     keys.checkShardName(shard)
-    const { db } = this.#open()
+    const { db, log } = this.#open()
     try {
-      const value = await db.get(keys.shardKey(keys.kind.index, shard))
+      const value = log.last(shard)?.value ?? (await db.get(keys.shardKey(keys.kind.index, shard)))
       if (value === undefined) return undefined
       const row = keys.decodeRow(shard, value)
       if (row !== null) return row
@@ -361,9 +395,9 @@ class LevelJournal implements Journal {
     return { base: row?.base ?? 0, end: row?.last ?? 0 }
   }
 
-  #shardEntries(of: keys.Kind, shard: string, from: number): AsyncGenerator<[string, Buffer]> {
-    const range = { gte: keys.sequenceKey(of, shard, from), lt: keys.shardRange(of, shard).lt }
-    return coded(entries(this.#open().db, range), (reason) => this.#corrupt(shard, reason))
+  #shardEntries(of: 'r' | 'e', shard: string, from: number): AsyncGenerator<[string, Buffer]> {
+    const { db, log } = this.#open()
+    return coded(shardEntries(db, log, of, shard, from), (reason) => this.#corrupt(shard, reason))
   }
 
   // Ends.
@@ -371,17 +405,23 @@ class LevelJournal implements Journal {
   async remove(shard: string): Promise<void> {
     const entry = await this.#claim(shard)
     try {
+      await this.#commit.flush()
       const { db } = this.#open()
       const batch = db.batch()
       const { sequence, hash } = entry
       if (entry.exists) batch.put(keys.shardKey(keys.kind.index, shard), tombstone(shard, sequence, hash, true))
       batch.del(keys.shardKey(keys.kind.attempts, shard))
-      await this.#commit.write(batch)
-      await clearRemoved(db, shard, (task) => this.#commit.run(task))
+      await this.#write(batch)
+      await clearRemoved(db, shard, (task) => this.#lane.run(task))
     } finally {
       entry.busy = false
       this.#heads.forget(shard)
     }
+  }
+
+  /** Writes a batch, alone. */
+  #write(batch: Batch): Promise<void> {
+    return this.#lane.run(() => batch.write(this.#options))
   }
 
   /** The entry of a sound shard, made busy: nobody else changes it meanwhile. */
@@ -402,14 +442,22 @@ class LevelJournal implements Journal {
     const mark = this.#damaged.get(shard)
     const entry = mark === undefined ? await this.#claim(shard) : null
     try {
-      const { db, witness } = this.#open()
+      const { witness } = this.#open()
       if (entry?.exists === true) {
         witness.note(shard, entry.sequence, entry.hash)
         witness.write()
       }
       const hasRow = entry?.exists ?? mark?.named === true
       const isNamed = mark?.named !== false
-      if (isNamed) await this.#commit.write(await cutBatch(db, shard, sequence, hash), { sync: true })
+      if (isNamed) {
+        await this.#commit.alone(async ({ db, log }) => {
+          const batch = await cutBatch(db, shard, sequence, hash)
+          await this.#lane.run(async () => {
+            log.clear(true)
+            await batch.write({ sync: true })
+          })
+        })
+      }
       this.#damaged.delete(shard)
       witness.sum -= entry?.sequence ?? (mark === undefined ? 0 : mark.counted + mark.deficit)
       if (hasRow) witness.count--
@@ -449,11 +497,13 @@ class LevelJournal implements Journal {
     return this.#content.deleteBlobs(shard, hashes)
   }
 
-  putSnapshot(
+  async putSnapshot(
     manifest: SnapshotManifest,
     chunks: ReadonlyMap<string, Uint8Array>,
     keep: readonly number[],
   ): Promise<void> {
+    // What LevelDB has must not name a record that only the log has.
+    if (this.#open().log.last(manifest.shard) !== undefined) await this.#commit.flush()
     return this.#content.putSnapshot(manifest, chunks, keep)
   }
 
@@ -472,6 +522,12 @@ class LevelJournal implements Journal {
   getAttempts(shard: string): Promise<Readonly<Record<string, number>>> {
     return this.#content.getAttempts(shard)
   }
+}
+
+async function closeTarget(target: CommitTarget | null): Promise<void> {
+  target?.witness.close()
+  target?.log.close()
+  await target?.db.close()
 }
 
 function damageError({ shard, code, reason }: DamageMark): TroupeError {
