@@ -147,7 +147,7 @@ class LevelJournal implements Journal {
     try {
       this.#files.claim()
       checkTables(tables)
-      log = new RecordLog(this.#files.logs)
+      log = new RecordLog(this.#files.logs, this.#options.sync)
       await replay(db, log.recover(), this.#options)
       log.clear()
       witness = new HeadFile(this.#files.head)

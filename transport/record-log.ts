@@ -13,6 +13,7 @@
  * - RL3 What comes back is in the order of its appends; what an earlier use of a file left behind does not come back.
  * - RL4 What is held can be read without waiting, also while it is written into LevelDB.
  * - RL5 After `clear` nothing comes back.
+ * - RL6 A file that is synced grows in large steps: a sync that has to write a new size, too, takes milliseconds at times.
  */
 
 import { closeSync, constants, existsSync, fdatasync, fstatSync, fsyncSync, ftruncateSync } from 'node:fs'
@@ -47,8 +48,13 @@ export interface LogEntry {
   readonly record: JournalRecord
 }
 
+/** What a file that is synced grows by. */
+const growth = Buffer.alloc(256 * 1024)
+
 interface LogFile {
   readonly fd: number
+  /** Bytes that the file has. */
+  size: number
   /** Where the next frame begins. */
   end: number
   /** What is acknowledged and not in LevelDB, by shard. */
@@ -60,18 +66,19 @@ export class RecordLog {
   /** Which use of a file is written now: it goes up with each turn. */
   era = 1
   readonly #paths: readonly [string, string]
+  readonly #isSynced: boolean
   #filling: LogFile
   #leaving: LogFile
 
-  /** Opens both files, or creates them. Nothing is written until `append` or `clear`. */
-  constructor(paths: readonly [string, string]) {
+  /** Opens both files, or creates them. Nothing is written until `append` or `clear`. @param isSynced `sync` follows each append */
+  constructor(paths: readonly [string, string], isSynced = false) {
     this.#paths = paths
+    this.#isSynced = isSynced
     const isNew = !paths.every((path) => existsSync(path))
-    const open = (path: string): LogFile => ({
-      fd: openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600),
-      end: 0,
-      held: new Map(),
-    })
+    const open = (path: string): LogFile => {
+      const fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600)
+      return { fd, size: fstatSync(fd).size, end: 0, held: new Map() }
+    }
     this.#filling = open(paths[0])
     this.#leaving = open(paths[1])
     if (isNew) syncFolder(dirname(paths[0]))
@@ -105,10 +112,10 @@ export class RecordLog {
       const frame = bytes.subarray(at, (at += RecordLog.sizeOf(each.record)))
       return writeFrame(frame, this.era, each)
     })
-    for (let written = 0; written < size; ) {
-      written += writeSync(this.#filling.fd, bytes, written, size - written, this.#filling.end + written)
-    }
-    this.#filling.end += size
+    const file = this.#filling
+    if (this.#isSynced) grow(file, file.end + size)
+    writeAt(file, bytes, file.end)
+    file.end += size
     return logged
   }
 
@@ -175,8 +182,9 @@ export class RecordLog {
   clear(sync = false): void {
     for (const file of [this.#filling, this.#leaving]) {
       file.end = 0
-      if (fstatSync(file.fd).size === 0) continue
+      if (file.size === 0) continue
       ftruncateSync(file.fd, 0)
+      file.size = 0
       if (sync) fsyncSync(file.fd)
     }
   }
@@ -185,6 +193,17 @@ export class RecordLog {
   close(): void {
     for (const { fd } of [this.#filling, this.#leaving]) closeSync(fd)
   }
+}
+
+function grow(file: LogFile, size: number): void {
+  while (file.size < size) writeAt(file, growth, file.size)
+}
+
+function writeAt(file: LogFile, bytes: Buffer, at: number): void {
+  for (let written = 0; written < bytes.length; ) {
+    written += writeSync(file.fd, bytes, written, bytes.length - written, at + written)
+  }
+  file.size = Math.max(file.size, at + bytes.length)
 }
 
 function writeFrame(frame: Buffer, era: number, { entry, record }: LogEntry): LoggedRecord {

@@ -1,4 +1,4 @@
-import { cpSync, readFileSync, writeFileSync } from 'node:fs'
+import { cpSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -54,6 +54,27 @@ const plain = ({ shard, first, last, value, events }: LoggedRecord) =>
 const names = (records: readonly LoggedRecord[]): string[] => records.map(({ shard, last }) => `${shard}${last}`)
 
 describe('record log', () => {
+  test('RL6 append: a file that is synced grows in large steps, and what it has is found among the zeros', async () => {
+    const log = new RecordLog(paths, true)
+    const sizes = new Set<number>()
+    const written: string[] = []
+    for (const record of recordsOf('a', 600, 1_000)) {
+      written.push(...appendTo(log, [record]).map(plain))
+      await log.sync()
+      sizes.add(statSync(paths[0]).size)
+    }
+    expect([...sizes]).toEqual([262_144, 524_288, 786_432])
+    log.close()
+    expect(recoverAll().map(plain)).toEqual(written)
+    const other = new RecordLog(paths, true)
+    other.clear(true)
+    expect(statSync(paths[0]).size).toBe(0)
+    appendTo(other, recordsOf('b', 1, 300_000))
+    expect(statSync(paths[0]).size).toBe(524_288)
+    other.close()
+    expect(names(recoverAll())).toEqual(['b1'])
+  })
+
   test('RL1 recover: a flipped bit, or an end cut off, takes the frame that it hit and no other', () => {
     const log = new RecordLog(paths)
     const records = ['a', 'bb', 'c'].flatMap((shard) => recordsOf(shard, 3))
