@@ -86,6 +86,7 @@ export class Replica {
   /** A process ended since the last record. */
   #ended = false
   #lastAt = 0
+  #hashed = { sequence: -1, hash: '' }
   #run: Started | null = null
   readonly #onceDoubted = new Map<string, number>()
   /** Crashes before each commit. */
@@ -105,8 +106,12 @@ export class Replica {
     return (this.state.actors.get(crewAddress)?.snapshot.context as CrewContext | undefined) ?? null
   }
 
+  /** Hash of the state. */
   hash(): string {
-    return stateHash(this.state, this.context.scope, machines)
+    const { sequence } = this.state
+    if (this.#hashed.sequence !== sequence)
+      this.#hashed = { sequence, hash: stateHash(this.state, this.context.scope, machines) }
+    return this.#hashed.hash
   }
 
   /** The process is gone. */
