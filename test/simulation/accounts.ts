@@ -3,7 +3,7 @@
  *
  * A grant is settled by the first real bill; until that comes, by the last estimate.
  */
-import type { Amounts } from '../../machines/index.js'
+import { type Amounts, nothing } from '../../machines/index.js'
 import type { ShardState } from '../../runtime/state.js'
 import type { Notes } from './notes.js'
 
@@ -22,13 +22,17 @@ interface Settled {
 }
 
 interface Book {
-  generation: string
+  readonly generation: string
   readonly worst: Map<string, Amounts>
   readonly settled: Map<string, Settled>
+  /** What was settled, and what of it lies above its grants. */
+  readonly sum: Record<Dim, number>
+  readonly over: Record<Dim, number>
   /** Highest limit that an account ever had; undefined counts as none. */
   readonly limits: Map<string, Record<string, number>>
 }
 
+type Dim = keyof Amounts
 const dims = ['nanoUsd', 'tokens', 'modelCalls', 'toolCalls'] as const
 /** Counters that only settlements change. */
 const settledDims = ['nanoUsd', 'tokens', 'modelCalls'] as const
@@ -82,17 +86,18 @@ export class Accounts {
     const book = this.#books.get(`budget/${run}`)
     if (book === undefined) return
     for (const dim of settledDims) {
-      let sum = 0
-      for (const { amount } of book.settled.values()) sum += amount[dim]
-      const detail = () => `${this.#shard}: ${run} is billed ${dim} ${spent[dim]}, settled were ${sum}`
-      this.#notes.check('accounts', spent[dim] === sum, detail)
+      const detail = () => `${this.#shard}: ${run} is billed ${dim} ${spent[dim]}, settled were ${book.sum[dim]}`
+      this.#notes.check('accounts', spent[dim] === book.sum[dim], detail)
     }
   }
 
   #book(keeper: string, generation: string): Book {
     const known = this.#books.get(keeper)
     if (known?.generation === generation) return known
-    const book = { generation, worst: new Map(), settled: new Map(), limits: known?.limits ?? new Map() } as Book
+    const book: Book = {
+      ...{ generation, worst: new Map(), settled: new Map(), limits: known?.limits ?? new Map() },
+      ...{ sum: { ...nothing }, over: { ...nothing } },
+    }
     this.#books.set(keeper, book)
     return book
   }
@@ -103,7 +108,7 @@ export class Accounts {
     const { grant, spent, real } = JSON.parse(line.slice(at + 1)) as { grant: string; spent: Amounts; real: boolean }
     if (book === undefined || !book.worst.has(grant) || book.settled.get(grant)?.real === true) return
     if (real && book.settled.has(grant)) this.#notes.reached('estimate replaced by the real bill')
-    book.settled.set(grant, { amount: spent, real })
+    enter(book, grant, { amount: spent, real })
   }
 
   /** Grants that are held are those of the calls that are open; those that ran out count as estimates. */
@@ -121,33 +126,24 @@ export class Accounts {
         this.#notes.check('grants', open.has(`${address} ${grant}`), detail)
       } else if (!book.settled.has(grant)) {
         if (lines.some((line) => line.includes('budget.sweep'))) this.#notes.reached('grant expired')
-        book.settled.set(grant, { amount: worst, real: false })
+        enter(book, grant, { amount: worst, real: false })
       }
     }
   }
 
   #checkSums(address: string, keeper: KeeperContext, book: Book, sequence: number): void {
-    const over: Record<string, number> = {}
-    const sums: Record<string, number> = {}
-    for (const dim of dims) {
-      over[dim] = 0
-      sums[dim] = 0
-      for (const [grant, { amount }] of book.settled) {
-        sums[dim] += amount[dim]
-        over[dim] += Math.max(0, amount[dim] - (book.worst.get(grant)?.[dim] ?? 0))
-      }
-    }
+    const { sum, over } = book
     for (const dim of settledDims) {
       let spent = 0
       for (const account of Object.values(keeper.accounts)) spent += account.spent[dim]
-      const detail = () => `${this.#shard} ${sequence}: ${address} says ${dim} ${spent}, settled were ${sums[dim]}`
-      this.#notes.check('accounts', spent === sums[dim], detail)
+      const detail = () => `${this.#shard} ${sequence}: ${address} says ${dim} ${spent}, settled were ${sum[dim]}`
+      this.#notes.check('accounts', spent === sum[dim], detail)
     }
     for (const [name, { limits, held, spent }] of Object.entries(keeper.accounts)) {
       const most = this.#raise(book, name, limits)
       for (const dim of dims) {
         const used = held[dim] + spent[dim]
-        const limit = (most[dim] ?? Number.POSITIVE_INFINITY) + (over[dim] ?? 0)
+        const limit = (most[dim] ?? Number.POSITIVE_INFINITY) + over[dim]
         const detail = () => `${this.#shard} ${sequence}: ${address} ${name}: ${dim} ${used} of ${limit}`
         this.#notes.check('spent', used <= limit && held[dim] >= 0 && spent[dim] >= 0, detail)
       }
@@ -164,5 +160,20 @@ export class Accounts {
     }
     book.limits.set(name, now)
     return now
+  }
+}
+
+/** Puts a settlement into a book, in the place of the one before. */
+function enter(book: Book, grant: string, settled: Settled): void {
+  const worst = book.worst.get(grant) ?? nothing
+  const before = book.settled.get(grant)?.amount
+  book.settled.set(grant, settled)
+  for (const dim of dims) {
+    if (before !== undefined) {
+      book.sum[dim] -= before[dim]
+      book.over[dim] -= Math.max(0, before[dim] - worst[dim])
+    }
+    book.sum[dim] += settled.amount[dim]
+    book.over[dim] += Math.max(0, settled.amount[dim] - worst[dim])
   }
 }

@@ -35,10 +35,10 @@ async function checkReplay(world: World, journal: Journal, replica: Replica): Pr
   const wanted = replica.hash()
   const spoilt = world.spoilt.get(shard)
   const stored = await journal.snapshots(shard)
-  const choices: (readonly SnapshotManifest[])[] = stored
-    .filter((manifest) => !spoilt?.has(manifest.sequence))
-    .map((manifest) => [manifest])
-  choices.push(stored)
+  const sound = stored.filter((manifest) => !spoilt?.has(manifest.sequence))
+  const choices: (readonly SnapshotManifest[])[] = sound.map((manifest) => [manifest])
+  // Of a single sound one, or of none at all, a start finds what is tried anyway.
+  if (stored.length > 1 || sound.length < stored.length) choices.push(stored)
   if (stored.length === 0 || world.random.chance(0.1)) choices.push([])
   for (const choice of choices) {
     const from = choice.map(({ sequence }) => sequence).join()

@@ -57,7 +57,7 @@ async function campaign(options: CampaignOptions): Promise<boolean> {
 async function mutants(names: readonly string[]): Promise<boolean> {
   let caught = true
   for (const name of names.includes('all') ? listMutants() : names) {
-    const result = await runMutant(name, Number(values.base), Number(values.seeds))
+    const result = await runMutant(name, base, seeds, Math.max(1, Number(values.processes ?? 2)))
     print(JSON.stringify({ type: 'mutant', ...result }))
     caught &&= result.rate >= 0.01
   }

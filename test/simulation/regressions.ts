@@ -14,4 +14,13 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [200_209, 'a redefinition without a limit left the old one in force'],
   [200_034, 'a redefinition of `per` in a run sent its messages to a keeper that is not there'],
   [200_213, 'an effect was given the conversation as commits had left it that were not durable yet'],
+  [
+    3_945_756_861_585,
+    'the judge took a store that was full for a process that was dead: a run ended by its wall too early',
+  ],
+  [
+    3_945_756_863_292,
+    'the judge knew nothing of a process that lived and wrote nothing: a run ended by its wall too early',
+  ],
+  [3_945_756_863_858, 'the judge did not count the crash in which an append landed over what that append asked for'],
 ]

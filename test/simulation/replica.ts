@@ -42,6 +42,10 @@ export interface ReplicaWorld {
   readonly ends: () => number
   /** Of these, the ones that did not close. */
   readonly crashes: () => number
+  /** When the present process started. */
+  readonly startedAt: () => number
+  /** Time so far in which there was no process. */
+  readonly deadMs: () => number
 }
 
 /** What the crew machine knows, as far as it is looked at. */
@@ -55,13 +59,15 @@ interface CrewContext {
 interface Started {
   readonly at: number
   readonly wallMs: number | null
-  /** Time in which no process was there. */
-  down: number
-  /** Time in which the store took nothing. */
+  /** Time in which there had been no process before it began. */
+  readonly deadMs: number
+  /** Time that a run is excused: from the last commit of a process to the start of the one that writes the next. */
+  excused: number
+  /** Time in which a living process could not write. */
   stalled: number
 }
 
-/** Slack of a wall budget: appends are slow, and time down is counted from the last commit. */
+/** Slack of a wall budget: appends are slow. */
 const wallSlackMs = 3_000
 
 /** What the journal of one shard adds up to. */
@@ -75,11 +81,12 @@ export class Replica {
   /** Effects with a `dispatched` record, and how many processes had ended by then. */
   readonly dispatched = new Map<string, number>()
   readonly count = { commits: 0, rounds: 0, delegations: 0, onceCalls: 0 }
-  /** A process ended since the last record. */
-  ended = false
-  /** An append failed since the last record. */
+  /** The present process had an append that failed since the last record. */
   stalled = false
+  /** A process ended since the last record. */
+  #ended = false
   #lastAt = 0
+  #hashed = { sequence: -1, hash: '' }
   #run: Started | null = null
   readonly #onceDoubted = new Map<string, number>()
   /** Crashes before each commit. */
@@ -99,36 +106,46 @@ export class Replica {
     return (this.state.actors.get(crewAddress)?.snapshot.context as CrewContext | undefined) ?? null
   }
 
+  /** Hash of the state. */
   hash(): string {
-    return stateHash(this.state, this.context.scope, machines)
+    const { sequence } = this.state
+    if (this.#hashed.sequence !== sequence)
+      this.#hashed = { sequence, hash: stateHash(this.state, this.context.scope, machines) }
+    return this.#hashed.hash
   }
 
-  /**
-   * Takes a record that the store has. Returns its envelopes.
-   * @param deaths crashes of the processes before the one that wrote it
-   */
-  take(record: JournalRecord, deaths: number): Envelope[] {
+  /** The process is gone. */
+  end(): void {
+    this.#ended = true
+    this.stalled = false
+  }
+
+  /** Takes a record that the store has. Returns its envelopes. */
+  take(record: JournalRecord): Envelope[] {
     const commits = fromRecord(this.shard, record)
     if (commits.length > 1) this.#world.notes.reached('commits share a record')
     this.#excuse()
-    for (const { envelope, digest } of commits) this.#takeCommit(envelope, digest, deaths)
+    for (const { envelope, digest } of commits) this.#takeCommit(envelope, digest)
     return commits.map(({ envelope }) => envelope)
   }
 
+  /** Only commits tell later how long a process lived: nobody knows of its time after the last one. */
   #excuse(): void {
     const now = this.#world.now()
-    const gap = now - this.#lastAt
-    if (this.ended && this.#run !== null) this.#run.down += gap
-    else if (this.stalled && this.#run !== null) this.#run.stalled += gap
-    this.ended = false
+    const from = this.#ended ? this.#world.startedAt() : this.#lastAt
+    if (this.#run !== null) {
+      this.#run.excused += from - this.#lastAt
+      if (this.stalled) this.#run.stalled += now - from
+    }
+    this.#ended = false
     this.stalled = false
     this.#lastAt = now
   }
 
-  #takeCommit(envelope: Envelope, digest: Uint8Array, deaths: number): void {
+  #takeCommit(envelope: Envelope, digest: Uint8Array): void {
     const { notes } = this.#world
     this.count.commits += 1
-    this.#crashesAt[this.state.sequence + 1] = deaths
+    this.#crashesAt[this.state.sequence + 1] = this.#world.crashes()
     notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
     this.#before(envelope)
     const stale = this.#isStale(envelope)
@@ -296,12 +313,17 @@ export class Replica {
       case 'run.paused':
         return event.run !== '' ? notes.reached('paused') : undefined
       case 'run.started':
-        this.#run = { at: this.#world.now(), wallMs: this.crew?.data.wallMs ?? null, down: 0, stalled: 0 }
+        this.#start()
         if (this.state.runs.get(event.run)?.conversation !== event.run) notes.reached('conversation kept over runs')
         return
       case 'run.finished':
         return this.#finish(event)
     }
+  }
+
+  #start(): void {
+    const wallMs = this.crew?.data.wallMs ?? null
+    this.#run = { at: this.#world.now(), wallMs, deadMs: this.#world.deadMs(), excused: 0, stalled: 0 }
   }
 
   /** An outcome is unknown only when a process ended between the record of its start and now. */
@@ -322,11 +344,13 @@ export class Replica {
     const run = this.#run
     this.#run = null
     if (run === null || run.wallMs === null || this.#world.clockSteps) return
-    const active = this.#world.now() - run.at - run.down
-    const { wallMs, stalled } = run
-    const detail = () => `${this.#where()}: ${event.run} ended after ${active} (${stalled} stalled) of ${wallMs} ms`
-    notes.check('wall', active - stalled <= wallMs + wallSlackMs, detail)
-    notes.check('wall', !byWall || active >= wallMs - wallSlackMs, detail)
+    const all = this.#world.now() - run.at
+    const alive = all - (this.#world.deadMs() - run.deadMs)
+    const { wallMs, excused, stalled } = run
+    const times = `${alive} of ${all} alive, ${excused} excused, ${stalled} stalled`
+    const detail = () => `${this.#where()}: ${event.run} ended after ${times}: ${wallMs} ms`
+    notes.check('wall', all - excused - stalled <= wallMs + wallSlackMs, detail)
+    notes.check('wall', !byWall || alive >= wallMs - wallSlackMs, detail)
   }
 
   #where(): string {

@@ -89,6 +89,9 @@ class Simulation implements World {
   #ends = 0
   #crashes = 0
   #processes = 0
+  #startedAt = 0
+  #endedAt = 0
+  #deadMs = 0
   #poisoned: string | null = null
   #poisonCrashes = 0
   #after = 0
@@ -110,6 +113,8 @@ class Simulation implements World {
       now: () => this.timeline.now,
       ends: () => this.#ends,
       crashes: () => this.#crashes,
+      startedAt: () => this.#startedAt,
+      deadMs: () => this.#deadMs,
     }
   }
 
@@ -285,6 +290,8 @@ class Simulation implements World {
       checks: this.plan.checks,
     })
     this.#trace?.(`${this.timeline.now} process ${process.id} starts`)
+    this.#startedAt = this.timeline.now
+    this.#deadMs += this.timeline.now - this.#endedAt
     this.#process = process
     this.#journal = journal
     this.#clients = new Map()
@@ -326,8 +333,9 @@ class Simulation implements World {
     if (!process.alive) return
     this.#trace?.(`${this.timeline.now} process ${process.id}: ${fault}`)
     this.notes.fault(fault)
-    this.#crashes += 1
+    // A record may land while its process dies: this death is one over whatever it asks for.
     this.#journal!.crash()
+    this.#crashes += 1
     for (const crashed of process.underWay) crashed(true)
     this.#end(process, this.#downMs())
   }
@@ -342,7 +350,8 @@ class Simulation implements World {
     process.alive = false
     this.store.owner = null
     this.#ends += 1
-    for (const replica of this.#replicas.values()) replica.ended = true
+    this.#endedAt = this.timeline.now
+    for (const replica of this.#replicas.values()) replica.end()
     this.timeline.after(downMs, null, () => {
       void spoilSnapshots(this, worker).then(() => this.#boot())
     })
@@ -453,9 +462,7 @@ class Simulation implements World {
 
   landed(process: SimulatedProcess, record: JournalRecord): void {
     const replica = this.replica(record.shard)
-    // A record may land while its process dies: that death is one over whatever it asks for.
-    const deaths = this.#crashes - (process.alive ? 0 : 1)
-    const envelopes = replica.take(record, deaths)
+    const envelopes = replica.take(record)
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
       this.#trace?.(
