@@ -14,8 +14,11 @@ import { lastSoundRow } from './level-inspect.js'
 import * as keys from './level-keys.js'
 import type { LoggedRecord } from './record-log.js'
 
-/** So much is handed to LevelDB at once: a millisecond of work for the one thread that all actors share. */
-const portionBytes = 256 * 1024
+/**
+ * So much is handed to LevelDB at once: a fraction of a millisecond for the one thread that all actors share, and no more
+ * than this is lost by one damaged bit of LevelDB's log.
+ */
+const portionBytes = 64 * 1024
 
 /** Splits records by shard into portions. */
 export function* portions(records: ReadonlyMap<string, readonly LoggedRecord[]>): Generator<LoggedRecord[][]> {

@@ -1,7 +1,8 @@
-import { readdir, stat, truncate } from 'node:fs/promises'
+import { cp, rename, rm, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Level } from 'level'
 import { describe, expect, test } from 'vitest'
+import { createLevelJournal } from '../../transport/level-journal.js'
 import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
 
 const words = ['run', crewFile('desk.mjs'), '--input', 'go']
@@ -23,6 +24,17 @@ function flip(cwd: string, key: string): Promise<void> {
   })
 }
 
+/** Brings what only the log has into LevelDB, like an owner that is killed after it has opened the store. */
+async function settle(cwd: string): Promise<void> {
+  const path = join(cwd, '.troupe')
+  const journal = createLevelJournal({ path })
+  await journal.open()
+  await cp(path, `${path}-killed`, { recursive: true, filter: (name) => !name.endsWith('.sock') })
+  await journal.close()
+  await rm(path, { recursive: true })
+  await rename(`${path}-killed`, path)
+}
+
 /** A run that was killed in its third round: commits 1 to 6, no snapshot. */
 async function killed(beside = false): Promise<{ cwd: string; server: Awaited<ReturnType<typeof model>>; gate: Gate }> {
   const cwd = await scratch()
@@ -42,6 +54,7 @@ async function killed(beside = false): Promise<{ cwd: string; server: Awaited<Re
 describe('troupe repair', () => {
   test('damaged record: the run is refused, the loss is told, accepted, journalled, and the run goes on', async () => {
     const { cwd, server } = await killed()
+    await settle(cwd)
     await flip(cwd, 'r!desk!a5')
     const refused = await ended(words, { cwd, model: server })
     expect(refused).toMatchObject({ code: 1, stdout: '' })
@@ -64,6 +77,7 @@ describe('troupe repair', () => {
 
   test('truncated log: what is missing is known by number, and another crew is not touched', async () => {
     const { cwd, server } = await killed(true)
+    await settle(cwd)
     await tamper(cwd, (db) => db.batch(['r!desk!a6', 'i!desk'].map((key) => ({ type: 'del', key }))))
     const show = await ended(['show', 'desk'], { cwd })
     expect(show.stderr).toMatch(/^JOURNAL_TRUNCATED: .*\n {2}see `troupe repair desk`/)
@@ -75,12 +89,8 @@ describe('troupe repair', () => {
 
   test('torn log file: the crew stops with its reason and goes on from what is sound', async () => {
     const { cwd, server } = await killed()
-    const folder = join(cwd, '.troupe', 'db')
-    const log = (await readdir(folder))
-      .filter((name) => name.endsWith('.log'))
-      .sort()
-      .at(-1)!
-    await truncate(join(folder, log), (await stat(join(folder, log))).size - 40)
+    const log = join(cwd, '.troupe', 'log-0')
+    await truncate(log, (await stat(log)).size - 40)
     const refused = await ended(words, { cwd, model: server })
     expect(refused.stderr).toMatch(/JOURNAL_TRUNCATED/)
     expect((await ended(['repair', 'desk', '--accept-loss'], { cwd })).code).toBe(0)
@@ -102,6 +112,7 @@ describe('troupe repair', () => {
 
   test('nothing sound: the crew begins anew, and its numbers go on', async () => {
     const { cwd, server } = await killed()
+    await settle(cwd)
     await flip(cwd, 'r!desk!a1')
     const { stdout } = await ended(['repair', 'desk', '--accept-loss', '--json'], { cwd })
     expect(jsonLines(stdout)).toMatchObject([{ sound: 0, lost: { from: 1, to: 6 }, repaired: true }])

@@ -42,16 +42,17 @@ describe('LevelDB tables', () => {
     return bytes
   }
   /** Bits over which LevelDB would end the process. */
-  const deadly = (step: number): number[] => {
+  const deadly = (step: number, most = Number.POSITIVE_INFINITY): number[] => {
     const found: number[] = []
-    for (let bit = 0; bit < sound.length * 8; bit += step) if (refuses(flipped(bit))) found.push(bit)
+    for (let bit = 0; bit < sound.length * 8 && found.length < most; bit += step)
+      if (refuses(flipped(bit))) found.push(bit)
     return found
   }
 
   test('LT1 open: a block whose keys cannot be is STORE_CORRUPT, and the process goes on', async () => {
-    const bits = deadly(61)
-    expect(bits.length).toBeGreaterThan(4)
-    for (const bit of bits.slice(0, 10)) {
+    const bits = deadly(13, 5)
+    expect(bits.length).toBe(5)
+    for (const bit of bits) {
       writeFileSync(table, flipped(bit))
       await expect(createLevelJournal({ path }).open()).rejects.toMatchObject({ code: 'STORE_CORRUPT' })
     }
@@ -71,7 +72,7 @@ describe('LevelDB tables', () => {
   })
 
   test('LT3 check: the newest first, up to 64 MiB; a table that is gone is none', () => {
-    const bit = deadly(1001)[0] ?? deadly(61)[0] ?? 0
+    const bit = deadly(13, 1)[0] ?? 0
     const other = join(folder, 'sound')
     writeFileSync(other, sound)
     writeFileSync(table, flipped(bit))
