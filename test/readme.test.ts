@@ -2,12 +2,13 @@
  * The README says nothing that is not so, as far as a test can tell: its programs compile, its first one is an example
  * that runs, its errors, commands, scripts and providers are the ones there are.
  */
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import ts from 'typescript'
 import { expect, test } from 'vitest'
 import { knownProviders } from '../actors/providers.js'
 import { errorCodes } from '../runtime/errors.js'
+import { type SoakReport, soakTable, withTable } from './soak-table.js'
 
 const root = join(import.meta.dirname, '..')
 const read = (path: string) => readFileSync(join(root, path), 'utf8')
@@ -106,4 +107,12 @@ test('readme: the known providers are the known ones', () => {
 
 test('readme: every link to a file leads to one', () => {
   for (const [, path = ''] of readme.matchAll(/\]\(([^)#]+)\)/g)) expect(() => read(path)).not.toThrow()
+})
+
+test('readme: the table of what was measured is that of test/soak.json', () => {
+  const known = existsSync(join(root, 'test/soak.json'))
+  const table = known ? soakTable(JSON.parse(read('test/soak.json')) as SoakReport) : ''
+  expect(readme).toBe(known ? withTable(readme, table) : readme)
+  expect(withTable(readme, 'a table')).toContain('-->\na table\n<!--')
+  if (!known) expect(withTable(readme, '').replace('\n\n<!-- end', '\n<!-- end')).toBe(readme)
 })

@@ -3,11 +3,12 @@
  * together with the commit they were run on. One process a part; parts run one after the other, two where they fit.
  */
 import { execFileSync, spawn } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import type { BudgetReport } from './fault/budget-trials.js'
 import type { KillReport } from './fault/kill-trials.js'
+import { type SoakReport, soakTable, withTable } from './soak-table.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({
@@ -137,5 +138,10 @@ for (const [name, step] of Object.entries(steps)) {
   parts[name] = await step().catch((error: unknown) => ({ ok: false, error: String(error) }))
   say(`${name}: ${(parts[name] as { ok: boolean }).ok ? 'held' : 'BROKEN'}`)
   write()
+}
+if (scale === 1 && values.bench) {
+  const readme = fileURLToPath(new URL('../README.md', import.meta.url))
+  const report = { commit, node: process.version, scale, parts } as unknown as SoakReport
+  writeFileSync(readme, withTable(readFileSync(readme, 'utf8'), soakTable(report)))
 }
 process.exit(Object.values(parts).every((part) => (part as { ok: boolean }).ok) ? 0 : 1)

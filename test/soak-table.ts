@@ -1,0 +1,101 @@
+/**
+ * What the README says was measured: made of `test/soak.json`, and checked against it by `readme.test.ts`.
+ */
+
+/** What `npm run soak` writes, as far as the table names it. */
+export interface SoakReport {
+  readonly commit: string
+  readonly node: string
+  readonly scale: number
+  readonly parts: {
+    readonly kills: { readonly trials: number; readonly runs: number; readonly violations: readonly string[] }
+    readonly budget: {
+      readonly trials: readonly unknown[]
+      readonly leastUtilisation: number
+      readonly violations: readonly string[]
+    }
+    readonly storage: Tests
+    readonly mutants: Tests
+    readonly simulation: { readonly seeds: number; readonly violations: number; readonly medianCommits: number }
+    readonly bench: { readonly results: readonly Readonly<Record<string, number | string>>[] }
+  }
+}
+
+interface Tests {
+  readonly passed: number
+  readonly failed: number
+}
+
+/** The lines between which the README has the table. */
+export const tableMarks = ['<!-- made of test/soak.json -->', '<!-- end -->'] as const
+
+/** Figures of the benchmarks: bench, field, what it is, at most or at least. */
+const figures: readonly (readonly [bench: string, field: string, what: string, bound: string])[] = [
+  ['round', 'memoryOverRaw', 'a round in memory over a hand-written loop on the `openai` client', '≤ 1.15'],
+  ['round', 'durableProcessOverRaw', 'a round that survives a killed process, over the same', '≤ 1.40'],
+  ['throughput', 'durableOverRaw', 'rounds a second of 100 crews, durable, over 100 such loops', '≥ 1.0'],
+  ['throughput', 'cpuProcessOverRaw', 'their CPU a round, `process`', '≤ 1.30'],
+  ['throughput', 'cpuPowerOverRaw', 'their CPU a round, `power`', '≤ 1.40'],
+  ['growth', 'overheadRound1000Over100', 'cost of round 1,000 over that of round 100', '≤ 1.3'],
+  ['growth', 'bytesRound1000Over100', 'bytes written in round 1,000 over round 100', '≤ 1.3'],
+  ['store', 'storedOverPayload', 'stored bytes over those of the tool results', '≤ 2'],
+  ['journal', 'portOverRaw', 'journal port over raw LevelDB batches', '≥ 0.5'],
+  ['journal', 'commitsPerSecond', 'commits a second', '≥ 15,000'],
+  ['resume', 'takeUpMs', 'ms until 1,100 of 10,000 crews go on after a restart', '≤ 1,500'],
+  ['resume', 'longAgentAfterKillMs', 'ms until an agent with 1,000 rounds goes on after a kill', '≤ 200'],
+  ['resume', 'idleHeapMB', 'MB of heap for 100,000 idle crews', '≤ 200'],
+  ['cold', 'jsMs', 'ms from `troupe run` to the first request', '≤ 450'],
+  ['cold', 'firstTsMs', 'the same for a TypeScript file seen first', '≤ 600'],
+]
+
+/** The table of a soak. */
+export function soakTable({ commit, node, parts }: SoakReport): string {
+  const { kills, budget, storage, mutants, simulation, bench } = parts
+  const trials: readonly (readonly [what: string, count: string, broken: number])[] = [
+    [
+      '`kill -9` of a real process, judged by a ledger outside',
+      `${kills.trials} kills, ${kills.runs} runs`,
+      kills.violations.length,
+    ],
+    [
+      `simulated crews under faults, ${simulation.medianCommits} commits on the median`,
+      `${simulation.seeds.toLocaleString('en')} seeds`,
+      simulation.violations,
+    ],
+    ['mutants that the simulation must notice', `${mutants.passed + mutants.failed}`, mutants.failed],
+    [
+      `200 agents on one budget, at least ${Math.floor(budget.leastUtilisation * 100)} % of it used`,
+      `${budget.trials.length} trials`,
+      budget.violations.length,
+    ],
+    ['flipped bits, power cuts, full disks', `${storage.passed + storage.failed} tests`, storage.failed],
+  ]
+  const measured = figures.map(([name, field, what, bound]) => {
+    const value = bench.results.find((result) => result['bench'] === name)?.[field]
+    return `| ${what} | ${typeof value === 'number' ? rounded(value) : 'not measured'} | ${bound} |`
+  })
+  return [
+    `Commit \`${commit.slice(0, 12)}\`, Node ${node}:`,
+    '',
+    '| tried | how often | broken |',
+    '|---|---|---|',
+    ...trials.map((row) => `| ${row.join(' | ')} |`),
+    '',
+    '| measured | | target |',
+    '|---|---|---|',
+    ...measured,
+  ].join('\n')
+}
+
+function rounded(value: number): string {
+  return value >= 100 ? Math.round(value).toLocaleString('en') : String(Math.round(value * 100) / 100)
+}
+
+/** The README with another table in its place. @throws Error when it has no place for it. */
+export function withTable(readme: string, table: string): string {
+  const [begin, end] = tableMarks
+  const from = readme.indexOf(begin)
+  const to = readme.indexOf(end, from)
+  if (from === -1 || to === -1) throw new Error('the README has no place for the table')
+  return `${readme.slice(0, from + begin.length)}\n${table}\n${readme.slice(to)}`
+}
