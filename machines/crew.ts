@@ -176,7 +176,8 @@ const crew = setup({
   guards: {
     fromLead: ({ context, event }) => event.type === 'agent.finished' && isLead(context, event.address),
     leadFailed: ({ context, event }) => event.type === 'actor.failed' && isLead(context, event.address),
-    keeperFailed: ({ event }) => event.type === 'actor.failed' && event.address.startsWith('budget/'),
+    /** Keepers of earlier runs live on for late bills: what becomes of them is nothing to this one. */
+    keeperFailed: ({ context, event }) => event.type === 'actor.failed' && event.address === keeperOf(context),
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
       context.workers[event.address] !== undefined,
@@ -378,6 +379,7 @@ const crew = setup({
     }),
     endCancelled: assign({ end: () => endOf('RUN_CANCELLED', 'cancelled') }),
     goBankrupt: assign({ bankrupt: true }),
+    loseKeeper: assign({ keeper: null }),
     cancelWaiting: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'crew.cancel')
       const end = endOf('RUN_CANCELLED', 'cancelled before it started')
@@ -432,6 +434,7 @@ export const crewMachine = crew.createMachine({
   states: {
     idle: {
       always: { guard: 'isQueued', target: 'running', actions: 'nextTask' },
+      on: { 'actor.failed': { guard: 'keeperFailed', actions: 'loseKeeper' } },
     },
     running: {
       initial: 'starting',

@@ -62,8 +62,10 @@ test('readme: the first program begins by line 20 and is examples/hello.ts', () 
   expect(programs[0]).toBe(read('examples/hello.ts').replace(/^\/\*\*.*\*\/\n/, ''))
 })
 
-test('readme: it is at most 300 lines long', () => {
-  expect(readme.split('\n').length - 1).toBeLessThanOrEqual(300)
+test('readme: what is read through, without the list of errors and the measured table, is at most 230 lines', () => {
+  const errors = readme.indexOf('## Errors')
+  const own = withTable(readme, '').replace(readme.slice(errors, readme.indexOf('\n## ', errors)), '')
+  expect(own.split('\n').length).toBeLessThanOrEqual(230)
 })
 
 test('readme: the errors are the codes, in their order, and each says something', () => {

@@ -1,6 +1,6 @@
 /**
  * `npm run soak [-- AREA] [--scale N]`: the full counts of what `npm test` runs at a tenth, written to `test/soak.json`
- * together with the commit they were run on. One process a part; parts run one after the other, two where they fit.
+ * together with the commit they were run on. The simulation runs beside the other parts, the benchmarks alone at the end.
  */
 import { execFileSync, spawn } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -126,19 +126,27 @@ const write = (): void => {
   const report = { commit, dirty, area, scale, node: process.version, parts }
   writeFileSync(fileURLToPath(new URL('soak.json', import.meta.url)), `${JSON.stringify(report, null, 2)}\n`)
 }
-const steps: Readonly<Record<string, () => Promise<object>>> = {
-  kills,
-  budget,
-  storage: () => tests('storage', ['test/fault/storage.slow.test.ts', 'test/fault/bit-flips.slow.test.ts']),
-  mutants: () => tests('mutants', ['test/simulation/mutants.test.ts']),
-  simulation,
-  ...(values.bench ? { bench } : {}),
+/** One part after the other. */
+async function lane(steps: Readonly<Record<string, () => Promise<object>>>): Promise<void> {
+  for (const [name, step] of Object.entries(steps)) {
+    parts[name] = await step().catch((error: unknown) => ({ ok: false, error: String(error) }))
+    say(`${name}: ${(parts[name] as { ok: boolean }).ok ? 'held' : 'BROKEN'}`)
+    write()
+  }
 }
-for (const [name, step] of Object.entries(steps)) {
-  parts[name] = await step().catch((error: unknown) => ({ ok: false, error: String(error) }))
-  say(`${name}: ${(parts[name] as { ok: boolean }).ok ? 'held' : 'BROKEN'}`)
-  write()
-}
+const storageTests = ['test/fault/storage.slow.test.ts', 'test/fault/bit-flips.slow.test.ts']
+const mutantTests = ['test/simulation/mutants.test.ts']
+// The simulation keeps its own time; the others wait for disks and processes beside it. Benches need the machine alone.
+await Promise.all([
+  lane({ simulation }),
+  lane({
+    kills,
+    budget,
+    storage: () => tests('storage', storageTests),
+    mutants: () => tests('mutants', mutantTests),
+  }),
+])
+if (values.bench) await lane({ bench })
 if (scale === 1 && values.bench) {
   const readme = fileURLToPath(new URL('../README.md', import.meta.url))
   const report = { commit, node: process.version, scale, parts } as unknown as SoakReport

@@ -321,6 +321,18 @@ describe('crew: budget', () => {
     expect(started(crew)).toEqual(['r2', 'writer-r2'])
   })
 
+  test('crew: a keeper of an earlier run that fails is nothing to the run that goes on', () => {
+    const crew = running().send(task(2), finished('agent/writer-r1'), closed, actorFailed('budget/r1'))
+    expect(crew.state).toBe('running.working')
+    expect(crew.sent).toEqual([])
+  })
+
+  test('crew: a keeper of the crew that fails between two runs is replaced in the next', () => {
+    const crew = running({ per: 'crew' }).send(finished('agent/writer-r1'), closed, actorFailed('budget/other'))
+    crew.send(actorFailed('budget/crew'), task(2))
+    expect(started(crew)).toEqual(['crew', 'writer-r2'])
+  })
+
   test('crew: a keeper that fails over the bill, or while others stop, holds nobody up', () => {
     const billing = running().send(finished('agent/writer-r1'), actorFailed('budget/r1'))
     expect(billing.state).toBe('idle')

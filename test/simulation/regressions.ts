@@ -23,4 +23,6 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
     'the judge knew nothing of a process that lived and wrote nothing: a run ended by its wall too early',
   ],
   [3_945_756_863_858, 'the judge did not count the crash in which an append landed over what that append asked for'],
+  [1_310_594_219, 'a keeper of an earlier run that failed ended the run that went on'],
+  [1_310_521_791, 'the judge took what the provider counted for what it had told, where it told tokens and no money'],
 ]

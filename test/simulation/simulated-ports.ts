@@ -97,7 +97,7 @@ export class SimulatedModel implements ModelPort {
         resolve(result)
       }
       const cancel = timeline.after(fate.latencyMs, this.#process, () => {
-        bill(billed, fate)
+        this.#bill(billed, call, fate)
         end(fate.result)
       })
       this.#process.underWay.add(crashed)
@@ -114,7 +114,7 @@ export class SimulatedModel implements ModelPort {
     const { result } = fate
     if (!result.ok) return
     this.#world.notes.fault('model outcome late')
-    bill(billed, fate)
+    this.#bill(billed, call, fate)
     const delayMs = this.#world.random.int(0, 60_000)
     void replied(result, call, this.#prepared, { data: null, random: () => 0.5 }).then(({ body, values }) =>
       this.#world.deliver(
@@ -241,6 +241,15 @@ export class SimulatedModel implements ModelPort {
     return Math.ceil((inputTokens * price.input + outputTokens * price.output) / 1_000)
   }
 
+  /** The provider did its work and told what it cost: money where it tells that, else what is listed for its tokens. */
+  #bill(billed: Billed, call: ModelCall, { result, actual }: Fate): void {
+    billed.actual = { ...billed.actual, ...actual }
+    if (result.usage === null) return
+    const { inputTokens, outputTokens } = result.usage
+    const nanoUsd = result.costNanoUsd ?? this.#cost(call, inputTokens, outputTokens)
+    billed.reported = { modelCalls: 1, tokens: inputTokens + outputTokens, nanoUsd }
+  }
+
   #die<T>(name: Parameters<World['crash']>[1]): Promise<T> {
     this.#world.crash(this.#process, name)
     return never()
@@ -252,19 +261,6 @@ function durable(world: World, shard: string, id: string): Effect | undefined {
   const effect = world.replica(shard).asked.get(id)
   world.notes.check('durable', effect !== undefined, () => `${shard}: ${id} is with a port, but not in the journal`)
   return effect
-}
-
-/** The provider did its work and told what it cost. */
-function bill(billed: Billed, { result, actual }: Fate): void {
-  billed.actual = { ...billed.actual, ...actual }
-  if (!result.ok) {
-    if (result.usage !== null)
-      billed.reported = { modelCalls: 1, tokens: result.usage.inputTokens, nanoUsd: result.costNanoUsd ?? 0 }
-    return
-  }
-  const { inputTokens, outputTokens } = result.usage
-  const nanoUsd = result.costNanoUsd ?? actual.nanoUsd
-  billed.reported = { modelCalls: 1, tokens: inputTokens + outputTokens, nanoUsd }
 }
 
 function failureOf(kind: FailureKind, retryAfterMs: number, usage: Usage | null): ModelFailure {
