@@ -432,11 +432,22 @@ class Deciding {
       this.#takeRun(end)
       this.#emit(crewAddress, end)
     }
+    this.#dropLogs()
     const data = this.#state.definition === '' ? null : (JSON.parse(this.#state.definition) as { data?: unknown }).data
     // Once in a commit: a crew that cannot even start stays away, and whoever asks it for something is told.
     if (data === undefined || this.#crewRestarted) return
     this.#crewRestarted = true
     this.#startCrew(data)
+  }
+
+  /** Of a crew that failed only its runs' conversations stay: who worked in the others, or was to fill them, is gone. */
+  #dropLogs(): void {
+    const { logs, runs } = this.#state
+    const ofRuns = new Set([...runs.values()].map((run) => run.conversation))
+    for (const [name, log] of logs) {
+      if (ofRuns.has(name)) log.staged.clear()
+      else logs.delete(name)
+    }
   }
 
   // ------------------------------------------------------------------------------------------ runs

@@ -2,6 +2,7 @@ import { describe, expect, test } from 'vitest'
 import { assign, createMachine, emit, sendTo } from 'xstate'
 import { to } from '../../machines/index.js'
 import { crewAddress, maxMessages } from '../../runtime/commit.js'
+import { append } from '../../runtime/conversation.js'
 import { maxCalls } from '../../runtime/edge.js'
 import { shippedMachines } from '../support/crew-stage.js'
 import {
@@ -185,6 +186,11 @@ describe('commit: promises', () => {
     } as never)
     const desk = running(new Desk({ ...shippedMachines, crew }))
     desk.take(task('k2'))
+    desk.take(outcome(desk.effect(), replied({ calls: [toolVerdict(0), toolVerdict(1)] }), [answer('')]))
+    const [first] = desk.state.effects.keys()
+    desk.take(outcome(first!, { type: 'tool.succeeded', bytes: 1 }, ['one'], 'tool/4-0'))
+    expect(desk.state.logs.get('r2')!.staged.size).toBe(1)
+    append(desk.state.logs, 'helper-4-1', { type: 'log.append', user: 'of a delegate' }, 5, [])
     const commit = desk.take(command({ type: 'crew.cancel' }))
     expect(events(commit, 'run.finished')).toMatchObject([
       { run: 'r2', code: 'ACTOR_FAILED' },
@@ -192,8 +198,10 @@ describe('commit: promises', () => {
     ])
     expect([...desk.state.actors.keys()]).toEqual([crewAddress])
     expect(desk.state.effects.size + desk.state.timers.size + desk.state.owed.size).toBe(0)
+    expect([...desk.state.logs.keys()]).toEqual(['r2', 'r3'])
+    expect(desk.state.logs.get('r2')!.staged.size).toBe(0)
     desk.take(task('k3'))
-    expect(desk.state.runs.get('r5')).toMatchObject({ status: 'running' })
+    expect(desk.state.runs.get('r7')).toMatchObject({ status: 'running' })
   })
 
   test('D3 commit: a crew that cannot start stays away; tasks for it end with a code', () => {

@@ -25,4 +25,6 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [3_945_756_863_858, 'the judge did not count the crash in which an append landed over what that append asked for'],
   [1_310_594_219, 'a keeper of an earlier run that failed ended the run that went on'],
   [1_310_521_791, 'the judge took what the provider counted for what it had told, where it told tokens and no money'],
+  [415_751_934, 'a crew that failed left the conversations of its delegates behind'],
+  [415_821_611, 'a crew that failed left results staged for a round that nobody would end'],
 ]
