@@ -47,7 +47,12 @@ export const errorCodes = [
   'BLOB_MISSING',
   'UPGRADE_REFUSED',
   'SHARD_STOPPED',
+  'SHARD_FENCED',
   'RUNTIME_CLOSED',
+  // NATS
+  'NATS_UNREACHABLE',
+  'NATS_DENIED',
+  'NATS_UNSUPPORTED',
 ] as const
 
 /** One of the runtime's error codes. */

@@ -12,6 +12,7 @@ import { TroupeError, isTroupeError } from '../runtime/errors.js'
 import type { BlobInfo, SnapshotManifest } from '../runtime/journal.js'
 import { coded, entries, soundValue, type Batch, type Database } from './level-database.js'
 import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 
 /** What the content needs of the journal around it. */
 export interface ContentStore {
@@ -36,16 +37,16 @@ export class LevelContent {
     const infoKey = keys.hashKey(keys.kind.blobInfo, shard, hash)
     const known = await soundValue(db, infoKey)
     // A damaged row must not make the blob look like an orphan: 0 is below every head.
-    const lowest = known === undefined ? sequence : Math.min(sequence, keys.unseal(infoKey, known)?.number ?? 0)
+    const lowest = known === undefined ? sequence : Math.min(sequence, rows.unseal(infoKey, known)?.number ?? 0)
     const batch = db.batch()
-    batch.put(keys.hashKey(keys.kind.blob, shard, hash), keys.asBuffer(bytes))
-    batch.put(infoKey, keys.seal(infoKey, noBytes, lowest))
+    batch.put(keys.hashKey(keys.kind.blob, shard, hash), rows.asBuffer(bytes))
+    batch.put(infoKey, rows.seal(infoKey, noBytes, lowest))
     await this.#store.write(batch)
   }
 
   async getBlob(shard: string, hash: string): Promise<Uint8Array> {
     const bytes = await soundValue(this.#store.db(), keys.hashKey(keys.kind.blob, shard, hash))
-    if (bytes === undefined || keys.contentHash(bytes) !== hash) {
+    if (bytes === undefined || rows.contentHash(bytes) !== hash) {
       const problem = bytes === undefined ? 'is not there or not readable' : 'does not match its hash'
       throw new TroupeError('BLOB_MISSING', `blob ${hash} of ${shard} ${problem}`, { details: { shard, hash } })
     }
@@ -55,7 +56,7 @@ export class LevelContent {
   async listBlobs(shard: string): Promise<readonly BlobInfo[]> {
     const blobs: BlobInfo[] = []
     for await (const [key, value] of this.#entries(keys.kind.blobInfo, shard)) {
-      blobs.push({ hash: keys.keyTail(key), sequence: keys.unseal(key, value)?.number ?? 0 })
+      blobs.push({ hash: keys.keyTail(key), sequence: rows.unseal(key, value)?.number ?? 0 })
     }
     return blobs
   }
@@ -80,7 +81,7 @@ export class LevelContent {
     await this.#putChunks(manifest, chunks)
     const key = keys.sequenceKey(keys.kind.manifest, shard, sequence)
     const batch = db.batch()
-    batch.put(key, keys.seal(key, keys.encodeManifest(manifest), sequence))
+    batch.put(key, rows.seal(key, rows.encodeManifest(manifest), sequence))
     await this.#store.write(batch)
     await this.#collect(shard, new Set([...keep, sequence]))
   }
@@ -95,7 +96,7 @@ export class LevelContent {
       if (stored.has(hash) && !this.#damagedChunks.has(key)) continue
       const bytes = chunks.get(hash)
       if (bytes === undefined) throw chunkError(shard, hash, 'is not stored')
-      batch.put(key, keys.asBuffer(bytes))
+      batch.put(key, rows.asBuffer(bytes))
       written.push(key)
     }
     if (written.length === 0) return
@@ -151,7 +152,7 @@ export class LevelContent {
     for (const hash of hashes) {
       const key = keys.hashKey(keys.kind.chunk, shard, hash)
       const bytes = await soundValue(this.#store.db(), key)
-      if (bytes === undefined || keys.contentHash(bytes) !== hash) {
+      if (bytes === undefined || rows.contentHash(bytes) !== hash) {
         this.#damagedChunks.add(key)
         throw chunkError(shard, hash, bytes === undefined ? 'is not there or not readable' : 'does not match its hash')
       }
@@ -164,7 +165,7 @@ export class LevelContent {
     const key = keys.shardKey(keys.kind.attempts, shard)
     const batch = this.#store.db().batch()
     if (Object.keys(attempts).length === 0) batch.del(key)
-    else batch.put(key, keys.seal(key, Buffer.from(JSON.stringify(attempts))))
+    else batch.put(key, rows.seal(key, Buffer.from(JSON.stringify(attempts))))
     await this.#store.write(batch)
   }
 
@@ -172,7 +173,7 @@ export class LevelContent {
     const key = keys.shardKey(keys.kind.attempts, shard)
     const sealed = await soundValue(this.#store.db(), key)
     if (sealed === undefined) return {}
-    const opened = keys.unseal(key, sealed)
+    const opened = rows.unseal(key, sealed)
     if (opened === null) {
       throw new TroupeError('JOURNAL_CORRUPT', `the attempts of ${shard} are damaged`, { details: { shard } })
     }
@@ -188,8 +189,8 @@ export class LevelContent {
 const noBytes = new Uint8Array(0)
 
 function openManifest(shard: string, key: string, value: Buffer): SnapshotManifest | null {
-  const opened = keys.unseal(key, value)
-  return opened === null ? null : keys.decodeManifest(shard, opened.number, opened.payload)
+  const opened = rows.unseal(key, value)
+  return opened === null ? null : rows.decodeManifest(shard, opened.number, opened.payload)
 }
 
 function chunkError(shard: string, hash: string, problem: string): TroupeError {

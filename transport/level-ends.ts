@@ -12,6 +12,7 @@ import { TroupeError } from '../runtime/errors.js'
 import { nothingPending } from '../runtime/journal.js'
 import { coded, entries, soundValue, type Batch, type Database } from './level-database.js'
 import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 
 /** Kinds of rows that a removal deletes after the tombstone is written. */
 const removedKinds = [
@@ -29,8 +30,8 @@ const removedKinds = [
  */
 export async function cutBatch(db: Database, shard: string, sequence: number, hash: Uint8Array): Promise<Batch> {
   const found = sequence === 0 ? undefined : await soundValue(db, keys.sequenceKey(keys.kind.record, shard, sequence))
-  const row = found === undefined ? null : keys.decodeRow(shard, found)
-  const stays = row !== null && row.last === sequence && keys.asBuffer(row.hash).equals(hash)
+  const row = found === undefined ? null : rows.decodeRow(shard, found)
+  const stays = row !== null && row.last === sequence && rows.asBuffer(row.hash).equals(hash)
   const batch = db.batch()
   for (const of of [keys.kind.record, keys.kind.events, keys.kind.manifest]) {
     const keepsUpTo = stays || of === keys.kind.manifest ? sequence : 0
@@ -43,14 +44,14 @@ export async function cutBatch(db: Database, shard: string, sequence: number, ha
   const key = keys.shardKey(keys.kind.index, shard)
   const start = { first: sequence, last: sequence, base: sequence, hash, pending: nothingPending }
   if (sequence === 0) batch.del(key)
-  else batch.put(key, keys.encodeRow(shard, { ...start, ...(stays ? row : {}), removed: false, removing: false }))
+  else batch.put(key, rows.encodeRow(shard, { ...start, ...(stays ? row : {}), removed: false, removing: false }))
   return batch
 }
 
 /** The index row of a removed shard. `removing`: its rows are not all deleted yet. */
 export function tombstone(shard: string, sequence: number, hash: Uint8Array, removing: boolean): Buffer {
   const position = { first: sequence, last: sequence, base: sequence, hash }
-  return keys.encodeRow(shard, { ...position, pending: nothingPending, removed: true, removing })
+  return rows.encodeRow(shard, { ...position, pending: nothingPending, removed: true, removing })
 }
 
 /** Deletes the rows of a removed shard, one kind after the other; then its tombstone says that it is done. */
@@ -62,7 +63,7 @@ export async function clearRemoved(
   for (const of of removedKinds) await run(() => db.clear(keys.shardRange(of, shard)))
   const key = keys.shardKey(keys.kind.index, shard)
   const value = await soundValue(db, key)
-  const row = value === undefined ? null : keys.decodeRow(shard, value)
+  const row = value === undefined ? null : rows.decodeRow(shard, value)
   if (row === null) return
   const batch = db.batch()
   batch.put(key, tombstone(shard, row.last, row.hash, false))

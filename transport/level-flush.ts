@@ -12,6 +12,7 @@
 import { soundValue, type Batch, type Database, type WriteOptions } from './level-database.js'
 import { lastSoundRow } from './level-inspect.js'
 import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 import type { LoggedRecord } from './record-log.js'
 
 /**
@@ -48,10 +49,10 @@ export function portionBatch(db: Database, portion: readonly (readonly LoggedRec
       batch.put(keys.sequenceKey(keys.kind.record, shard, last), value)
       if (events === null) continue
       const key = keys.sequenceKey(keys.kind.events, shard, last)
-      batch.put(key, keys.seal(key, events, first))
+      batch.put(key, rows.seal(key, events, first))
     }
     const end = records.at(-1)
-    if (end !== undefined) batch.put(keys.shardKey(keys.kind.index, end.shard), end.value.subarray(0, keys.rowBytes))
+    if (end !== undefined) batch.put(keys.shardKey(keys.kind.index, end.shard), end.value.subarray(0, rows.rowBytes))
   }
   return batch
 }
@@ -75,7 +76,7 @@ async function following(db: Database, shard: string, records: readonly LoggedRe
   const value = await soundValue(db, keys.shardKey(keys.kind.index, shard))
   // An index row that is damaged or gone must not make the log's records look as if they did not follow.
   const row =
-    (value === undefined ? null : keys.decodeRow(shard, value)) ?? (await rowOfRecords(db, shard, records[0]?.first))
+    (value === undefined ? null : rows.decodeRow(shard, value)) ?? (await rowOfRecords(db, shard, records[0]?.first))
   const missing: LoggedRecord[] = []
   let sequence = row?.last ?? 0
   for (const record of records) {
@@ -87,7 +88,7 @@ async function following(db: Database, shard: string, records: readonly LoggedRe
   return missing
 }
 
-async function rowOfRecords(db: Database, shard: string, first = 1): Promise<keys.Row | null> {
+async function rowOfRecords(db: Database, shard: string, first = 1): Promise<rows.Row | null> {
   const row = first === 1 ? null : await lastSoundRow(db, shard)
-  return row === null ? null : keys.decodeRow(shard, row)
+  return row === null ? null : rows.decodeRow(shard, row)
 }

@@ -9,7 +9,7 @@
  */
 
 import { nothingPending, type Pending, type ShardHead } from '../runtime/journal.js'
-import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 
 /** A shard in use. */
 export interface Entry {
@@ -34,9 +34,9 @@ export class LevelHeads {
   #young = new Map<string, Entry>()
   #old = new Map<string, Entry>()
   readonly #loading = new Map<string, Promise<Entry>>()
-  readonly #read: (shard: string) => Promise<keys.Row | undefined>
+  readonly #read: (shard: string) => Promise<rows.Row | undefined>
 
-  constructor(read: (shard: string) => Promise<keys.Row | undefined>) {
+  constructor(read: (shard: string) => Promise<rows.Row | undefined>) {
     this.#read = read
   }
 
@@ -65,7 +65,7 @@ export class LevelHeads {
     const row = await this.#read(shard)
     const entry: Entry = {
       shard,
-      nameCrc: keys.nameChecksum(shard),
+      nameCrc: rows.nameChecksum(shard),
       sequence: row?.last ?? 0,
       hash: row?.hash ?? new Uint8Array(32),
       base: row?.base ?? 0,

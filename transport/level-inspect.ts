@@ -13,6 +13,7 @@ import { nothingPending, type Damage, type ShardHead } from '../runtime/journal.
 import type { HeadFile } from './head-file.js'
 import { entries, levelCode, type Database } from './level-database.js'
 import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 
 /** Name of the damage whose shards are not known: the store has lost shards of which no trace is left. */
 export const unknownShards = '*'
@@ -127,7 +128,7 @@ async function scanIndex(db: Database, head: HeadFile): Promise<Scan> {
 
 function scanRow(scan: Scan, head: HeadFile, key: string, value: Buffer): void {
   const shard = keys.keyShard(key)
-  const row = keys.decodeRow(shard, value)
+  const row = rows.decodeRow(shard, value)
   scan.count++
   scan.unseen.delete(shard)
   if (row === null) {
@@ -155,7 +156,7 @@ function scanRow(scan: Scan, head: HeadFile, key: string, value: Buffer): void {
       shares: false,
       named: true,
     })
-  } else if (witness.sequence === row.last && !keys.asBuffer(row.hash).equals(witness.hash)) {
+  } else if (witness.sequence === row.last && !rows.asBuffer(row.hash).equals(witness.hash)) {
     const reason = `commit ${row.last} has another hash than the one that was stored`
     scan.marks.push({
       shard,
@@ -182,7 +183,7 @@ async function suspect(
     for await (const [key, value] of entries(db, keys.kindRange(keys.kind.index))) {
       const shard = keys.keyShard(key)
       if (head.witness(shard) !== undefined || damaged.has(shard)) continue
-      const counted = keys.decodeRow(shard, value)?.last ?? 0
+      const counted = rows.decodeRow(shard, value)?.last ?? 0
       const reason = `${lost}; this shard may be one of theirs`
       damaged.set(shard, { shard, code: 'JOURNAL_TRUNCATED', reason, counted, deficit: 0, shares: true, named: true })
     }
@@ -203,9 +204,9 @@ async function rebuildRows(db: Database): Promise<boolean> {
   for (const shard of await recordedShards(db)) {
     const key = keys.shardKey(keys.kind.index, shard)
     const found = await readable(() => db.get(key))
-    const row = found === undefined ? null : keys.decodeRow(shard, found)
+    const row = found === undefined ? null : rows.decodeRow(shard, found)
     const last = await lastSoundRow(db, shard)
-    if (last === null || (row !== null && row.last >= keys.decodeRow(shard, last)!.last)) continue
+    if (last === null || (row !== null && row.last >= rows.decodeRow(shard, last)!.last)) continue
     batch.put(key, last)
     rebuilt++
   }
@@ -241,21 +242,21 @@ export async function lastSoundRow(db: Database, shard: string): Promise<Buffer 
     for (let index = 0; index < 2; index++) {
       const [entry] = await iterator.nextv(1)
       if (entry === undefined) break
-      if (index === 0 && keys.keySequence(entry[0]) !== keys.decodeRow(shard, entry[1])?.last) break
+      if (index === 0 && keys.keySequence(entry[0]) !== rows.decodeRow(shard, entry[1])?.last) break
       found.push(entry[1])
     }
     return true
   })
   await iterator.close()
   const [last, before] = found
-  const row = last === undefined ? null : keys.decodeRow(shard, last)
+  const row = last === undefined ? null : rows.decodeRow(shard, last)
   if (read === undefined || last === undefined || row === null) return null
-  const previous = before === undefined ? null : keys.decodeRow(shard, before)
+  const previous = before === undefined ? null : rows.decodeRow(shard, before)
   if (before !== undefined && (previous === null || previous.last !== row.first - 1)) return null
   // The hash before a first record of a later life is the tombstone's; the row that held it may be the lost one.
-  if (previous === null && row.base > 0) return last.subarray(0, keys.rowBytes)
-  const hash = keys.chainHash(previous?.hash ?? new Uint8Array(32), last.subarray(keys.rowBytes))
-  return hash.equals(row.hash) ? last.subarray(0, keys.rowBytes) : null
+  if (previous === null && row.base > 0) return last.subarray(0, rows.rowBytes)
+  const hash = rows.chainHash(previous?.hash ?? new Uint8Array(32), last.subarray(rows.rowBytes))
+  return hash.equals(row.hash) ? last.subarray(0, rows.rowBytes) : null
 }
 
 async function readable<T>(read: () => Promise<T>): Promise<T | undefined> {

@@ -50,6 +50,7 @@ import { replay } from './level-flush.js'
 import { LevelHeads, headOf, type Entry } from './level-heads.js'
 import { inspect, type DamageMark } from './level-inspect.js'
 import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 import { LevelLane, copyOf } from './level-lane.js'
 import { indexEntries, shardEntries } from './level-reading.js'
 import { checkTables, tablesOf } from './level-tables.js'
@@ -315,19 +316,19 @@ class LevelJournal implements Journal {
     const { db, log } = this.#open()
     for await (const [key, value] of coded(indexEntries(db, log), indexError)) {
       const shard = keys.keyShard(key)
-      const row = keys.decodeRow(shard, value)
+      const row = rows.decodeRow(shard, value)
       if (row !== null) yield { shard, sequence: row.last, hash: row.hash, pending: row.pending, removed: row.removed }
       else if (!this.#damaged.has(shard)) throw this.#corrupt(shard, 'its index row is damaged')
     }
   }
 
-  async #row(shard: string): Promise<keys.Row | undefined> {
+  async #row(shard: string): Promise<rows.Row | undefined> {
     keys.checkShardName(shard)
     const { db, log } = this.#open()
     try {
       const value = log.last(shard)?.value ?? (await db.get(keys.shardKey(keys.kind.index, shard)))
       if (value === undefined) return undefined
-      const row = keys.decodeRow(shard, value)
+      const row = rows.decodeRow(shard, value)
       if (row !== null) return row
     } catch (thrown) {
       if (levelCode(thrown) !== 'LEVEL_CORRUPTION') throw storeError(thrown)
@@ -354,14 +355,14 @@ class LevelJournal implements Journal {
     const start = Math.max(from, base + 1)
     let next = start
     for await (const [key, value] of this.#shardEntries(keys.kind.record, shard, start)) {
-      const row = keys.decodeRow(shard, value)
+      const row = rows.decodeRow(shard, value)
       if (row === null || row.last !== keys.keySequence(key)) {
         throw this.#corrupt(shard, `the record that ends at commit ${keys.keySequence(key)} is damaged`)
       }
       const follows = next === start ? row.first <= start : row.first === next
       if (!follows) throw this.#corrupt(shard, `commits ${next} to ${row.first - 1} are missing`)
       next = row.last + 1
-      yield { first: row.first, last: row.last, hash: row.hash, bytes: value.subarray(keys.rowBytes) }
+      yield { first: row.first, last: row.last, hash: row.hash, bytes: value.subarray(rows.rowBytes) }
     }
     if (next <= end) throw this.#corrupt(shard, `commits ${next} to ${end} are missing`)
     const mark = this.#damaged.get(shard)
@@ -374,7 +375,7 @@ class LevelJournal implements Journal {
   ): AsyncGenerator<{ readonly first: number; readonly bytes: Uint8Array }> {
     const { base } = await this.#bounds(shard)
     for await (const [key, value] of this.#shardEntries(keys.kind.events, shard, Math.max(from, base + 1))) {
-      const opened = keys.unseal(key, value)
+      const opened = rows.unseal(key, value)
       if (opened === null) {
         throw corruptError(shard, `the events of the record that ends at commit ${keys.keySequence(key)} are damaged`)
       }

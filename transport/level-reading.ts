@@ -10,6 +10,7 @@
 
 import { entries, type Database } from './level-database.js'
 import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 import type { LoggedRecord, RecordLog } from './record-log.js'
 
 /** Records or events of a shard, from the record that contains `from` on. */
@@ -35,7 +36,7 @@ export async function* shardEntries(
     const key = keys.sequenceKey(of, shard, record.last)
     // A copy: whoever keeps a record must not keep all that was appended with it.
     if (of === keys.kind.record) yield [key, Buffer.from(record.value)]
-    else if (record.events !== null) yield [key, keys.seal(key, record.events, record.first)]
+    else if (record.events !== null) yield [key, rows.seal(key, record.events, record.first)]
   }
 }
 
@@ -55,10 +56,10 @@ export async function* indexEntries(db: Database, log: RecordLog): AsyncGenerato
 }
 
 function indexEntry({ shard, value }: LoggedRecord): [string, Buffer] {
-  return [keys.shardKey(keys.kind.index, shard), Buffer.from(value.subarray(0, keys.rowBytes))]
+  return [keys.shardKey(keys.kind.index, shard), Buffer.from(value.subarray(0, rows.rowBytes))]
 }
 
 function reaches(value: Buffer, { shard, last }: LoggedRecord): boolean {
-  const row = keys.decodeRow(shard, value)
+  const row = rows.decodeRow(shard, value)
   return row !== null && row.last >= last
 }

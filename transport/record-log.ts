@@ -22,7 +22,7 @@ import { dirname } from 'node:path'
 import { crc32 } from 'node:zlib'
 import type { JournalRecord } from '../runtime/journal.js'
 import { syncFolder } from './head-file.js'
-import * as keys from './level-keys.js'
+import * as rows from './rows.js'
 
 /** A file that has this many bytes is full. A larger frame has a file of its own. */
 const fileBytes = 2 * 1024 * 1024
@@ -94,7 +94,7 @@ export class RecordLog {
 
   /** Bytes of a record's frame. */
   static sizeOf({ shard, bytes, events }: JournalRecord): number {
-    return headerSize + shard.length + keys.rowBytes + bytes.length + (events?.length ?? 0)
+    return headerSize + shard.length + rows.rowBytes + bytes.length + (events?.length ?? 0)
   }
 
   /** Whether the file that is filled takes so many bytes more. */
@@ -209,10 +209,10 @@ function writeAt(file: LogFile, bytes: Buffer, at: number): void {
 function writeFrame(frame: Buffer, era: number, { entry, record }: LogEntry): LoggedRecord {
   const { shard, first, last, hash, bytes, events, pending } = record
   const valueAt = headerSize + shard.length
-  const eventsAt = valueAt + keys.rowBytes + bytes.length
+  const eventsAt = valueAt + rows.rowBytes + bytes.length
   const value = frame.subarray(valueAt, eventsAt)
-  keys.writeRow(value, entry.nameCrc, { first, last, base: entry.base, hash, pending, removed: false, removing: false })
-  value.set(bytes, keys.rowBytes)
+  rows.writeRow(value, entry.nameCrc, { first, last, base: entry.base, hash, pending, removed: false, removing: false })
+  value.set(bytes, rows.rowBytes)
   if (events !== null) frame.set(events, eventsAt)
   frame.set(magic, 0)
   frame.writeUInt32LE(era, 8)
@@ -239,7 +239,7 @@ function frameAt(bytes: Buffer, at: number): Frame | null {
   if (end > bytes.length || bytes.readUInt32LE(at + 4) !== crc32(bytes.subarray(at + checkedFrom, end))) return null
   const shard = bytes.toString('latin1', at + headerSize, valueAt)
   const value = bytes.subarray(valueAt, eventsAt)
-  const row = keys.decodeRow(shard, value)
+  const row = rows.decodeRow(shard, value)
   if (row === null) return null
   const events = (bytes.readUInt8(at + 21) & hasEvents) === 0 ? null : bytes.subarray(eventsAt, end)
   return { era: bytes.readUInt32LE(at + 8), end, record: { shard, first: row.first, last: row.last, value, events } }

@@ -87,8 +87,7 @@ const elsewhere: Readonly<Record<string, string>> = {
   L3: 'J4 open: a lost tail is JOURNAL_TRUNCATED for its shard only, until the loss is accepted',
   L4: 'heads: more shards than the cache and the head file hold go on where they were',
   LK1: 'J6 remove: blobs and snapshots go, those of a shard with a like name stay',
-  LK2: 'J4 read: a damaged, a missing and a renamed record are JOURNAL_CORRUPT, and stop the shard',
-  LK3: 'J4 open: a damaged or missing index row is rebuilt from the last record, pending included',
+  LK2: 'J4 open: a damaged or missing index row is rebuilt from the last record, pending included',
   // the outside
   FE1: 'fetch: an abort rejects also while the connection is being made',
   FE2: 'fetch: a body above the cap is refused, declared or not, and its socket is destroyed',
@@ -116,6 +115,8 @@ const elsewhere: Readonly<Record<string, string>> = {
   SC2: 'scripted model: what a provider would refuse is refused with 400',
   SM1: 'scripted model: a conversation with a tool, whole and streamed, is the same',
   SM2: 'scripted model: requests are counted by model and logged up to a bound',
+  RO1: 'J4 read: a damaged, a missing and a renamed record are JOURNAL_CORRUPT, and stop the shard',
+  RO2: 'JC1 blobs and chunks: what was changed in the stream is not given out',
   TR1: 'result: any value gives an outcome',
   TR2: 'result: any string stays within maxBytes and is well-formed',
   TR3: 'failure: a thenable may call back as often as it likes',

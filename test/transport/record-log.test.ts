@@ -11,7 +11,7 @@ import type { Database } from '../../transport/level-database.js'
 import { replay } from '../../transport/level-flush.js'
 import { LevelHeads } from '../../transport/level-heads.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
-import * as keys from '../../transport/level-keys.js'
+import { decodeRow, nameChecksum } from '../../transport/rows.js'
 import { LevelLane } from '../../transport/level-lane.js'
 import { RecordLog, type LoggedRecord } from '../../transport/record-log.js'
 import { appendNext, chain, nextRecord } from '../conformance/journal.js'
@@ -36,7 +36,7 @@ function recordsOf(shard: string, count: number, size = 40): JournalRecord[] {
 }
 
 function appendTo(log: RecordLog, records: readonly JournalRecord[]): LoggedRecord[] {
-  const entry = (shard: string) => ({ nameCrc: keys.nameChecksum(shard), base: 0 })
+  const entry = (shard: string) => ({ nameCrc: nameChecksum(shard), base: 0 })
   const logged = log.append(records.map((record) => ({ entry: entry(record.shard), record })))
   log.hold(logged)
   return logged
@@ -244,12 +244,12 @@ describe('record log and LevelDB', () => {
     expect(await rows()).toEqual(
       ['r!a!a1', 'r!a!a2', 'r!a!a3', 'e!a!a1', 'i!a', 'r!b!a1', 'r!b!a2', 'e!b!a1', 'i!b'].sort(),
     )
-    expect(keys.decodeRow('a', await db.get('i!a'))?.last).toBe(3)
+    expect(decodeRow('a', await db.get('i!a'))?.last).toBe(3)
     expect(log.of('a')).toEqual([])
     await commit.flush()
     for (const record of recordsOf('c', 40, 100_000)) await append(record)
     await commit.flush()
-    expect(keys.decodeRow('c', await db.get('i!c'))?.last).toBe(40)
+    expect(decodeRow('c', await db.get('i!c'))?.last).toBe(40)
     await commit.idle()
   })
 
@@ -268,7 +268,7 @@ describe('record log and LevelDB', () => {
     const expected = { a: [2, 3, 4, 5, 6], b: [1, 2], c: [1, 2, 3, 4, 5, 6] }
     expect(found).toEqual(Object.entries(expected).flatMap(([shard, all]) => all.map((each) => `r!${shard}!a${each}`)))
     for (const [shard, all] of Object.entries(expected))
-      expect(keys.decodeRow(shard, await db.get(`i!${shard}`))?.last).toBe(all.at(-1))
+      expect(decodeRow(shard, await db.get(`i!${shard}`))?.last).toBe(all.at(-1))
   })
 })
 

@@ -1,0 +1,87 @@
+/**
+ * A nats-server of the test's own: on a free port, with JetStream in a folder of its own.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+/** A running server. */
+export interface NatsServer {
+  readonly url: string
+  readonly port: number
+  /** Where JetStream keeps its files. */
+  readonly folder: string
+  /** `kill -9`. */
+  kill(): Promise<void>
+  /** Starts it again on the same port and files. */
+  start(): Promise<void>
+  /** Ends it and deletes its files. */
+  dispose(): Promise<void>
+}
+
+/** How to start one. `config` is appended to its configuration. */
+export interface NatsServerOptions {
+  readonly jetstream?: boolean
+  readonly config?: string
+}
+
+/** Starts a server. Fails with one clear line when there is no nats-server on this machine. */
+export async function startNatsServer(options: NatsServerOptions = {}): Promise<NatsServer> {
+  const folder = await mkdtemp(join(tmpdir(), 'troupe-nats-'))
+  const port = await freePort()
+  const file = join(folder, 'server.conf')
+  const jetstream = options.jetstream === false ? '' : `jetstream { store_dir: "${join(folder, 'js')}" }\n`
+  await writeFile(file, `host: 127.0.0.1\nport: ${port}\n${jetstream}${options.config ?? ''}\n`)
+  let child: ChildProcess | null = null
+  const server: NatsServer = {
+    url: `nats://127.0.0.1:${port}`,
+    port,
+    folder,
+    async start() {
+      child = await startProcess(file)
+    },
+    async kill() {
+      await end(child, 'SIGKILL')
+      child = null
+    },
+    async dispose() {
+      await end(child, 'SIGKILL')
+      await rm(folder, { recursive: true, force: true })
+    },
+  }
+  await server.start()
+  return server
+}
+
+function startProcess(file: string): Promise<ChildProcess> {
+  return new Promise((resolve, reject) => {
+    const child = spawn('nats-server', ['-c', file], { stdio: ['ignore', 'ignore', 'pipe'] })
+    let said = ''
+    child.once('error', (error: NodeJS.ErrnoException) => {
+      const missing = 'there is no nats-server in PATH: install the package nats-server'
+      reject(new Error(error.code === 'ENOENT' ? missing : error.message))
+    })
+    child.once('exit', (code) => reject(new Error(`nats-server ended with ${code}: ${said}`)))
+    child.stderr.on('data', (chunk: Buffer) => {
+      said += chunk.toString()
+      if (said.includes('Server is ready')) resolve(child)
+    })
+  })
+}
+
+async function end(child: ChildProcess | null, signal: NodeJS.Signals): Promise<void> {
+  if (child === null || child.exitCode !== null || child.signalCode !== null) return
+  const ended = new Promise((resolve) => child.once('exit', resolve))
+  child.kill(signal)
+  await ended
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer()
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  const { port } = server.address() as AddressInfo
+  await new Promise((resolve) => server.close(resolve))
+  return port
+}

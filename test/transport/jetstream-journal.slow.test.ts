@@ -1,0 +1,287 @@
+import { headers } from '@nats-io/transport-node'
+import { jetstream } from '@nats-io/jetstream'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import type { Journal } from '../../runtime/journal.js'
+import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
+import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { NatsLease } from '../../transport/nats-lease.js'
+import { Subjects } from '../../transport/subjects.js'
+import { appendNext, journalConformance, nextRecord } from '../conformance/journal.js'
+import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
+import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+
+let server: NatsServer
+let link: NatsLink
+let count = 0
+beforeAll(async () => {
+  server = await startNatsServer()
+  link = await connectNats({ servers: server.url })
+})
+afterAll(async () => {
+  await link.connection.close()
+  await server.dispose()
+})
+
+journalConformance('JetStream', () => {
+  const subjects = new Subjects(`test${++count}`)
+  const make = () => createJetStreamJournal({ link, subjects, worker: 'one', leaseMs: 1_000 })
+  const dispose = async () => {
+    for (const of of ['journal', 'content'] as const) await link.manager.streams.delete(subjects.stream(of))
+  }
+  return Promise.resolve({ journal: make(), reopen: make, dispose })
+})
+
+async function collect<T>(from: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = []
+  for await (const each of from) all.push(each)
+  return all
+}
+const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString()
+const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
+
+describe('JetStream journal', () => {
+  let subjects: Subjects
+  const closing: (() => Promise<unknown>)[] = []
+  beforeEach(() => {
+    subjects = new Subjects(`own${++count}`)
+  })
+  afterEach(async () => {
+    for (const close of closing.splice(0).reverse()) await close()
+  })
+
+  async function owner(worker: string, over = link): Promise<Journal> {
+    const journal = createJetStreamJournal({ link: over, subjects, worker, leaseMs: 2_000 })
+    await journal.open()
+    closing.push(() => journal.close())
+    return journal
+  }
+
+  /** A connection through a proxy of its own. */
+  async function proxied(): Promise<{ readonly proxy: LinkProxy; readonly over: NatsLink }> {
+    const proxy = await startLinkProxy(server.port)
+    closing.push(() => proxy.close())
+    const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+    closing.push(() => over.connection.close())
+    return { proxy, over }
+  }
+
+  test('JJ1 append: an owner that somebody else has overtaken is SHARD_FENCED, and changes nothing', async () => {
+    const [old, next] = [await owner('old'), await owner('next')]
+    const one = await appendNext(old, 'a', 'one')
+    await appendNext(next, 'a', 'two')
+    const stale = nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'stale')
+    await expect(old.append(stale)).rejects.toEqual(code('SHARD_FENCED'))
+    expect((await collect(next.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
+    expect(await old.refresh('a')).toMatchObject({ sequence: 2 })
+  })
+
+  test('JJ1 append: the same record by another owner is not the own one', async () => {
+    const [old, next] = [await owner('old'), await owner('next')]
+    const one = await appendNext(old, 'a', 'one')
+    const same = nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'two')
+    await next.append(same)
+    await expect(old.append(same)).rejects.toEqual(code('SHARD_FENCED'))
+  })
+
+  test('JJ1 remove: what is left of a removed shard still fences a stale owner', async () => {
+    const [old, next] = [await owner('old'), await owner('next')]
+    const one = await appendNext(old, 'a', 'one')
+    await next.remove('a')
+    await expect(old.append(nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'x'))).rejects.toEqual(
+      code('SHARD_FENCED'),
+    )
+  })
+
+  test('JJ2 append: one whose acknowledgement is lost, and that landed, is acknowledged', async () => {
+    const { proxy, over } = await proxied()
+    const journal = await owner('one', over)
+    const one = await appendNext(journal, 'a', 'one')
+    proxy.onUp = (bytes) => {
+      if (!bytes.includes('.a ') || !bytes.includes('HPUB')) return
+      proxy.onUp = () => undefined
+      proxy.down = 'swallow'
+      setTimeout(() => {
+        proxy.down = 'pass'
+        proxy.cut()
+      }, 200)
+    }
+    await journal.append(nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'two'))
+    expect((await collect(journal.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
+    await appendNext(journal, 'a', 'three')
+  })
+
+  test('JJ2 append: one that never left is STORE_FAILED, and is appended again after a refresh', async () => {
+    const { proxy, over } = await proxied()
+    const journal = await owner('one', over)
+    const one = await appendNext(journal, 'a', 'one')
+    const two = nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'two')
+    proxy.up = 'swallow'
+    const failed = expect(journal.append(two)).rejects.toEqual(code('STORE_FAILED'))
+    setTimeout(() => {
+      proxy.cut()
+      proxy.up = 'pass'
+    }, 300)
+    await failed
+    expect(await journal.refresh('a')).toMatchObject({ sequence: 1 })
+    await journal.append(two)
+  })
+
+  test('JJ3 acceptLoss: what was cut is cut for another owner too, once and twice', async () => {
+    const old = await owner('old')
+    const records = []
+    for (const content of ['1', '2', '3', '4', '5']) records.push(await appendNext(old, 'a', content))
+    await old.acceptLoss('a', 3, records[2]!.hash)
+    await appendNext(old, 'a', 'four')
+    const next = await owner('next')
+    const read = async (journal: Journal) => (await collect(journal.read('a', 1))).map(({ bytes }) => text(bytes))
+    expect(await read(next)).toEqual(['1', '2', '3', 'four'])
+    await next.acceptLoss('a', 1, records[0]!.hash)
+    await appendNext(next, 'a', 'two')
+    await old.refresh('a')
+    expect(await read(old)).toEqual(['1', 'two'])
+  })
+
+  test('JJ4 open: a shard whose last message is no row of it is damaged, the others go on', async () => {
+    const journal = await owner('one')
+    await appendNext(journal, 'a', 'one')
+    await appendNext(journal, 'b', 'one')
+    const head = headers()
+    head.set('Troupe-Row', Buffer.alloc(80, 7).toString('base64'))
+    await jetstream(link.connection).publish(subjects.journal('a'), 'x', { headers: head })
+    const other = createJetStreamJournal({ link, subjects, worker: 'two' })
+    closing.push(() => other.close())
+    expect((await other.open()).damaged).toMatchObject([{ shard: 'a', code: 'JOURNAL_CORRUPT' }])
+    await expect(other.head('a')).rejects.toEqual(code('JOURNAL_CORRUPT'))
+    await expect(other.append(nextRecord({ shard: 'a', sequence: 1, hash: new Uint8Array(32) }, 'x'))).rejects.toEqual(
+      code('JOURNAL_CORRUPT'),
+    )
+    await appendNext(other, 'b', 'two')
+  })
+
+  test('JC2 append: a record larger than a message comes back, events and all', async () => {
+    const journal = await owner('one')
+    const bytes = Buffer.alloc(3_000_000, 'large ')
+    const events = Buffer.alloc(700_000, 'events ')
+    await journal.append({ ...nextRecord(await journal.head('a'), ''), bytes, events })
+    const [record] = await collect(journal.read('a', 1))
+    expect(bytes.equals(record!.bytes)).toBe(true)
+    const [found] = await collect(journal.readEvents('a', 1))
+    expect(events.equals(found!.bytes)).toBe(true)
+  })
+
+  test('JC1 blobs and chunks: what was changed in the stream is not given out', async () => {
+    const journal = await owner('one')
+    const hash = '5'.repeat(64)
+    await journal.putBlob('a', hash, Buffer.from('of another hash'), 1)
+    await expect(journal.getBlob('a', hash)).rejects.toEqual(code('BLOB_MISSING'))
+    const manifest = { shard: 'a', sequence: 1, hash: new Uint8Array(32), bytes: Buffer.from('m'), chunks: [hash] }
+    await journal.putSnapshot(manifest, new Map([[hash, Buffer.from('of another hash')]]), [])
+    await expect(journal.getChunks('a', [hash])).rejects.toEqual(code('JOURNAL_CORRUPT'))
+    await jetstream(link.connection).publish(subjects.content('a', 'manifest', '1'), 'nothing sealed')
+    expect(await journal.snapshots('a')).toEqual([])
+  })
+
+  test('open: a stream that is not set as it must be is CONFIG_INVALID', async () => {
+    await link.manager.streams.add({ name: subjects.stream('journal'), subjects: [subjects.journals()] })
+    const journal = createJetStreamJournal({ link, subjects, worker: 'one' })
+    await expect(journal.open()).rejects.toEqual(code('CONFIG_INVALID'))
+  })
+
+  test('append: a full stream is STORE_FULL, and work goes on when there is room', async () => {
+    const journal = await owner('one')
+    const one = await appendNext(journal, 'a', 'one')
+    const { config } = await link.manager.streams.info(subjects.stream('journal'))
+    const limited = { ...config, max_msgs: 1, discard: 'new' as const }
+    await link.manager.streams.update(config.name, limited as never)
+    const two = nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'two')
+    await expect(journal.append(two)).rejects.toEqual(code('STORE_FULL'))
+    await link.manager.streams.update(config.name, { ...limited, max_msgs: -1 } as never)
+    expect(await journal.refresh('a')).toMatchObject({ sequence: 1 })
+    await journal.append(two)
+  })
+
+  test('J1 nats-server: kill -9 and a new start lose nothing that was acknowledged', async () => {
+    const own = await startNatsServer()
+    closing.push(() => own.dispose())
+    const over = await connectNats({ servers: own.url })
+    closing.push(() => over.connection.close())
+    const journal = await owner('one', over)
+    const acknowledged = new Map<string, number>()
+    let stop = false
+    const writers = Array.from({ length: 20 }, async (_, index) => {
+      const shard = `s${index}`
+      while (!stop) {
+        try {
+          const { last } = await appendNext(journal, shard, `${shard} ${Math.random()}`)
+          acknowledged.set(shard, last)
+        } catch (error) {
+          expect((error as { code: string }).code).toMatch(/^STORE_F/)
+          await journal.refresh(shard).catch(() => undefined)
+        }
+      }
+    })
+    for (let round = 0; round < 3; round++) {
+      const before = [...acknowledged.values()].reduce((sum, last) => sum + last, 0)
+      await expect
+        .poll(() => [...acknowledged.values()].reduce((sum, last) => sum + last, 0), { timeout: 20_000 })
+        .toBeGreaterThan(before + 200)
+      await own.kill()
+      await own.start()
+    }
+    stop = true
+    await Promise.all(writers)
+    for (const [shard, last] of acknowledged) {
+      const records = await collect(journal.read(shard, 1))
+      expect(records.at(-1)!.last).toBeGreaterThanOrEqual(last)
+      expect(records.map(({ first }) => first)).toEqual(records.map((_, index) => index + 1))
+    }
+  })
+})
+
+describe('NATS lease', () => {
+  test('NL1 NL2 lease: a name has one at a time, and a later one has a higher epoch', async () => {
+    const subjects = new Subjects(`lease${++count}`)
+    const take = (worker: string) => NatsLease.take(link, subjects, { worker, ttlMs: 1_000 })
+    const first = await take('a')
+    await expect(take('a')).rejects.toEqual(code('STORE_BUSY'))
+    const other = await take('b')
+    await first.release()
+    const second = await take('a')
+    expect(first.epoch < other.epoch && other.epoch < second.epoch).toBe(true)
+    expect([first.isHeld, second.isHeld]).toEqual([false, true])
+    await Promise.all([other.release(), second.release()])
+  })
+
+  test('NL3 lease: one that cannot be renewed is lost, its owner is told, and the name is free', async () => {
+    const subjects = new Subjects(`lease${++count}`)
+    const proxy = await startLinkProxy(server.port)
+    const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+    const lease = await NatsLease.take(over, subjects, { worker: 'a', ttlMs: 1_000 })
+    let told = 0
+    const lost = new Promise<void>((resolve) => {
+      lease.onLost = () => {
+        told++
+        resolve()
+      }
+    })
+    const since = performance.now()
+    proxy.up = 'swallow'
+    const next = (async () => {
+      for (;;) {
+        const taken = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: 1_000 }).catch(() => null)
+        if (taken !== null) return taken
+      }
+    })()
+    const taken = await next
+    expect(lease.isHeld).toBe(false)
+    expect(performance.now() - since).toBeGreaterThan(600)
+    proxy.up = 'pass'
+    proxy.cut()
+    await lost
+    expect(told).toBe(1)
+    expect(taken.epoch).toBeGreaterThan(lease.epoch)
+    await taken.release()
+    await over.connection.close()
+    await proxy.close()
+  })
+})

@@ -1,0 +1,52 @@
+import fc from 'fast-check'
+import { expect, test } from 'vitest'
+import { partitionCount, partitionOf, Subjects } from '../../transport/subjects.js'
+
+const subjects = new Subjects('shop')
+const refused = expect.objectContaining({ code: 'ID_INVALID' })
+
+test('subjects: they are the ones of the design', () => {
+  expect(subjects.journal('q3-report')).toBe(`troupe.shop.journal.${partitionOf('q3-report')}.q3-report`)
+  expect(subjects.journals()).toBe('troupe.shop.journal.>')
+  expect(subjects.journals(7)).toBe('troupe.shop.journal.7.*')
+  expect(subjects.shardOf(subjects.journal('q3-report'))).toBe('q3-report')
+  expect(subjects.content('a', 'blob', 'f00')).toBe('troupe.shop.content.a.blob.f00.0')
+  expect(subjects.contents('a', 'blob')).toBe('troupe.shop.content.a.blob.>')
+  expect(subjects.pieces('a', 'blob')).toBe('troupe.shop.content.a.blob.*.0')
+  expect(subjects.stream('journal')).toBe('troupe_shop_journal')
+})
+
+test('SU1 subjects: what is no token is refused, whatever it is and wherever it stands', () => {
+  const bad = ['', 'a.b', '*', '>', 'a b', 'a\r\nPUB x 0\r\n', '\0', 'ä', 'x'.repeat(65)]
+  for (const name of bad) {
+    expect(() => new Subjects(name)).toThrow(refused)
+    expect(() => subjects.journal(name)).toThrow(refused)
+    expect(() => subjects.content(name, 'blob', 'f')).toThrow(refused)
+    expect(() => subjects.content('a', 'blob', name)).toThrow(refused)
+    expect(() => subjects.contents('a', name)).toThrow(refused)
+  }
+  fc.assert(
+    fc.property(fc.string({ unit: 'binary', maxLength: 70 }), (name) => {
+      let subject: string
+      try {
+        subject = subjects.journal(name)
+      } catch (error) {
+        expect(error).toEqual(refused)
+        return
+      }
+      expect(subject).toMatch(/^troupe\.shop\.journal\.\d+\.[A-Za-z0-9_-]{1,64}$/)
+    }),
+  )
+})
+
+test('SU2 subjects: a shard is in one partition, and the partitions are of one size', () => {
+  const counts = new Map<number, number>()
+  for (let index = 0; index < 64_000; index++) {
+    const partition = partitionOf(`crew-${index}`)
+    expect(partition).toBe(partitionOf(`crew-${index}`))
+    counts.set(partition, (counts.get(partition) ?? 0) + 1)
+  }
+  expect(counts.size).toBe(partitionCount)
+  expect(Math.max(...counts.values())).toBeLessThan(1_200)
+  expect([...counts.keys()].every((partition) => partition >= 0 && partition < partitionCount)).toBe(true)
+})

@@ -1,0 +1,243 @@
+/**
+ * What shards keep beside their journals in JetStream: blobs, snapshots, attempts, and records too large for a message.
+ *
+ * One message a piece, the newest of a subject counts. A large value is several parts; the first of them is written last
+ * and says how many there are.
+ *
+ * Owns: storing, verifying and deleting pieces.
+ * Does not own: the records (`jetstream-journal.ts`), which blob is still named by a record.
+ *
+ * - JC1 Nothing is given out that does not match its hash or checksum.
+ * - JC2 A value whose first part is there is there whole.
+ */
+import { type JetStreamClient, jetstream } from '@nats-io/jetstream'
+import { headers } from '@nats-io/transport-node'
+import { TroupeError } from '../runtime/errors.js'
+import type { BlobInfo, SnapshotManifest } from '../runtime/journal.js'
+import { natsError, type NatsLink } from './nats-connection.js'
+import * as rows from './rows.js'
+import type { Subjects } from './subjects.js'
+
+/** Bytes of one part: below the server's usual limit of 1 MiB a message. */
+export const partBytes = 512 * 1024
+const partsHeader = 'Troupe-Parts'
+
+/** Kinds of pieces. */
+const kind = { blob: 'blob', info: 'info', chunk: 'chunk', manifest: 'manifest', attempts: 'attempts', body: 'body' }
+
+/** Pieces of all shards of one namespace. */
+export class JetStreamContent {
+  readonly #link: NatsLink
+  readonly #subjects: Subjects
+  readonly #stream: string
+  readonly #client: JetStreamClient
+
+  constructor(link: NatsLink, subjects: Subjects) {
+    this.#link = link
+    this.#subjects = subjects
+    this.#stream = subjects.stream('content')
+    this.#client = jetstream(link.connection)
+  }
+
+  // Values of any size.
+
+  async #put(shard: string, of: string, key: string, bytes: Uint8Array): Promise<void> {
+    const count = Math.max(1, Math.ceil(bytes.length / partBytes))
+    const part = (index: number): Uint8Array => bytes.subarray(index * partBytes, (index + 1) * partBytes)
+    try {
+      for (let index = 1; index < count; index++) {
+        await this.#client.publish(this.#subjects.content(shard, of, key, index), part(index))
+      }
+      const head = headers()
+      head.set(partsHeader, String(count))
+      await this.#client.publish(this.#subjects.content(shard, of, key), part(0), { headers: head })
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  async #get(shard: string, of: string, key: string): Promise<Buffer | null> {
+    const first = await this.#last(this.#subjects.content(shard, of, key))
+    if (first === null) return null
+    const parts = [first.data]
+    for (let index = 1; index < first.parts; index++) {
+      const part = await this.#last(this.#subjects.content(shard, of, key, index))
+      if (part === null) return null
+      parts.push(part.data)
+    }
+    return Buffer.concat(parts)
+  }
+
+  async #last(subject: string): Promise<{ readonly data: Uint8Array; readonly parts: number } | null> {
+    try {
+      // From the leader: a replica may not have it yet.
+      const message = await this.#link.manager.streams.getMessage(this.#stream, { last_by_subj: subject })
+      return message === null ? null : { data: message.data, parts: Number(message.header.get(partsHeader)) }
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  /** Keys of a kind. */
+  async #keys(shard: string, of: string): Promise<string[]> {
+    const filter = this.#subjects.pieces(shard, of)
+    try {
+      const { state } = await this.#link.manager.streams.info(this.#stream, { subjects_filter: filter })
+      return Object.keys(state.subjects ?? {}).map((subject) => subject.split('.').at(-2) ?? '')
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  async #drop(filter: string): Promise<void> {
+    try {
+      await this.#link.manager.streams.purge(this.#stream, { filter })
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  /** Deletes all pieces of a shard. */
+  clear(shard: string): Promise<void> {
+    return this.#drop(this.#subjects.contents(shard))
+  }
+
+  // Bodies of records.
+
+  putBody(shard: string, hash: string, bytes: Uint8Array): Promise<void> {
+    return this.#put(shard, kind.body, hash, bytes)
+  }
+
+  getBody(shard: string, hash: string): Promise<Buffer | null> {
+    return this.#get(shard, kind.body, hash)
+  }
+
+  // Blobs.
+
+  async putBlob(shard: string, hash: string, bytes: Uint8Array, sequence: number): Promise<void> {
+    const known = await this.#get(shard, kind.info, hash)
+    const lowest = known === null ? sequence : Math.min(sequence, rows.unseal(hash, known)?.number ?? 0)
+    if (known === null) await this.#put(shard, kind.blob, hash, bytes)
+    await this.#put(shard, kind.info, hash, rows.seal(hash, noBytes, lowest))
+  }
+
+  async getBlob(shard: string, hash: string): Promise<Uint8Array> {
+    const bytes = await this.#get(shard, kind.blob, hash)
+    if (bytes !== null && rows.contentHash(bytes) === hash) return bytes
+    const problem = bytes === null ? 'is not there' : 'does not match its hash'
+    throw new TroupeError('BLOB_MISSING', `blob ${hash} of ${shard} ${problem}`, { details: { shard, hash } })
+  }
+
+  async listBlobs(shard: string): Promise<readonly BlobInfo[]> {
+    const found: BlobInfo[] = []
+    for (const hash of await this.#keys(shard, kind.info)) {
+      const sealed = await this.#get(shard, kind.info, hash)
+      if (sealed !== null) found.push({ hash, sequence: rows.unseal(hash, sealed)?.number ?? 0 })
+    }
+    return found
+  }
+
+  async deleteBlobs(shard: string, hashes: readonly string[]): Promise<void> {
+    for (const hash of hashes) {
+      await this.#drop(this.#subjects.contents(shard, kind.info, hash))
+      await this.#drop(this.#subjects.contents(shard, kind.blob, hash))
+    }
+  }
+
+  // Snapshots.
+
+  async putSnapshot(
+    manifest: SnapshotManifest,
+    chunks: ReadonlyMap<string, Uint8Array>,
+    keep: readonly number[],
+  ): Promise<void> {
+    const { shard, sequence } = manifest
+    const stored = new Set(await this.#keys(shard, kind.chunk))
+    for (const hash of new Set(manifest.chunks)) {
+      if (stored.has(hash)) continue
+      const bytes = chunks.get(hash)
+      if (bytes === undefined) throw chunkError(shard, hash, 'is not stored')
+      await this.#put(shard, kind.chunk, hash, bytes)
+    }
+    const key = String(sequence)
+    await this.#put(shard, kind.manifest, key, rows.seal(key, rows.encodeManifest(manifest), sequence))
+    await this.#collect(shard, new Set([...keep, sequence]))
+  }
+
+  /** Deletes the manifests that are not in `keep`, and the chunks that no remaining one names. */
+  async #collect(shard: string, keep: ReadonlySet<number>): Promise<void> {
+    const manifests = await this.snapshots(shard)
+    const gone = manifests.filter(({ sequence }) => !keep.has(sequence))
+    if (gone.length === 0) return
+    for (const { sequence } of gone) await this.#drop(this.#subjects.contents(shard, kind.manifest, String(sequence)))
+    const named = new Set(manifests.filter(({ sequence }) => keep.has(sequence)).flatMap(({ chunks }) => chunks))
+    for (const hash of await this.#keys(shard, kind.chunk)) {
+      if (!named.has(hash)) await this.#drop(this.#subjects.contents(shard, kind.chunk, hash))
+    }
+  }
+
+  /** Sound manifests only: an older one, or replay from the start, gives the same state as a damaged one. */
+  async snapshots(shard: string): Promise<readonly SnapshotManifest[]> {
+    const found: SnapshotManifest[] = []
+    for (const key of await this.#keys(shard, kind.manifest)) {
+      const sealed = await this.#get(shard, kind.manifest, key)
+      const opened = sealed === null ? null : rows.unseal(key, sealed)
+      if (opened !== null) found.push(rows.decodeManifest(shard, opened.number, opened.payload))
+    }
+    return found.sort((one, other) => other.sequence - one.sequence)
+  }
+
+  /** Deletes the manifests above a sequence. */
+  async cutSnapshots(shard: string, sequence: number): Promise<void> {
+    for (const key of await this.#keys(shard, kind.manifest)) {
+      if (Number(key) > sequence) await this.#drop(this.#subjects.contents(shard, kind.manifest, key))
+    }
+  }
+
+  async getChunks(shard: string, hashes: readonly string[]): Promise<readonly Uint8Array[]> {
+    return Promise.all(
+      hashes.map(async (hash) => {
+        const bytes = await this.#get(shard, kind.chunk, hash)
+        if (bytes !== null && rows.contentHash(bytes) === hash) return bytes
+        throw chunkError(shard, hash, bytes === null ? 'is not there' : 'does not match its hash')
+      }),
+    )
+  }
+
+  // Attempts.
+
+  async putAttempts(shard: string, attempts: Readonly<Record<string, number>>): Promise<void> {
+    if (Object.keys(attempts).length === 0) return this.#drop(this.#subjects.contents(shard, kind.attempts))
+    return this.#put(shard, kind.attempts, 'all', rows.seal('all', Buffer.from(JSON.stringify(attempts))))
+  }
+
+  async getAttempts(shard: string): Promise<Readonly<Record<string, number>>> {
+    const sealed = await this.#get(shard, kind.attempts, 'all')
+    if (sealed === null) return {}
+    const opened = rows.unseal('all', sealed)
+    if (opened === null) {
+      throw new TroupeError('JOURNAL_CORRUPT', `the attempts of ${shard} are damaged`, { details: { shard } })
+    }
+    return JSON.parse(opened.payload.toString()) as Record<string, number>
+  }
+}
+
+const noBytes = new Uint8Array(0)
+
+/** A failure of JetStream while something was read or written. */
+export function storeError(thrown: unknown): TroupeError {
+  if (thrown instanceof TroupeError) return thrown
+  const message = thrown instanceof Error ? thrown.message : String(thrown)
+  if (
+    /insufficient (storage|resources)|maximum (messages|bytes)|no space left|resource limits exceeded/i.test(message)
+  ) {
+    return new TroupeError('STORE_FULL', `the stream is full: ${message}`, { retryable: true, cause: thrown })
+  }
+  const error = natsError(thrown, 'NATS')
+  if (error.code === 'NATS_DENIED') return error
+  return new TroupeError('STORE_FAILED', `the stream failed: ${message}`, { retryable: true, cause: thrown })
+}
+
+function chunkError(shard: string, hash: string, problem: string): TroupeError {
+  return new TroupeError('JOURNAL_CORRUPT', `chunk ${hash} of ${shard} ${problem}`, { details: { shard, hash } })
+}

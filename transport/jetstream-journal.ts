@@ -1,0 +1,592 @@
+/**
+ * The journal in JetStream: one stream of a namespace, one subject a shard.
+ *
+ * A record is one message: its row in a header, its bytes and events behind each other. What ends or cuts a shard is a
+ * message too, since single messages are never deleted: a deletion would make the server forget the fence.
+ *
+ * Owns: the fence, what an ambiguous answer means, reading, cutting and removing shards.
+ * Does not own: content beside records (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`).
+ *
+ * - JJ1 A record lands only behind the one that its owner saw last: the server compares.
+ * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
+ *   of another owner is `SHARD_FENCED`.
+ * - JJ3 What is cut is never read again, and stays cut for every later owner.
+ * - JJ4 A shard whose last record's row is damaged refuses everything with `JOURNAL_CORRUPT`; the others go on.
+ */
+import { AckPolicy, DeliverPolicy, jetstream, type JetStreamClient, ReplayPolicy } from '@nats-io/jetstream'
+import { RetentionPolicy, StorageType, type StreamConfig } from '@nats-io/jetstream'
+import { headers, type MsgHdrs } from '@nats-io/transport-node'
+import { isTroupeError, TroupeError } from '../runtime/errors.js'
+import {
+  type BlobInfo,
+  emptyHead,
+  type Journal,
+  type JournalRecord,
+  nothingPending,
+  type OpenReport,
+  type Pending,
+  type ShardHead,
+  type SnapshotManifest,
+  type StoredRecord,
+} from '../runtime/journal.js'
+import { JetStreamContent, partBytes, storeError } from './jetstream-content.js'
+import { NatsLease } from './nats-lease.js'
+import type { NatsLink } from './nats-connection.js'
+import * as rows from './rows.js'
+import type { Subjects } from './subjects.js'
+
+/** Options of `createJetStreamJournal`. */
+export interface JetStreamJournalOptions {
+  readonly link: NatsLink
+  readonly subjects: Subjects
+  /** The worker's name: one process at a time. */
+  readonly worker: string
+  /** @default 5_000 */
+  readonly leaseMs?: number
+  /** Copies in a cluster. @default 1 */
+  readonly replicas?: number
+}
+
+const rowHeader = 'Troupe-Row'
+const kindHeader = 'Troupe-Kind'
+const epochHeader = 'Troupe-Epoch'
+const eventsHeader = 'Troupe-Events'
+const bodyHeader = 'Troupe-Body'
+const cutHeader = 'Troupe-Cut'
+/** A larger message keeps its body beside the journal. */
+const largestBody = partBytes
+/** Messages that are asked for one by one before a consumer is made: most reads are short. */
+const singly = 4
+const portion = 500
+const waitMs = 5_000
+/** How long the server remembers message ids. */
+const rememberedMs = 120_000
+
+/** A journal in JetStream. Nothing is touched before `open`. */
+export function createJetStreamJournal(options: JetStreamJournalOptions): Journal {
+  return new JetStreamJournal(options)
+}
+
+/** Numbers of the stream whose messages do not count any more, both ends included. */
+type Cut = readonly [from: number, to: number]
+
+interface Entry {
+  readonly shard: string
+  sequence: number
+  hash: Uint8Array
+  base: number
+  pending: Pending
+  removed: boolean
+  exists: boolean
+  busy: boolean
+  /** Number of its last message in the stream; 0 for none. */
+  at: number
+  cuts: readonly Cut[]
+}
+
+interface Message {
+  readonly seq: number
+  readonly header: MsgHdrs | undefined
+  readonly data: Uint8Array
+}
+
+type Kind = 'record' | 'cut' | 'tombstone'
+
+class JetStreamJournal implements Journal {
+  /** The server does not sync before it acknowledges. */
+  readonly durability = 'process'
+  readonly #options: JetStreamJournalOptions
+  readonly #client: JetStreamClient
+  readonly #content: JetStreamContent
+  readonly #stream: string
+  readonly #entries = new Map<string, Entry>()
+  readonly #inFlight = new Set<Promise<unknown>>()
+  #lease: NatsLease | null = null
+  #state: 'closed' | 'opening' | 'open' | 'closing' = 'closed'
+  #closed: Promise<void> = Promise.resolve()
+
+  constructor(options: JetStreamJournalOptions) {
+    this.#options = options
+    this.#client = jetstream(options.link.connection, { timeout: waitMs })
+    this.#content = new JetStreamContent(options.link, options.subjects)
+    this.#stream = options.subjects.stream('journal')
+  }
+
+  // Life.
+
+  async open(): Promise<OpenReport> {
+    const { link, subjects, worker, leaseMs, replicas } = this.#options
+    if (this.#state !== 'closed') throw new TroupeError('STORE_BUSY', `${worker} is open already`)
+    this.#state = 'opening'
+    try {
+      await this.#ensure('journal', subjects.journals(), { deny_delete: true, allow_direct: true })
+      await this.#ensure('content', subjects.contents(), { max_msgs_per_subject: 1 })
+      this.#lease = await NatsLease.take(link, subjects, {
+        worker,
+        ...(leaseMs === undefined ? {} : { ttlMs: leaseMs }),
+        ...(replicas === undefined ? {} : { replicas }),
+      })
+      this.#state = 'open'
+      return await this.#look()
+    } catch (error) {
+      this.#state = 'closed'
+      await this.#lease?.release()
+      throw storeError(error)
+    }
+  }
+
+  async #ensure(of: 'journal' | 'content', subject: string, config: Partial<StreamConfig>): Promise<void> {
+    const { manager } = this.#options.link
+    const name = this.#options.subjects.stream(of)
+    const wanted: Partial<StreamConfig> & { name: string } = {
+      name,
+      subjects: [subject],
+      retention: RetentionPolicy.Limits,
+      storage: StorageType.File,
+      num_replicas: this.#options.replicas ?? 1,
+      duplicate_window: rememberedMs * 1_000_000,
+      ...config,
+    }
+    // A stream that is there stays as its operator has set it; what must hold is checked.
+    const found = await manager.streams.info(name).catch(() => null)
+    const { config: actual } = found ?? (await manager.streams.add(wanted))
+    const differs = actual.subjects?.join() !== subject || actual.deny_delete !== (config.deny_delete ?? false)
+    if (differs || actual.storage !== StorageType.File) {
+      throw new TroupeError('CONFIG_INVALID', `the stream ${name} is there and is not set as it must be`)
+    }
+  }
+
+  async #look(): Promise<OpenReport> {
+    const pending: ShardHead[] = []
+    const damaged: OpenReport['damaged'][number][] = []
+    let shards = 0
+    for await (const [shard, row] of this.#lastRows()) {
+      if (row === null) {
+        damaged.push({ shard, code: 'JOURNAL_CORRUPT', reason: 'the row of its last message is damaged' })
+        shards++
+      } else if (!row.removed && row.last > 0) {
+        shards++
+        if (row.pending !== nothingPending) pending.push(headOf(shard, row))
+      }
+    }
+    return { shards, pending, damaged, unclean: false }
+  }
+
+  close(): Promise<void> {
+    if (this.#state === 'open') {
+      this.#state = 'closing'
+      this.#closed = this.#release()
+    }
+    return this.#closed
+  }
+
+  async #release(): Promise<void> {
+    while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
+    await this.#lease?.release()
+    this.#entries.clear()
+    this.#state = 'closed'
+  }
+
+  #check(): NatsLease {
+    if (this.#state !== 'open' || this.#lease === null) throw new TroupeError('STORE_FAILED', 'the journal is not open')
+    return this.#lease
+  }
+
+  // Appending.
+
+  async append(record: JournalRecord): Promise<void> {
+    this.#check()
+    const entry = this.#entries.get(record.shard) ?? (await this.#load(record.shard))
+    const { shard, first, last } = record
+    if (entry.busy || first !== entry.sequence + 1 || last < first) {
+      const problem = entry.busy ? 'an append is in flight' : `it ends at ${entry.sequence}`
+      const message = `commits ${first} to ${last} of ${shard} do not follow: ${problem}`
+      throw new TroupeError('STORE_FAILED', message, { details: { shard, sequence: entry.sequence, first } })
+    }
+    const row = { ...record, base: entry.base, removed: false, removing: false }
+    await this.#write(entry, 'record', row, () => this.#bodyOf(record))
+    entry.exists = true
+  }
+
+  /** Header fields and payload of a record. */
+  async #bodyOf({ shard, bytes, events }: JournalRecord): Promise<readonly [MsgHdrs, Uint8Array]> {
+    const head = headers()
+    const data = events === null ? bytes : Buffer.concat([bytes, events])
+    if (events !== null) head.set(eventsHeader, String(bytes.length))
+    if (data.length <= largestBody) return [head, data]
+    const hash = rows.contentHash(data)
+    await this.#content.putBody(shard, hash, data)
+    head.set(bodyHeader, hash)
+    return [head, new Uint8Array(0)]
+  }
+
+  /** Publishes one message behind the last of its shard. After a failure the entry is forgotten. */
+  async #write(
+    entry: Entry,
+    kind: Kind,
+    row: rows.Row,
+    body: () => Promise<readonly [MsgHdrs, Uint8Array]> = () => Promise.resolve([headers(), new Uint8Array(0)]),
+  ): Promise<void> {
+    const { epoch } = this.#check()
+    entry.busy = true
+    const { shard } = entry
+    const writing = (async (): Promise<void> => {
+      const [head, data] = await body()
+      head.set(rowHeader, rows.encodeRow(shard, row).toString('base64'))
+      head.set(kindHeader, kind)
+      head.set(epochHeader, String(epoch))
+      if (entry.cuts.length > 0) head.set(cutHeader, entry.cuts.map((cut) => cut.join('-')).join(','))
+      const hash = rows.asBuffer(row.hash).toString('base64url')
+      const ack = await this.#client
+        .publish(this.#options.subjects.journal(shard), data, {
+          headers: head,
+          msgID: `${shard}:${epoch}:${kind}:${row.last}:${hash}`,
+          expect: { lastSubjectSequence: entry.at },
+          timeout: waitMs,
+        })
+        .then(({ seq }) => seq)
+        .catch((error: unknown) => this.#ambiguous(entry, kind, row, epoch, error))
+      Object.assign(entry, { at: ack, sequence: row.last, hash: row.hash, base: row.base })
+      Object.assign(entry, { pending: row.pending, removed: row.removed })
+    })()
+    this.#inFlight.add(writing)
+    try {
+      await writing
+    } catch (error) {
+      this.#entries.delete(shard)
+      throw storeError(error)
+    } finally {
+      entry.busy = false
+      this.#inFlight.delete(writing)
+    }
+  }
+
+  /** What became of a message whose acknowledgement did not come, or was a refusal. Its number when it landed. */
+  async #ambiguous(entry: Entry, kind: Kind, row: rows.Row, epoch: number, error: unknown): Promise<number> {
+    const last = await this.#last(entry.shard)
+    if (last === null) throw storeError(error)
+    const found = rowOf(entry.shard, last)
+    const isOurs =
+      last.header?.get(epochHeader) === String(epoch) &&
+      last.header.get(kindHeader) === kind &&
+      found?.last === row.last &&
+      rows.asBuffer(found.hash).equals(row.hash)
+    if (isOurs) return last.seq
+    if (last.seq === entry.at) throw storeError(error)
+    const by = last.header?.get(epochHeader) ?? 'unknown'
+    const message = `${entry.shard} was written by the owner with epoch ${by}, this one has ${epoch}`
+    throw new TroupeError('SHARD_FENCED', message, { details: { shard: entry.shard, epoch, by } })
+  }
+
+  async refresh(shard: string): Promise<ShardHead> {
+    this.#check()
+    if (this.#entries.get(shard)?.busy !== true) this.#entries.delete(shard)
+    return this.head(shard)
+  }
+
+  // Heads.
+
+  async head(shard: string): Promise<ShardHead> {
+    this.#check()
+    const { sequence, hash, pending, removed } = this.#entries.get(shard) ?? (await this.#load(shard))
+    return sequence === 0 ? emptyHead(shard) : { shard, sequence, hash, pending, removed }
+  }
+
+  async *heads(): AsyncGenerator<ShardHead> {
+    this.#check()
+    const found: [string, rows.Row | null][] = []
+    for await (const each of this.#lastRows()) found.push(each)
+    for (const [shard, row] of found.sort(([one], [other]) => (one < other ? -1 : 1))) {
+      if (row === null) throw damaged(shard)
+      if (row.last > 0) yield headOf(shard, row)
+    }
+  }
+
+  async #load(shard: string): Promise<Entry> {
+    const last = await this.#last(shard)
+    const row = last === null ? undefined : rowOf(shard, last)
+    if (row === null) throw damaged(shard)
+    const known = this.#entries.get(shard)
+    if (known !== undefined) return known
+    const entry: Entry = {
+      shard,
+      sequence: row?.last ?? 0,
+      hash: row?.hash ?? new Uint8Array(32),
+      base: row?.base ?? 0,
+      pending: row?.pending ?? nothingPending,
+      removed: row?.removed ?? false,
+      exists: row !== undefined && row.last > 0,
+      busy: false,
+      at: last?.seq ?? 0,
+      cuts: cutsOf(last),
+    }
+    this.#entries.set(shard, entry)
+    return entry
+  }
+
+  /** The last message of a shard, from the leader. */
+  async #last(shard: string): Promise<Message | null> {
+    const subject = this.#options.subjects.journal(shard)
+    try {
+      return await this.#options.link.manager.streams.getMessage(this.#stream, { last_by_subj: subject })
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  async *#lastRows(): AsyncGenerator<[string, rows.Row | null]> {
+    const { subjects } = this.#options
+    const found = this.#consume({
+      deliver_policy: DeliverPolicy.LastPerSubject,
+      filter_subject: subjects.journals(),
+      headers_only: true,
+    })
+    for await (const message of found) {
+      const shard = subjects.shardOf(message.subject)
+      yield [shard, rowOf(shard, message)]
+    }
+  }
+
+  // Reading.
+
+  async *read(shard: string, from: number): AsyncGenerator<StoredRecord> {
+    for await (const { row, bytes } of this.#records(shard, from)) {
+      yield { first: row.first, last: row.last, hash: row.hash, bytes }
+    }
+  }
+
+  async *readEvents(
+    shard: string,
+    from: number,
+  ): AsyncGenerator<{ readonly first: number; readonly bytes: Uint8Array }> {
+    for await (const { row, events } of this.#records(shard, from)) {
+      if (events !== null) yield { first: row.first, bytes: events }
+    }
+  }
+
+  async *#records(
+    shard: string,
+    from: number,
+  ): AsyncGenerator<{ readonly row: rows.Row; readonly bytes: Uint8Array; readonly events: Uint8Array | null }> {
+    this.#check()
+    const { at, base, sequence, cuts } = this.#entries.get(shard) ?? (await this.#load(shard))
+    const start = Math.max(from, base + 1)
+    if (at === 0 || start > sequence) return
+    let next = start
+    for await (const message of this.#messages(shard, await this.#find(shard, start, at, cuts), at)) {
+      if (message.header?.get(kindHeader) !== 'record' || cuts.some(([a, b]) => message.seq >= a && message.seq <= b)) {
+        continue
+      }
+      const row = rowOf(shard, message)
+      if (row === null) throw damaged(shard)
+      if (row.last < start) continue
+      const follows = next === start ? row.first <= start : row.first === next
+      if (!follows) throw missing(shard, next, row.first - 1)
+      next = row.last + 1
+      yield { row, ...(await this.#parts(shard, message)) }
+      if (next > sequence) return
+    }
+    if (next <= sequence) throw missing(shard, next, sequence)
+  }
+
+  async #parts(
+    shard: string,
+    { header, data }: Message,
+  ): Promise<{ readonly bytes: Uint8Array; readonly events: Uint8Array | null }> {
+    const hash = header?.get(bodyHeader) ?? ''
+    const all = hash === '' ? data : await this.#content.getBody(shard, hash)
+    if (all === null || (hash !== '' && rows.contentHash(all) !== hash)) throw damaged(shard)
+    const eventsAt = header?.get(eventsHeader) ?? ''
+    if (eventsAt === '') return { bytes: all, events: null }
+    return { bytes: all.subarray(0, Number(eventsAt)), events: all.subarray(Number(eventsAt)) }
+  }
+
+  /** The number of a message at or before the record that contains a commit: found by halving. */
+  async #find(shard: string, sequence: number, last: number, cuts: readonly Cut[]): Promise<number> {
+    let low = 1
+    let high = last
+    // Behind a cut the commits go back: then all is read.
+    if (cuts.length > 0 || sequence <= 1) return low
+    while (low < high) {
+      const middle = Math.ceil((low + high) / 2)
+      const message = await this.#next(shard, middle)
+      const row = message === null ? null : rowOf(shard, message)
+      if (message === null || message.seq > last || row === null || row.first > sequence) high = middle - 1
+      else low = row.last >= sequence ? message.seq : Math.max(middle, message.seq)
+      if (message !== null && row !== null && row.first <= sequence && row.last >= sequence) return message.seq
+    }
+    return low
+  }
+
+  /** The first message of a shard from a number on. */
+  async #next(shard: string, seq: number): Promise<(Message & { readonly subject: string }) | null> {
+    const query = { seq, next_by_subj: this.#options.subjects.journal(shard) }
+    try {
+      return await this.#options.link.manager.direct.getMessage(this.#stream, query)
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  async *#messages(shard: string, from: number, to: number): AsyncGenerator<Message> {
+    let seq = from
+    for (let count = 0; count < singly && seq <= to; count++) {
+      const message = await this.#next(shard, seq)
+      if (message === null || message.seq > to) return
+      yield message
+      seq = message.seq + 1
+    }
+    if (seq > to) return
+    const start = { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: seq }
+    for await (const message of this.#consume({ ...start, filter_subject: this.#options.subjects.journal(shard) })) {
+      if (message.seq > to) return
+      yield message
+    }
+  }
+
+  /** The messages that are there now, by a consumer of their own. */
+  async *#consume(config: {
+    readonly deliver_policy: DeliverPolicy
+    readonly filter_subject: string
+    readonly opt_start_seq?: number
+    readonly headers_only?: boolean
+  }): AsyncGenerator<Message & { readonly subject: string }> {
+    const { manager } = this.#options.link
+    try {
+      const info = await manager.consumers.add(this.#stream, {
+        ...config,
+        ack_policy: AckPolicy.None,
+        replay_policy: ReplayPolicy.Instant,
+        mem_storage: true,
+        num_replicas: 1,
+        inactive_threshold: 30_000 * 1_000_000,
+      })
+      const consumer = this.#client.consumers.getConsumerFromInfo(info)
+      try {
+        for (let left = info.num_pending; left > 0; ) {
+          const messages = await consumer.fetch({ max_messages: Math.min(left, portion), expires: waitMs })
+          const before = left
+          for await (const { seq, headers: header, data, subject } of messages) {
+            left--
+            yield { seq, header, data, subject }
+          }
+          if (left === before) throw new TroupeError('STORE_FAILED', 'the server stopped sending', { retryable: true })
+        }
+      } finally {
+        await manager.consumers.delete(this.#stream, info.name).catch(() => undefined)
+      }
+    } catch (error) {
+      throw isTroupeError(error) ? error : storeError(error)
+    }
+  }
+
+  // Ends.
+
+  async remove(shard: string): Promise<void> {
+    this.#check()
+    const entry = this.#entries.get(shard) ?? (await this.#load(shard))
+    if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
+    if (entry.exists && !entry.removed) {
+      const { sequence, hash } = entry
+      const position = { first: sequence, last: sequence, base: sequence, hash }
+      entry.cuts = []
+      await this.#write(entry, 'tombstone', { ...position, pending: nothingPending, removed: true, removing: false })
+    }
+    await this.#content.clear(shard)
+    const filter = this.#options.subjects.journal(shard)
+    if (entry.at > 0) await this.#options.link.manager.streams.purge(this.#stream, { filter, keep: 1 })
+  }
+
+  async acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void> {
+    this.#check()
+    const entry = this.#entries.get(shard) ?? (await this.#load(shard))
+    if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
+    const kept = sequence === 0 ? null : await this.#endingAt(entry, sequence, hash)
+    const from = kept === null ? 1 : kept.seq + 1
+    if (entry.at >= from) entry.cuts = [...entry.cuts, [from, entry.at]]
+    const base = kept === null ? sequence : kept.base
+    const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
+    await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
+    entry.exists = sequence > 0
+    await this.#content.cutSnapshots(shard, sequence)
+    await this.#content.putAttempts(shard, {})
+  }
+
+  /** The sound record that ends at a commit with this hash. */
+  async #endingAt(
+    { shard, at, cuts }: Entry,
+    sequence: number,
+    hash: Uint8Array,
+  ): Promise<{ readonly seq: number; readonly base: number } | null> {
+    for await (const message of this.#messages(shard, 1, at)) {
+      const row = rowOf(shard, message)
+      const isCut = cuts.some(([from, to]) => message.seq >= from && message.seq <= to)
+      if (isCut || row?.last !== sequence || message.header?.get(kindHeader) !== 'record') continue
+      if (rows.asBuffer(row.hash).equals(hash)) return { seq: message.seq, base: row.base }
+    }
+    return null
+  }
+
+  // Content beside the records.
+
+  putBlob(shard: string, hash: string, bytes: Uint8Array, sequence: number): Promise<void> {
+    return this.#content.putBlob(shard, hash, bytes, sequence)
+  }
+
+  getBlob(shard: string, hash: string): Promise<Uint8Array> {
+    return this.#content.getBlob(shard, hash)
+  }
+
+  listBlobs(shard: string): Promise<readonly BlobInfo[]> {
+    return this.#content.listBlobs(shard)
+  }
+
+  deleteBlobs(shard: string, hashes: readonly string[]): Promise<void> {
+    return this.#content.deleteBlobs(shard, hashes)
+  }
+
+  putSnapshot(
+    manifest: SnapshotManifest,
+    chunks: ReadonlyMap<string, Uint8Array>,
+    keep: readonly number[],
+  ): Promise<void> {
+    return this.#content.putSnapshot(manifest, chunks, keep)
+  }
+
+  snapshots(shard: string): Promise<readonly SnapshotManifest[]> {
+    return this.#content.snapshots(shard)
+  }
+
+  getChunks(shard: string, hashes: readonly string[]): Promise<readonly Uint8Array[]> {
+    return this.#content.getChunks(shard, hashes)
+  }
+
+  putAttempts(shard: string, attempts: Readonly<Record<string, number>>): Promise<void> {
+    return this.#content.putAttempts(shard, attempts)
+  }
+
+  getAttempts(shard: string): Promise<Readonly<Record<string, number>>> {
+    return this.#content.getAttempts(shard)
+  }
+}
+
+function rowOf(shard: string, { header }: Message): rows.Row | null {
+  return rows.decodeRow(shard, Buffer.from(header?.get(rowHeader) ?? '', 'base64'))
+}
+
+function cutsOf(message: Message | null): Cut[] {
+  const text = message?.header?.get(cutHeader) ?? ''
+  return text === '' ? [] : text.split(',').map((cut) => cut.split('-').map(Number) as [number, number])
+}
+
+function headOf(shard: string, { last, hash, pending, removed }: rows.Row): ShardHead {
+  return { shard, sequence: last, hash, pending, removed }
+}
+
+function damaged(shard: string): TroupeError {
+  return new TroupeError('JOURNAL_CORRUPT', `${shard}: a message of its journal is damaged`, { details: { shard } })
+}
+
+function missing(shard: string, from: number, to: number): TroupeError {
+  return new TroupeError('JOURNAL_CORRUPT', `${shard}: commits ${from} to ${to} are missing`, { details: { shard } })
+}

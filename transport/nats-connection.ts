@@ -1,0 +1,207 @@
+/**
+ * The connection to NATS: who we are, how soon a dead link is noticed, what the server can do.
+ *
+ * Owns: connecting, refusing what is not safe, what a failure of the server means.
+ * Does not own: what is stored or sent there.
+ *
+ * - NC1 Off loopback there is no connection without credentials, unless `insecure` says so; a server's advertised others
+ *   are subject to the same.
+ * - NC2 A link that has gone silent is noticed within three seconds; the connection is tried again for ever.
+ * - NC3 No credential is in an error or a log.
+ * - NC4 A server that is too old, or without JetStream, is refused when it is connected to.
+ */
+import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { jetstreamManager, type JetStreamManager } from '@nats-io/jetstream'
+import {
+  type Authenticator,
+  connect,
+  credsAuthenticator,
+  errors,
+  nkeyAuthenticator,
+  type NatsConnection,
+  type NodeConnectionOptions,
+} from '@nats-io/transport-node'
+import { TroupeError } from '../runtime/errors.js'
+
+/** How to reach NATS. */
+export interface NatsOptions {
+  /** `nats://host:port`, or several; user and password may be in it. */
+  readonly servers: string | readonly string[]
+  readonly user?: string
+  readonly password?: string
+  readonly token?: string
+  /** An nkey seed. */
+  readonly nkeySeed?: string
+  /** Path of a `.creds` file with JWT and seed. */
+  readonly credsFile?: string
+  /** Files in PEM. `tls: {}` asks for TLS with the system's authorities. */
+  readonly tls?: { readonly caFile?: string; readonly certFile?: string; readonly keyFile?: string }
+  /** Allows a connection off loopback without credentials. @default false */
+  readonly insecure?: boolean
+  /** How the connection is listed on the server. @default 'troupe' */
+  readonly name?: string
+  /** How long the first connection may take. @default 5_000 */
+  readonly timeoutMs?: number
+}
+
+/** An open connection whose server has what we need. */
+export interface NatsLink {
+  readonly connection: NatsConnection
+  readonly manager: JetStreamManager
+  /** The server's version, for people. */
+  readonly version: string
+}
+
+/** The oldest server whose fence was measured to hold. */
+export const oldestServer = '2.9.0'
+/** Two silent seconds, and the third closes the link. */
+const pingMs = 1_000
+const maxPingOut = 2
+const defaultPort = 4222
+
+/**
+ * Connects.
+ * @throws TroupeError `CONFIG_INVALID` for unsafe or unreadable options, `NATS_UNREACHABLE`, `NATS_DENIED` for credentials
+ * that are wrong or missing, `NATS_UNSUPPORTED` for a server that is too old or without JetStream.
+ */
+export async function connectNats(options: NatsOptions): Promise<NatsLink> {
+  const servers = (typeof options.servers === 'string' ? options.servers.split(',') : [...options.servers]).map(
+    addressOf,
+  )
+  const authenticator = authenticatorOf(options)
+  checkSafe(servers, options, authenticator)
+  const timeout = options.timeoutMs ?? 5_000
+  const [first] = servers
+  const given: NodeConnectionOptions = {
+    servers: servers.map(({ address }) => address),
+    name: options.name ?? 'troupe',
+    timeout,
+    pingInterval: pingMs,
+    maxPingOut,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: 250,
+    reconnectJitter: 250,
+    // Addresses that a server tells of were not checked.
+    ignoreClusterUpdates: true,
+    ...(authenticator === null ? {} : { authenticator }),
+    ...(options.user === undefined ? userOf(first) : { user: options.user, pass: options.password ?? '' }),
+    ...(options.token === undefined ? {} : { token: options.token }),
+    ...(options.tls === undefined ? {} : { tls: { ...options.tls } }),
+  }
+  const where = servers.map(({ address }) => address).join(', ')
+  const connection = await connect(given).catch((error: unknown) => {
+    throw natsError(error, where)
+  })
+  try {
+    const version = connection.info?.version ?? 'unknown'
+    if (isOlder(version, oldestServer)) {
+      throw new TroupeError(
+        'NATS_UNSUPPORTED',
+        `${where} is nats-server ${version}, at least ${oldestServer} is needed`,
+      )
+    }
+    const manager = await jetstreamManager(connection, { timeout })
+    return { connection, manager, version }
+  } catch (error) {
+    await connection.close()
+    throw natsError(error, where)
+  }
+}
+
+/** What a failure of NATS is for the runtime. */
+export function natsError(thrown: unknown, where: string): TroupeError {
+  if (thrown instanceof TroupeError) return thrown
+  const message = thrown instanceof Error ? thrown.message : String(thrown)
+  if (thrown instanceof errors.AuthorizationError || thrown instanceof errors.UserAuthenticationExpiredError) {
+    return new TroupeError('NATS_DENIED', `${where} refused the credentials: ${message}`)
+  }
+  if (thrown instanceof errors.PermissionViolationError) {
+    return new TroupeError('NATS_DENIED', `${where} does not allow it: ${thrown.operation} ${thrown.subject}`)
+  }
+  if (/jetstream.*not enabled|no responders/i.test(`${(thrown as Error).name} ${message}`)) {
+    return new TroupeError('NATS_UNSUPPORTED', `JetStream is not enabled on ${where}, or not for this user`)
+  }
+  return new TroupeError('NATS_UNREACHABLE', `${where} cannot be reached: ${message}`, {
+    retryable: true,
+    cause: thrown,
+  })
+}
+
+interface Address {
+  /** Without user and password. */
+  readonly address: string
+  readonly host: string
+  readonly user: string
+  readonly password: string
+}
+
+function addressOf(text: string): Address {
+  const full = /^[a-z]+:\/\//.test(text.trim()) ? text.trim() : `nats://${text.trim()}`
+  let url: URL
+  try {
+    url = new URL(full)
+  } catch {
+    throw new TroupeError('CONFIG_INVALID', 'the address of a NATS server is not one: nats://HOST:PORT')
+  }
+  if (!['nats:', 'tls:'].includes(url.protocol) || url.hostname === '') {
+    throw new TroupeError(
+      'CONFIG_INVALID',
+      `the address of a NATS server begins with nats:// or tls://, not ${url.protocol}`,
+    )
+  }
+  const address = `${url.protocol}//${url.hostname}:${url.port === '' ? defaultPort : url.port}`
+  return {
+    address,
+    host: url.hostname,
+    user: decodeURIComponent(url.username),
+    password: decodeURIComponent(url.password),
+  }
+}
+
+function userOf(address: Address | undefined): { user?: string; pass?: string } {
+  return address === undefined || address.user === '' ? {} : { user: address.user, pass: address.password }
+}
+
+function authenticatorOf({ nkeySeed, credsFile }: NatsOptions): Authenticator | null {
+  if (nkeySeed !== undefined) return nkeyAuthenticator(new TextEncoder().encode(nkeySeed))
+  if (credsFile === undefined) return null
+  try {
+    return credsAuthenticator(readFileSync(credsFile))
+  } catch (error) {
+    throw new TroupeError(
+      'CONFIG_INVALID',
+      `the credentials file cannot be read: ${(error as NodeJS.ErrnoException).code ?? ''}`,
+    )
+  }
+}
+
+function checkSafe(servers: readonly Address[], options: NatsOptions, authenticator: Authenticator | null): void {
+  const hasCredentials =
+    authenticator !== null ||
+    options.user !== undefined ||
+    options.token !== undefined ||
+    options.tls?.certFile !== undefined ||
+    servers.every(({ user }) => user !== '')
+  const open = servers.find(({ host }) => !isLoopback(host))
+  if (open === undefined || hasCredentials || options.insecure === true) return
+  const how = 'give a user, an nkey, a creds file or a client certificate, or say `insecure: true`'
+  throw new TroupeError(
+    'CONFIG_INVALID',
+    `${open.address} is not on this machine, and there are no credentials: ${how}`,
+  )
+}
+
+function isLoopback(host: string): boolean {
+  const name = host.replace(/^\[|\]$/g, '')
+  return name === 'localhost' || name === '::1' || (isIP(name) === 4 && name.startsWith('127.'))
+}
+
+function isOlder(version: string, than: string): boolean {
+  const numbers = (text: string): number[] => text.split(/[.-]/).slice(0, 3).map(Number)
+  const wanted = numbers(than)
+  for (const [index, number] of numbers(version).entries()) {
+    if (number !== wanted[index]) return number < (wanted[index] ?? 0)
+  }
+  return false
+}
