@@ -14,6 +14,7 @@ import { type KV, Kvm } from '@nats-io/kv'
 import { TroupeError } from '../runtime/errors.js'
 import { storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
+import { type Announcement, encodeAnnouncement } from './nats-membership.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `NatsLease.take`. */
@@ -24,6 +25,8 @@ export interface LeaseOptions {
   readonly ttlMs?: number
   /** Copies of the bucket in a cluster. @default 1 */
   readonly replicas?: number
+  /** What others are to know of this worker. @default nothing */
+  readonly announcement?: Announcement
 }
 
 /** One lease. */
@@ -33,6 +36,7 @@ export class NatsLease {
   readonly #bucket: KV
   readonly #worker: string
   readonly #ttlMs: number
+  readonly #told: string
   #revision: number
   #renewedAt = performance.now()
   #timer: NodeJS.Timeout
@@ -40,10 +44,11 @@ export class NatsLease {
   /** Called once when the lease is lost. */
   onLost: () => void = () => undefined
 
-  private constructor(bucket: KV, worker: string, ttlMs: number, revision: number) {
+  private constructor(bucket: KV, worker: string, ttlMs: number, revision: number, told: string) {
     this.#bucket = bucket
     this.#worker = worker
     this.#ttlMs = ttlMs
+    this.#told = told
     this.epoch = revision
     this.#revision = revision
     this.#timer = this.#plan()
@@ -58,8 +63,9 @@ export class NatsLease {
         history: 1,
         replicas: options.replicas ?? 1,
       })
-      const revision = await bucket.create(options.worker, '')
-      return new NatsLease(bucket, options.worker, ttlMs, revision)
+      const told = encodeAnnouncement(options.announcement ?? { crews: {} })
+      const revision = await bucket.create(options.worker, told)
+      return new NatsLease(bucket, options.worker, ttlMs, revision, told)
     } catch (error) {
       if (!/wrong last sequence/i.test((error as Error).message)) throw storeError(error)
       const message = `there is a worker ${options.worker} already`
@@ -79,7 +85,7 @@ export class NatsLease {
   async #renew(): Promise<void> {
     const asked = performance.now()
     try {
-      this.#revision = await this.#bucket.update(this.#worker, '', this.#revision)
+      this.#revision = await this.#bucket.update(this.#worker, this.#told, this.#revision)
       // The server counts from when it took it, which is not before it was asked.
       this.#renewedAt = asked
     } catch (error) {

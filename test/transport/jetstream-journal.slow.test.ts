@@ -192,10 +192,10 @@ describe('JetStream journal', () => {
     const one = await appendNext(journal, 'a', 'one')
     const { config } = await link.manager.streams.info(subjects.stream('journal'))
     const limited = { ...config, max_msgs: 1, discard: 'new' as const }
-    await link.manager.streams.update(config.name, limited as never)
+    await link.manager.streams.update(config.name, limited)
     const two = nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'two')
     await expect(journal.append(two)).rejects.toEqual(code('STORE_FULL'))
-    await link.manager.streams.update(config.name, { ...limited, max_msgs: -1 } as never)
+    await link.manager.streams.update(config.name, { ...limited, max_msgs: -1 })
     expect(await journal.refresh('a')).toMatchObject({ sequence: 1 })
     await journal.append(two)
   })

@@ -1,0 +1,103 @@
+import { afterAll, beforeAll, expect, test } from 'vitest'
+import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { NatsLease } from '../../transport/nats-lease.js'
+import { NatsMembership } from '../../transport/nats-membership.js'
+import { Subjects } from '../../transport/subjects.js'
+import { startLinkProxy } from '../support/link-proxy.js'
+import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+
+const leaseMs = 1_000
+let server: NatsServer
+let link: NatsLink
+let count = 0
+beforeAll(async () => {
+  server = await startNatsServer()
+  link = await connectNats({ servers: server.url })
+})
+afterAll(async () => {
+  await link.connection.close()
+  await server.dispose()
+})
+
+/** A list, and what it said each time it changed. */
+async function opened(subjects: Subjects, over = link): Promise<{ list: NatsMembership; seen: string[] }> {
+  const seen: string[] = []
+  const list = await NatsMembership.open(over, subjects, leaseMs)
+  list.onChange = () => void seen.push(names(list))
+  return { list, seen }
+}
+const names = (list: NatsMembership) => [...list.members.keys()].sort().join()
+
+test('NM1 membership: who comes and who goes is seen at once, a renewal is no change', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const take = (worker: string) =>
+    NatsLease.take(link, subjects, { worker, ttlMs: leaseMs, announcement: { crews: { report: worker } } })
+  const first = await take('a')
+  const { list, seen } = await opened(subjects)
+  expect(names(list)).toBe('a')
+  const since = performance.now()
+  const second = await take('b')
+  await expect.poll(() => names(list)).toBe('a,b')
+  expect(list.members.get('b')).toMatchObject({ worker: 'b', crews: { report: 'b' } })
+  await first.release()
+  await expect.poll(() => names(list)).toBe('b')
+  expect(performance.now() - since).toBeLessThan(leaseMs)
+  await expect.poll(() => list.members.get('b')!.revision, { timeout: 3_000 }).toBeGreaterThan(second.epoch)
+  expect(seen).toEqual(['a,b', 'b'])
+  list.close()
+  await second.release()
+})
+
+test('NM1 membership: a lease that runs out is seen, and so is a next one of that name', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const proxy = await startLinkProxy(server.port)
+  const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+  const lease = await NatsLease.take(over, subjects, { worker: 'a', ttlMs: leaseMs })
+  const { list } = await opened(subjects)
+  proxy.up = 'swallow'
+  const since = performance.now()
+  await expect.poll(() => names(list), { timeout: 5_000 }).toBe('')
+  expect(performance.now() - since).toBeLessThan(leaseMs * 2.5)
+  const next = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  await expect.poll(() => names(list)).toBe('a')
+  expect(next.epoch).toBeGreaterThan(lease.epoch)
+  list.close()
+  await next.release()
+  await over.connection.close()
+  await proxy.close()
+})
+
+test('NM2 membership: whoever is cut off declares nobody dead, and catches up afterwards', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const proxy = await startLinkProxy(server.port)
+  const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+  const a = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  const { list, seen } = await opened(subjects, over)
+  proxy.up = 'swallow'
+  proxy.down = 'swallow'
+  const b = await NatsLease.take(link, subjects, { worker: 'b', ttlMs: leaseMs })
+  const other = await opened(subjects)
+  await expect.poll(() => other.list.members.get('b')?.revision ?? 0, { timeout: 5_000 }).toBeGreaterThan(b.epoch + 2)
+  expect(names(list)).toBe('a')
+  expect(seen).toEqual([])
+  proxy.up = 'pass'
+  proxy.down = 'pass'
+  proxy.cut()
+  await expect.poll(() => names(list), { timeout: 10_000 }).toBe('a,b')
+  for (const each of [list, other.list]) each.close()
+  for (const lease of [a, b]) await lease.release()
+  await over.connection.close()
+  await proxy.close()
+})
+
+test('NM1 membership: an entry that nobody can read is nobody', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const { list } = await opened(subjects)
+  const put = (worker: string, text: string) =>
+    link.connection.request(`$KV.${subjects.stream('workers')}.${worker}`, text)
+  await put('x', 'not JSON')
+  await put('y', '{"crews":3}')
+  await put('z', '{"crews":{}}')
+  await expect.poll(() => names(list)).toBe('z')
+  list.close()
+})
