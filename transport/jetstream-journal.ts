@@ -11,7 +11,7 @@
  * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
  *   of another owner is `SHARD_FENCED`.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
- * - JJ4 A shard whose last record's row is damaged refuses everything with `JOURNAL_CORRUPT`; the others go on.
+ * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
 import { AckPolicy, DeliverPolicy, jetstream, type JetStreamClient, ReplayPolicy } from '@nats-io/jetstream'
 import { RetentionPolicy, StorageType, type StreamConfig } from '@nats-io/jetstream'
@@ -77,7 +77,6 @@ interface Entry {
   base: number
   pending: Pending
   removed: boolean
-  exists: boolean
   busy: boolean
   /** Number of its last message in the stream; 0 for none. */
   at: number
@@ -205,7 +204,6 @@ class JetStreamJournal implements Journal {
     }
     const row = { ...record, base: entry.base, removed: false, removing: false }
     await this.#write(entry, 'record', row, () => this.#bodyOf(record))
-    entry.exists = true
   }
 
   /** Header fields and payload of a record. */
@@ -240,7 +238,8 @@ class JetStreamJournal implements Journal {
       const ack = await this.#client
         .publish(this.#options.subjects.journal(shard), data, {
           headers: head,
-          msgID: `${shard}:${epoch}:${kind}:${row.last}:${hash}`,
+          // The place is part of it: behind a cut the same record may come again, and is another message.
+          msgID: `${shard}:${epoch}:${entry.at}:${kind}:${row.last}:${hash}`,
           expect: { lastSubjectSequence: entry.at },
           timeout: waitMs,
         })
@@ -267,6 +266,7 @@ class JetStreamJournal implements Journal {
     if (last === null) throw storeError(error)
     const found = rowOf(entry.shard, last)
     const isOurs =
+      last.seq > entry.at &&
       last.header?.get(epochHeader) === String(epoch) &&
       last.header.get(kindHeader) === kind &&
       found?.last === row.last &&
@@ -302,10 +302,11 @@ class JetStreamJournal implements Journal {
     }
   }
 
-  async #load(shard: string): Promise<Entry> {
+  /** @param damagedToo gives an entry without position for a shard whose last row is damaged: for whoever cuts it */
+  async #load(shard: string, damagedToo = false): Promise<Entry> {
     const last = await this.#last(shard)
     const row = last === null ? undefined : rowOf(shard, last)
-    if (row === null) throw damaged(shard)
+    if (row === null && !damagedToo) throw damaged(shard)
     const known = this.#entries.get(shard)
     if (known !== undefined) return known
     const entry: Entry = {
@@ -315,7 +316,6 @@ class JetStreamJournal implements Journal {
       base: row?.base ?? 0,
       pending: row?.pending ?? nothingPending,
       removed: row?.removed ?? false,
-      exists: row !== undefined && row.last > 0,
       busy: false,
       at: last?.seq ?? 0,
       cuts: cutsOf(last),
@@ -486,7 +486,7 @@ class JetStreamJournal implements Journal {
     this.#check()
     const entry = this.#entries.get(shard) ?? (await this.#load(shard))
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
-    if (entry.exists && !entry.removed) {
+    if (entry.sequence > 0 && !entry.removed) {
       const { sequence, hash } = entry
       const position = { first: sequence, last: sequence, base: sequence, hash }
       entry.cuts = []
@@ -499,7 +499,7 @@ class JetStreamJournal implements Journal {
 
   async acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void> {
     this.#check()
-    const entry = this.#entries.get(shard) ?? (await this.#load(shard))
+    const entry = this.#entries.get(shard) ?? (await this.#load(shard, true))
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
     const kept = sequence === 0 ? null : await this.#endingAt(entry, sequence, hash)
     const from = kept === null ? 1 : kept.seq + 1
@@ -507,7 +507,6 @@ class JetStreamJournal implements Journal {
     const base = kept === null ? sequence : kept.base
     const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
-    entry.exists = sequence > 0
     await this.#content.cutSnapshots(shard, sequence)
     await this.#content.putAttempts(shard, {})
   }

@@ -156,6 +156,22 @@ describe('JetStream journal', () => {
       code('JOURNAL_CORRUPT'),
     )
     await appendNext(other, 'b', 'two')
+    const [one] = await collect(journal.read('a', 1))
+    await other.acceptLoss('a', 1, one!.hash)
+    await appendNext(other, 'a', 'two')
+    expect((await collect(other.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
+  })
+
+  test('JJ3 append: the same record behind a cut, and the same cut again, are stored again', async () => {
+    const journal = await owner('one')
+    const one = await appendNext(journal, 'a', 'one')
+    for (let round = 0; round < 3; round++) {
+      const two = await appendNext(journal, 'a', 'two')
+      expect((await journal.refresh('a')).sequence).toBe(two.last)
+      expect((await collect(journal.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
+      await journal.acceptLoss('a', 1, one.hash)
+      expect((await journal.refresh('a')).sequence).toBe(1)
+    }
   })
 
   test('JC2 append: a record larger than a message comes back, events and all', async () => {
