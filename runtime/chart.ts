@@ -5,7 +5,8 @@
  * (13 to 38 µs a step, half of a commit). For machines of nested states without parallel or history ones all of it is
  * known beforehand: for each transition and leaf the list of actions and the leaf they lead to.
  *
- * Owns: which machines have a chart, what their transitions do. With `scope.ts` the only file that knows XState's inside.
+ * Owns: which machines have a chart, what their transitions do. With `chart-step.ts` and
+ * `scope.ts` the only files that know XState's inside.
  * Does not own: the order of steps inside one message (`chart-step.ts`), what becomes of an action (`scope.ts`).
  *
  * - CH1 A step of a chart is the step of XState: the same state, context and actions in the same order.

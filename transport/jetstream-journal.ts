@@ -4,8 +4,8 @@
  * A record is one message: its row in a header, its bytes and events behind each other. What ends or cuts a shard is a
  * message too, since single messages are never deleted: a deletion would make the server forget the fence.
  *
- * Owns: the fence, what an ambiguous answer means, reading, cutting and removing shards.
- * Does not own: content beside records (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`).
+ * Owns: the fence, what an ambiguous answer means, cutting and removing shards.
+ * Does not own: finding messages (`jetstream-reading.ts`), content beside records (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`).
  *
  * - JJ1 A record lands only behind the one that its owner saw last: the server compares.
  * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
@@ -13,26 +13,36 @@
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
-import { AckPolicy, DeliverPolicy, jetstream, type JetStreamClient, ReplayPolicy } from '@nats-io/jetstream'
-import { RetentionPolicy, StorageType, type StreamConfig } from '@nats-io/jetstream'
+import { jetstream, type JetStreamClient, RetentionPolicy, StorageType, type StreamConfig } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
-import { isTroupeError, TroupeError } from '../runtime/errors.js'
+import { TroupeError } from '../runtime/errors.js'
 import {
   type BlobInfo,
-  emptyHead,
   type Journal,
   type JournalRecord,
   nothingPending,
   type OpenReport,
-  type Pending,
   type ShardHead,
   type SnapshotManifest,
   type StoredRecord,
 } from '../runtime/journal.js'
 import { JetStreamContent, partBytes, storeError } from './jetstream-content.js'
+import {
+  type Cut,
+  cutHeader,
+  cutsOf,
+  isRecord,
+  JetStreamReading,
+  kindHeader,
+  type Message,
+  rowHeader,
+  rowOf,
+  waitMs,
+} from './jetstream-reading.js'
 import { NatsLease } from './nats-lease.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
+import { type Entry, entryOf, headOf, ShardHeads } from './shard-heads.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `createJetStreamJournal`. */
@@ -47,18 +57,11 @@ export interface JetStreamJournalOptions {
   readonly replicas?: number
 }
 
-const rowHeader = 'Troupe-Row'
-const kindHeader = 'Troupe-Kind'
 const epochHeader = 'Troupe-Epoch'
 const eventsHeader = 'Troupe-Events'
 const bodyHeader = 'Troupe-Body'
-const cutHeader = 'Troupe-Cut'
 /** A larger message keeps its body beside the journal. */
 const largestBody = partBytes
-/** Messages that are asked for one by one before a consumer is made: most reads are short. */
-const singly = 4
-const portion = 500
-const waitMs = 5_000
 /** How long the server remembers message ids. */
 const rememberedMs = 120_000
 
@@ -67,26 +70,10 @@ export function createJetStreamJournal(options: JetStreamJournalOptions): Journa
   return new JetStreamJournal(options)
 }
 
-/** Numbers of the stream whose messages do not count any more, both ends included. */
-type Cut = readonly [from: number, to: number]
-
-interface Entry {
-  readonly shard: string
-  sequence: number
-  hash: Uint8Array
-  base: number
-  pending: Pending
-  removed: boolean
-  busy: boolean
+interface StreamEntry extends Entry {
   /** Number of its last message in the stream; 0 for none. */
   at: number
   cuts: readonly Cut[]
-}
-
-interface Message {
-  readonly seq: number
-  readonly header: MsgHdrs | undefined
-  readonly data: Uint8Array
 }
 
 type Kind = 'record' | 'cut' | 'tombstone'
@@ -98,7 +85,8 @@ class JetStreamJournal implements Journal {
   readonly #client: JetStreamClient
   readonly #content: JetStreamContent
   readonly #stream: string
-  readonly #entries = new Map<string, Entry>()
+  readonly #reading: JetStreamReading
+  readonly #heads: ShardHeads<StreamEntry>
   readonly #inFlight = new Set<Promise<unknown>>()
   #lease: NatsLease | null = null
   #state: 'closed' | 'opening' | 'open' | 'closing' = 'closed'
@@ -109,6 +97,8 @@ class JetStreamJournal implements Journal {
     this.#client = jetstream(options.link.connection, { timeout: waitMs })
     this.#content = new JetStreamContent(options.link, options.subjects)
     this.#stream = options.subjects.stream('journal')
+    this.#reading = new JetStreamReading(options.link, options.subjects, this.#client)
+    this.#heads = new ShardHeads((shard) => this.#load(shard))
   }
 
   // Life.
@@ -159,13 +149,13 @@ class JetStreamJournal implements Journal {
     const pending: ShardHead[] = []
     const damaged: OpenReport['damaged'][number][] = []
     let shards = 0
-    for await (const [shard, row] of this.#lastRows()) {
+    for await (const [shard, row] of this.#reading.lastRows()) {
       if (row === null) {
         damaged.push({ shard, code: 'JOURNAL_CORRUPT', reason: 'the row of its last message is damaged' })
         shards++
       } else if (!row.removed && row.last > 0) {
         shards++
-        if (row.pending !== nothingPending) pending.push(headOf(shard, row))
+        if (row.pending !== nothingPending) pending.push(headOf(entryOf(shard, row)))
       }
     }
     return { shards, pending, damaged, unclean: false }
@@ -182,7 +172,7 @@ class JetStreamJournal implements Journal {
   async #release(): Promise<void> {
     while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
     await this.#lease?.release()
-    this.#entries.clear()
+    this.#heads.clear()
     this.#state = 'closed'
   }
 
@@ -195,7 +185,7 @@ class JetStreamJournal implements Journal {
 
   async append(record: JournalRecord): Promise<void> {
     this.#check()
-    const entry = this.#entries.get(record.shard) ?? (await this.#load(record.shard))
+    const entry = await this.#heads.entry(record.shard)
     const { shard, first, last } = record
     if (entry.busy || first !== entry.sequence + 1 || last < first) {
       const problem = entry.busy ? 'an append is in flight' : `it ends at ${entry.sequence}`
@@ -220,7 +210,7 @@ class JetStreamJournal implements Journal {
 
   /** Publishes one message behind the last of its shard. After a failure the entry is forgotten. */
   async #write(
-    entry: Entry,
+    entry: StreamEntry,
     kind: Kind,
     row: rows.Row,
     body: () => Promise<readonly [MsgHdrs, Uint8Array]> = () => Promise.resolve([headers(), new Uint8Array(0)]),
@@ -252,7 +242,7 @@ class JetStreamJournal implements Journal {
     try {
       await writing
     } catch (error) {
-      this.#entries.delete(shard)
+      this.#heads.forget(shard)
       throw storeError(error)
     } finally {
       entry.busy = false
@@ -261,8 +251,8 @@ class JetStreamJournal implements Journal {
   }
 
   /** What became of a message whose acknowledgement did not come, or was a refusal. Its number when it landed. */
-  async #ambiguous(entry: Entry, kind: Kind, row: rows.Row, epoch: number, error: unknown): Promise<number> {
-    const last = await this.#last(entry.shard)
+  async #ambiguous(entry: StreamEntry, kind: Kind, row: rows.Row, epoch: number, error: unknown): Promise<number> {
+    const last = await this.#reading.last(entry.shard)
     if (last === null) throw storeError(error)
     const found = rowOf(entry.shard, last)
     const isOurs =
@@ -280,7 +270,7 @@ class JetStreamJournal implements Journal {
 
   async refresh(shard: string): Promise<ShardHead> {
     this.#check()
-    if (this.#entries.get(shard)?.busy !== true) this.#entries.delete(shard)
+    if (this.#heads.cached(shard)?.busy !== true) this.#heads.forget(shard)
     return this.head(shard)
   }
 
@@ -288,63 +278,25 @@ class JetStreamJournal implements Journal {
 
   async head(shard: string): Promise<ShardHead> {
     this.#check()
-    const { sequence, hash, pending, removed } = this.#entries.get(shard) ?? (await this.#load(shard))
-    return sequence === 0 ? emptyHead(shard) : { shard, sequence, hash, pending, removed }
+    return headOf(await this.#heads.entry(shard))
   }
 
   async *heads(): AsyncGenerator<ShardHead> {
     this.#check()
     const found: [string, rows.Row | null][] = []
-    for await (const each of this.#lastRows()) found.push(each)
+    for await (const each of this.#reading.lastRows()) found.push(each)
     for (const [shard, row] of found.sort(([one], [other]) => (one < other ? -1 : 1))) {
       if (row === null) throw damaged(shard)
-      if (row.last > 0) yield headOf(shard, row)
+      if (row.last > 0) yield headOf(entryOf(shard, row))
     }
   }
 
   /** @param damagedToo gives an entry without position for a shard whose last row is damaged: for whoever cuts it */
-  async #load(shard: string, damagedToo = false): Promise<Entry> {
-    const last = await this.#last(shard)
+  async #load(shard: string, damagedToo = false): Promise<StreamEntry> {
+    const last = await this.#reading.last(shard)
     const row = last === null ? undefined : rowOf(shard, last)
     if (row === null && !damagedToo) throw damaged(shard)
-    const known = this.#entries.get(shard)
-    if (known !== undefined) return known
-    const entry: Entry = {
-      shard,
-      sequence: row?.last ?? 0,
-      hash: row?.hash ?? new Uint8Array(32),
-      base: row?.base ?? 0,
-      pending: row?.pending ?? nothingPending,
-      removed: row?.removed ?? false,
-      busy: false,
-      at: last?.seq ?? 0,
-      cuts: cutsOf(last),
-    }
-    this.#entries.set(shard, entry)
-    return entry
-  }
-
-  /** The last message of a shard, from the leader. */
-  async #last(shard: string): Promise<Message | null> {
-    const subject = this.#options.subjects.journal(shard)
-    try {
-      return await this.#options.link.manager.streams.getMessage(this.#stream, { last_by_subj: subject })
-    } catch (error) {
-      throw storeError(error)
-    }
-  }
-
-  async *#lastRows(): AsyncGenerator<[string, rows.Row | null]> {
-    const { subjects } = this.#options
-    const found = this.#consume({
-      deliver_policy: DeliverPolicy.LastPerSubject,
-      filter_subject: subjects.journals(),
-      headers_only: true,
-    })
-    for await (const message of found) {
-      const shard = subjects.shardOf(message.subject)
-      yield [shard, rowOf(shard, message)]
-    }
+    return { ...entryOf(shard, row), at: last?.seq ?? 0, cuts: cutsOf(last) }
   }
 
   // Reading.
@@ -369,14 +321,12 @@ class JetStreamJournal implements Journal {
     from: number,
   ): AsyncGenerator<{ readonly row: rows.Row; readonly bytes: Uint8Array; readonly events: Uint8Array | null }> {
     this.#check()
-    const { at, base, sequence, cuts } = this.#entries.get(shard) ?? (await this.#load(shard))
+    const { at, base, sequence, cuts } = await this.#heads.entry(shard)
     const start = Math.max(from, base + 1)
     if (at === 0 || start > sequence) return
     let next = start
-    for await (const message of this.#messages(shard, await this.#find(shard, start, at, cuts), at)) {
-      if (message.header?.get(kindHeader) !== 'record' || cuts.some(([a, b]) => message.seq >= a && message.seq <= b)) {
-        continue
-      }
+    for await (const message of this.#reading.messages(shard, await this.#reading.find(shard, start, at, cuts), at)) {
+      if (!isRecord(message, cuts)) continue
       const row = rowOf(shard, message)
       if (row === null) throw damaged(shard)
       if (row.last < start) continue
@@ -401,90 +351,11 @@ class JetStreamJournal implements Journal {
     return { bytes: all.subarray(0, Number(eventsAt)), events: all.subarray(Number(eventsAt)) }
   }
 
-  /** The number of a message at or before the record that contains a commit: found by halving. */
-  async #find(shard: string, sequence: number, last: number, cuts: readonly Cut[]): Promise<number> {
-    let low = 1
-    let high = last
-    // Behind a cut the commits go back: then all is read.
-    if (cuts.length > 0 || sequence <= 1) return low
-    while (low < high) {
-      const middle = Math.ceil((low + high) / 2)
-      const message = await this.#next(shard, middle)
-      const row = message === null ? null : rowOf(shard, message)
-      if (message === null || message.seq > last || row === null || row.first > sequence) high = middle - 1
-      else low = row.last >= sequence ? message.seq : Math.max(middle, message.seq)
-      if (message !== null && row !== null && row.first <= sequence && row.last >= sequence) return message.seq
-    }
-    return low
-  }
-
-  /** The first message of a shard from a number on. */
-  async #next(shard: string, seq: number): Promise<(Message & { readonly subject: string }) | null> {
-    const query = { seq, next_by_subj: this.#options.subjects.journal(shard) }
-    try {
-      return await this.#options.link.manager.direct.getMessage(this.#stream, query)
-    } catch (error) {
-      throw storeError(error)
-    }
-  }
-
-  async *#messages(shard: string, from: number, to: number): AsyncGenerator<Message> {
-    let seq = from
-    for (let count = 0; count < singly && seq <= to; count++) {
-      const message = await this.#next(shard, seq)
-      if (message === null || message.seq > to) return
-      yield message
-      seq = message.seq + 1
-    }
-    if (seq > to) return
-    const start = { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: seq }
-    for await (const message of this.#consume({ ...start, filter_subject: this.#options.subjects.journal(shard) })) {
-      if (message.seq > to) return
-      yield message
-    }
-  }
-
-  /** The messages that are there now, by a consumer of their own. */
-  async *#consume(config: {
-    readonly deliver_policy: DeliverPolicy
-    readonly filter_subject: string
-    readonly opt_start_seq?: number
-    readonly headers_only?: boolean
-  }): AsyncGenerator<Message & { readonly subject: string }> {
-    const { manager } = this.#options.link
-    try {
-      const info = await manager.consumers.add(this.#stream, {
-        ...config,
-        ack_policy: AckPolicy.None,
-        replay_policy: ReplayPolicy.Instant,
-        mem_storage: true,
-        num_replicas: 1,
-        inactive_threshold: 30_000 * 1_000_000,
-      })
-      const consumer = this.#client.consumers.getConsumerFromInfo(info)
-      try {
-        for (let left = info.num_pending; left > 0; ) {
-          const messages = await consumer.fetch({ max_messages: Math.min(left, portion), expires: waitMs })
-          const before = left
-          for await (const { seq, headers: header, data, subject } of messages) {
-            left--
-            yield { seq, header, data, subject }
-          }
-          if (left === before) throw new TroupeError('STORE_FAILED', 'the server stopped sending', { retryable: true })
-        }
-      } finally {
-        await manager.consumers.delete(this.#stream, info.name).catch(() => undefined)
-      }
-    } catch (error) {
-      throw isTroupeError(error) ? error : storeError(error)
-    }
-  }
-
   // Ends.
 
   async remove(shard: string): Promise<void> {
     this.#check()
-    const entry = this.#entries.get(shard) ?? (await this.#load(shard))
+    const entry = await this.#heads.entry(shard)
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
     if (entry.sequence > 0 && !entry.removed) {
       const { sequence, hash } = entry
@@ -499,9 +370,9 @@ class JetStreamJournal implements Journal {
 
   async acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void> {
     this.#check()
-    const entry = this.#entries.get(shard) ?? (await this.#load(shard, true))
+    const entry = this.#heads.cached(shard) ?? (await this.#load(shard, true))
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
-    const kept = sequence === 0 ? null : await this.#endingAt(entry, sequence, hash)
+    const kept = sequence === 0 ? null : await this.#reading.endingAt(entry, sequence, hash)
     const from = kept === null ? 1 : kept.seq + 1
     if (entry.at >= from) entry.cuts = [...entry.cuts, [from, entry.at]]
     const base = kept === null ? sequence : kept.base
@@ -509,21 +380,6 @@ class JetStreamJournal implements Journal {
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
     await this.#content.cutSnapshots(shard, sequence)
     await this.#content.putAttempts(shard, {})
-  }
-
-  /** The sound record that ends at a commit with this hash. */
-  async #endingAt(
-    { shard, at, cuts }: Entry,
-    sequence: number,
-    hash: Uint8Array,
-  ): Promise<{ readonly seq: number; readonly base: number } | null> {
-    for await (const message of this.#messages(shard, 1, at)) {
-      const row = rowOf(shard, message)
-      const isCut = cuts.some(([from, to]) => message.seq >= from && message.seq <= to)
-      if (isCut || row?.last !== sequence || message.header?.get(kindHeader) !== 'record') continue
-      if (rows.asBuffer(row.hash).equals(hash)) return { seq: message.seq, base: row.base }
-    }
-    return null
   }
 
   // Content beside the records.
@@ -567,19 +423,6 @@ class JetStreamJournal implements Journal {
   getAttempts(shard: string): Promise<Readonly<Record<string, number>>> {
     return this.#content.getAttempts(shard)
   }
-}
-
-function rowOf(shard: string, { header }: Message): rows.Row | null {
-  return rows.decodeRow(shard, Buffer.from(header?.get(rowHeader) ?? '', 'base64'))
-}
-
-function cutsOf(message: Message | null): Cut[] {
-  const text = message?.header?.get(cutHeader) ?? ''
-  return text === '' ? [] : text.split(',').map((cut) => cut.split('-').map(Number) as [number, number])
-}
-
-function headOf(shard: string, { last, hash, pending, removed }: rows.Row): ShardHead {
-  return { shard, sequence: last, hash, pending, removed }
 }
 
 function damaged(shard: string): TroupeError {

@@ -15,9 +15,9 @@ import type { JournalRecord } from '../runtime/journal.js'
 import type { HeadFile } from './head-file.js'
 import type { Database, WriteOptions } from './level-database.js'
 import { portionBatch, portions } from './level-flush.js'
-import type { Entry } from './level-heads.js'
 import { copyOf, type LevelLane } from './level-lane.js'
 import { RecordLog, type LoggedRecord } from './record-log.js'
+import type { Entry } from './shard-heads.js'
 
 const maxGroup = 1000
 /** In `power` the witness goes to disk this often: a power cut can leave it older by so much, never ahead. */
@@ -28,7 +28,7 @@ const quietMs = 1000
 const groupsInARow = 32
 
 interface Waiting {
-  readonly entry: Entry
+  readonly entry: LevelEntry
   readonly record: JournalRecord
   readonly resolve: () => void
   readonly reject: (error: TroupeError) => void
@@ -39,6 +39,13 @@ interface Flush {
   readonly era: number
   readonly resolve: () => void
   readonly reject: (error: TroupeError) => void
+}
+
+/** A shard in use. */
+export interface LevelEntry extends Entry {
+  readonly nameCrc: number
+  /** It has an index row. */
+  exists: boolean
 }
 
 /** What is written to. */
@@ -79,7 +86,7 @@ export class LevelCommit {
   }
 
   /** Queues an append; its entry is busy until it is settled. */
-  append(entry: Entry, record: JournalRecord): Promise<void> {
+  append(entry: LevelEntry, record: JournalRecord): Promise<void> {
     entry.busy = true
     return new Promise<void>((resolve, reject) => {
       this.#queue.push({ entry, record, resolve, reject })

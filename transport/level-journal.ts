@@ -33,7 +33,7 @@ import {
   type StoredRecord,
 } from '../runtime/journal.js'
 import { HeadFile } from './head-file.js'
-import { LevelCommit, type CommitTarget } from './level-commit.js'
+import { LevelCommit, type CommitTarget, type LevelEntry } from './level-commit.js'
 import { LevelContent } from './level-content.js'
 import {
   coded,
@@ -47,10 +47,10 @@ import {
 import { clearRemoved, cutBatch, tombstone } from './level-ends.js'
 import { LevelFiles } from './level-files.js'
 import { replay } from './level-flush.js'
-import { LevelHeads, headOf, type Entry } from './level-heads.js'
 import { inspect, type DamageMark } from './level-inspect.js'
 import * as keys from './level-keys.js'
 import * as rows from './rows.js'
+import { ShardHeads, entryOf, headOf } from './shard-heads.js'
 import { LevelLane, copyOf } from './level-lane.js'
 import { indexEntries, shardEntries } from './level-reading.js'
 import { checkTables, tablesOf } from './level-tables.js'
@@ -81,7 +81,7 @@ class LevelJournal implements Journal {
   readonly #files: LevelFiles
   readonly #lane = new LevelLane()
   readonly #commit: LevelCommit
-  readonly #heads: LevelHeads
+  readonly #heads: ShardHeads<LevelEntry>
   readonly #content: LevelContent
 
   #state: 'closed' | 'opening' | 'open' | 'closing' = 'closed'
@@ -98,7 +98,10 @@ class LevelJournal implements Journal {
     this.durability = durability
     this.#options = { sync: durability === 'power' }
     this.#files = new LevelFiles(path)
-    this.#heads = new LevelHeads((shard) => this.#row(shard))
+    this.#heads = new ShardHeads(async (shard) => {
+      const row = await this.#row(shard)
+      return { ...entryOf(shard, row), nameCrc: rows.nameChecksum(shard), exists: row !== undefined }
+    })
     this.#commit = new LevelCommit(
       this.#lane,
       this.#options,
@@ -256,7 +259,7 @@ class LevelJournal implements Journal {
     })
   }
 
-  #append(entry: Entry, record: JournalRecord): Promise<void> {
+  #append(entry: LevelEntry, record: JournalRecord): Promise<void> {
     if (!entry.busy && record.first === entry.sequence + 1 && record.last >= record.first) {
       return this.#commit.append(entry, record)
     }
@@ -426,7 +429,7 @@ class LevelJournal implements Journal {
   }
 
   /** The entry of a sound shard, made busy: nobody else changes it meanwhile. */
-  async #claim(shard: string): Promise<Entry> {
+  async #claim(shard: string): Promise<LevelEntry> {
     const refusal = this.#refusal(shard)
     if (refusal !== null) throw refusal
     const entry = await this.#heads.entry(shard)

@@ -4,8 +4,8 @@
  * Owns: connecting, refusing what is not safe, what a failure of the server means.
  * Does not own: what is stored or sent there.
  *
- * - NC1 Off loopback there is no connection without credentials, unless `insecure` says so; a server's advertised others
- *   are subject to the same.
+ * - NC1 Off loopback there is no connection without credentials, unless `insecure` says so; other addresses
+ *   that a server tells of are not used.
  * - NC2 A link that has gone silent is noticed within three seconds; the connection is tried again for ever.
  * - NC3 No credential is in an error or a log.
  * - NC4 A server that is too old, or without JetStream, is refused when it is connected to.
@@ -53,7 +53,7 @@ export interface NatsLink {
   readonly version: string
 }
 
-/** The oldest server whose fence was measured to hold. */
+/** The oldest series whose fence was measured to hold (2.9.10); what is older is refused. */
 export const oldestServer = '2.9.0'
 /** Two silent seconds, and the third closes the link. */
 const pingMs = 1_000

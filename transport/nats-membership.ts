@@ -22,7 +22,7 @@ export interface Announcement {
 /** A worker that lives. */
 export interface Member extends Announcement {
   readonly worker: string
-  /** Number of its lease's first entry, as far as it is known here: the last renewal. */
+  /** Number of the last renewal of its lease that was seen here. */
   readonly revision: number
 }
 

@@ -5,6 +5,7 @@ import { isTroupeError } from '../../runtime/errors.js'
 import { toServerSentEvent } from '../../runtime/run.js'
 import { keyOf, messagesOf as toMessages } from '../../runtime/run-input.js'
 import { call, failure, gate, messagesOf, openStage, quiet, resultsIn, say, until } from '../support/crew-stage.js'
+import { startScript } from '../support/child.js'
 
 const agent = defineAgent({ model: 'a:one', instructions: 'be brief' })
 
@@ -28,25 +29,33 @@ describe('run', () => {
   })
 
   test('R3 run: whoever waits for a run keeps the process alive; whoever leaves does not, and cancels nothing', async () => {
-    const slow = gate()
-    const stage = await openStage({ model: () => slow.opened.then(() => say('done')) })
-    const run = (await stage.runtime.spawn(agent)).start('go')
-    await run.id
-    const timers = () => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length
-    const before = timers()
-    const { events } = run
-    for await (const _ of events) {
-      expect(timers()).toBe(before + 1)
-      break
+    // In a process of its own, in which nothing else is left to do. Its model answers by a timer that does not hold it.
+    const stage = (rest: string) => `
+      import { defineAgent } from '#root/runtime/define.js'
+      import { openStage, say } from '#root/test/support/crew-stage.js'
+      const later = (ms) => new Promise((resolve) => setTimeout(() => resolve(say('done')), ms).unref())
+      const { runtime } = await openStage({ model: () => later(300) })
+      const run = (await runtime.spawn(defineAgent({ model: 'a:one', instructions: 'x' }))).start('go')
+      await run.id
+      const left = async () => {
+        for await (const _ of run.events) break
+      }
+      ${rest}`
+    const outputOf = async (rest: string): Promise<string> => {
+      await using script = startScript(stage(rest))
+      await script.ended
+      return script.output.stdout + script.output.stderr
     }
-    expect(timers()).toBe(before)
-    const { result } = run
-    void result.catch(() => undefined)
-    await until(() => timers() === before + 1)
-    slow.open()
-    await expect(result).resolves.toMatchObject({ output: 'done' })
-    expect(timers()).toBe(before)
-    await stage.runtime.close()
+    const [awaited, followed, leaving, returned] = await Promise.all([
+      outputOf('console.log((await run.result).output)'),
+      outputOf('for await (const _ of run.events);\nconsole.log("end")'),
+      outputOf('await left()\nvoid run.result.then(({ output }) => console.log(output))'),
+      outputOf('await left()\nprocess.once("exit", () => console.log("nothing left to do"))'),
+    ])
+    expect(awaited).toBe('done\n')
+    expect(followed).toBe('end\n')
+    expect(leaving).toBe('done\n')
+    expect(returned).toBe('nothing left to do\n')
   })
 
   test('U2 run: a result that nobody awaits never reaches the process', async () => {

@@ -124,9 +124,10 @@ export function override(journal: Journal, methods: Partial<Journal>): Journal {
   })
 }
 
-/** Waits until something is so, letting everything else run. */
+/** Waits until something is so, letting everything else run: for as long as a loaded machine may take. */
 export async function until(holds: () => boolean | Promise<boolean>, what = 'it never came to that'): Promise<void> {
-  for (let turns = 0; turns < 20_000; turns += 1) {
+  const end = performance.now() + 20_000
+  while (performance.now() < end) {
     if (await holds()) return
     await turn()
   }

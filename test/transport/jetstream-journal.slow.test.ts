@@ -174,6 +174,36 @@ describe('JetStream journal', () => {
     }
   })
 
+  test('JR1 read: gives what was there when it began, and ends, while others append', async () => {
+    const journal = await owner('one')
+    for (let n = 1; n <= 12; n++) await appendNext(journal, 'a', `${n}`)
+    const found: string[] = []
+    for await (const { bytes } of journal.read('a', 1)) {
+      found.push(text(bytes))
+      await appendNext(journal, 'a', 'later')
+    }
+    expect(found).toEqual(Array.from({ length: 12 }, (_, n) => `${n + 1}`))
+  })
+
+  test('JR2 read: the last commits of a long shard are found by halving', async () => {
+    const { proxy, over } = await proxied()
+    const journal = await owner('one', over)
+    const steps = async (commits: number): Promise<number> => {
+      let { sequence } = await journal.head('a')
+      while (sequence < commits) sequence = (await appendNext(journal, 'a', 'x')).last
+      let count = 0
+      proxy.onUp = (bytes) => {
+        count += bytes.toString('latin1').split('$JS.API.DIRECT.GET').length - 1
+      }
+      expect(await collect(journal.read('a', commits - 2))).toHaveLength(3)
+      proxy.onUp = () => undefined
+      return count
+    }
+    const [short, long] = [await steps(64), await steps(1_024)]
+    expect(short).toBeGreaterThan(2)
+    expect(long).toBeLessThanOrEqual(short + 6)
+  })
+
   test('JC2 append: a record larger than a message comes back, events and all', async () => {
     const journal = await owner('one')
     const bytes = Buffer.alloc(3_000_000, 'large ')

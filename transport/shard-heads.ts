@@ -1,47 +1,57 @@
 /**
- * Where the shards in use stand: a cache over the index rows.
+ * Where the shards in use stand: a cache over what a store says of each.
  *
- * Owns: loading a row once, forgetting shards that are not in use.
- * Does not own: writing rows (`level-commit.ts`), damage marks (`level-journal.ts`).
+ * Owns: loading a shard's position once, forgetting shards that are not in use.
+ * Does not own: where positions are kept, damage marks (the journals).
  *
  * - LH1 An entry is the only one of its shard while it is busy.
  * - LH2 Two generations of at most 2,048 entries: a full young one becomes the old one, the old one is forgotten.
  */
 
 import { nothingPending, type Pending, type ShardHead } from '../runtime/journal.js'
-import * as rows from './rows.js'
+import type * as rows from './rows.js'
 
 /** A shard in use. */
 export interface Entry {
   readonly shard: string
-  readonly nameCrc: number
   sequence: number
   hash: Uint8Array
   /** Records up to here are not of this life. */
   base: number
   pending: Pending
   removed: boolean
-  /** It has an index row. */
-  exists: boolean
   /** A change of it is under way. */
   busy: boolean
 }
 
+/** The position that a shard's row tells; without one, that of a shard that was never written. */
+export function entryOf(shard: string, row: rows.Row | null | undefined): Entry {
+  return {
+    shard,
+    sequence: row?.last ?? 0,
+    hash: row?.hash ?? new Uint8Array(32),
+    base: row?.base ?? 0,
+    pending: row?.pending ?? nothingPending,
+    removed: row?.removed ?? false,
+    busy: false,
+  }
+}
+
 const generationSize = 2048
 
-/** The cache. `read` gives a shard's decoded index row, undefined when there is none. */
-export class LevelHeads {
-  #young = new Map<string, Entry>()
-  #old = new Map<string, Entry>()
-  readonly #loading = new Map<string, Promise<Entry>>()
-  readonly #read: (shard: string) => Promise<rows.Row | undefined>
+/** The cache. `read` gives the entry of a shard as the store has it. */
+export class ShardHeads<E extends Entry> {
+  #young = new Map<string, E>()
+  #old = new Map<string, E>()
+  readonly #loading = new Map<string, Promise<E>>()
+  readonly #read: (shard: string) => Promise<E>
 
-  constructor(read: (shard: string) => Promise<rows.Row | undefined>) {
+  constructor(read: (shard: string) => Promise<E>) {
     this.#read = read
   }
 
   /** The entry when it is there without waiting. */
-  cached(shard: string): Entry | undefined {
+  cached(shard: string): E | undefined {
     const young = this.#young.get(shard)
     if (young !== undefined) return young
     const old = this.#old.get(shard)
@@ -50,7 +60,7 @@ export class LevelHeads {
   }
 
   /** The entry, loaded if need be. */
-  entry(shard: string): Promise<Entry> {
+  entry(shard: string): Promise<E> {
     const cached = this.cached(shard)
     if (cached !== undefined) return Promise.resolve(cached)
     let loading = this.#loading.get(shard)
@@ -61,24 +71,13 @@ export class LevelHeads {
     return loading
   }
 
-  async #load(shard: string): Promise<Entry> {
-    const row = await this.#read(shard)
-    const entry: Entry = {
-      shard,
-      nameCrc: rows.nameChecksum(shard),
-      sequence: row?.last ?? 0,
-      hash: row?.hash ?? new Uint8Array(32),
-      base: row?.base ?? 0,
-      pending: row?.pending ?? nothingPending,
-      removed: row?.removed ?? false,
-      exists: row !== undefined,
-      busy: false,
-    }
+  async #load(shard: string): Promise<E> {
+    const entry = await this.#read(shard)
     this.#keep(entry)
     return entry
   }
 
-  #keep(entry: Entry): void {
+  #keep(entry: E): void {
     if (this.#young.size >= generationSize) {
       const forgotten = this.#old
       this.#old = this.#young
