@@ -284,6 +284,7 @@ const keeper = setup({
     isHeld: ({ context, event }) => event.type === 'budget.release' && context.grants[event.grant]?.state === 'held',
     mayCharge: ({ context, event }) =>
       event.type === 'budget.charge' && event.toolCalls <= left(context.accounts, event.account, 'toolCalls'),
+    isSweeping: ({ context }) => context.sweeping,
     grantsFirst: ({ context }) => context.next?.kind === 'grant' && !context.sweeping,
     grants: ({ context }) => context.next?.kind === 'grant',
     refuses: ({ context }) => context.next?.kind === 'refuse',
@@ -428,6 +429,7 @@ export const budgetMachine = keeper.createMachine({
         'budget.charge': [{ guard: 'mayCharge', actions: 'charge' }, { actions: 'refuseCharge' }],
         'budget.raise': { target: '.looking', actions: 'raise' },
         'budget.report': { actions: 'report' },
+        'actor.resumed': { guard: 'isSweeping', actions: 'planSweep' },
         'budget.sweep': [
           { guard: 'anythingHeld', target: '.looking', actions: ['sweep', 'planSweep'] },
           { actions: 'swept' },

@@ -66,6 +66,8 @@ interface CrewContext {
 interface CrewInput {
   readonly self: string
   readonly data: CrewData
+  /** The keeper of a crew that failed and begins anew: what was spent is not forgotten. */
+  readonly keeper?: 'crew' | null
 }
 
 /** What the outside may watch a crew do. */
@@ -178,6 +180,9 @@ const crew = setup({
     leadFailed: ({ context, event }) => event.type === 'actor.failed' && isLead(context, event.address),
     /** Keepers of earlier runs live on for late bills: what becomes of them is nothing to this one. */
     keeperFailed: ({ context, event }) => event.type === 'actor.failed' && event.address === keeperOf(context),
+    crewKeeperFailed: ({ context, event }) =>
+      event.type === 'actor.failed' && keptByCrew(context) && event.address === keeperOf(context),
+    isKept: ({ context }) => keptByCrew(context),
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
       context.workers[event.address] !== undefined,
@@ -379,7 +384,16 @@ const crew = setup({
     }),
     endCancelled: assign({ end: () => endOf('RUN_CANCELLED', 'cancelled') }),
     goBankrupt: assign({ bankrupt: true }),
-    loseKeeper: assign({ keeper: null }),
+    /** A budget of the crew outlives its keeper's failure: another one would know nothing of what was spent. */
+    resumeKeeper: enqueueActions(({ context, enqueue }) => {
+      enqueue.sendTo(to('shard/actors'), { type: 'actor.resume', address: keeperOf(context) })
+    }),
+    recall: assign({
+      before: ({ event }) => {
+        assertEvent(event, 'budget.closed')
+        return event.spent
+      },
+    }),
     cancelWaiting: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'crew.cancel')
       const end = endOf('RUN_CANCELLED', 'cancelled before it started')
@@ -392,7 +406,7 @@ const crew = setup({
       enqueue.sendTo(to(keeperOf(context)), { type, replyTo: context.self })
     }),
     finish: enqueueActions(({ context, event, enqueue }) => {
-      const total = event.type === 'budget.closed' ? event.spent : nothing
+      const total = event.type === 'budget.closed' ? event.spent : context.before
       const spent = minus(total, context.before)
       const run = runOf(context)
       enqueue.sendTo(to('shard/runs'), { type: 'run.finished', run, spent, ...context.end! })
@@ -409,8 +423,9 @@ const endOf = (code: string, reason: string): End => ({ code, reason, finish: ''
 export const crewMachine = crew.createMachine({
   id: 'crew',
   version: '1',
-  context: ({ input }) => ({
-    ...input,
+  context: ({ input: { self, data, keeper } }) => ({
+    self,
+    data,
     queue: [],
     task: null,
     workers: {},
@@ -419,10 +434,10 @@ export const crewMachine = crew.createMachine({
     paused: false,
     end: null,
     bankrupt: false,
-    keeper: null,
+    keeper: keeper ?? null,
     before: nothing,
   }),
-  initial: 'idle',
+  initial: 'waking',
   on: {
     'crew.redefined': { actions: 'redefine' },
     'crew.pause': { actions: 'pause' },
@@ -432,9 +447,16 @@ export const crewMachine = crew.createMachine({
     'budget.closed': {},
   },
   states: {
+    /** A crew that failed asks its keeper what was spent before. */
+    waking: {
+      always: [{ guard: 'isKept', target: 'idle', actions: 'closeBudget' }, { target: 'idle' }],
+    },
     idle: {
       always: { guard: 'isQueued', target: 'running', actions: 'nextTask' },
-      on: { 'actor.failed': { guard: 'keeperFailed', actions: 'loseKeeper' } },
+      on: {
+        'actor.failed': { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
+        'budget.closed': { actions: 'recall' },
+      },
     },
     running: {
       initial: 'starting',
@@ -445,6 +467,7 @@ export const crewMachine = crew.createMachine({
         ],
         'actor.failed': [
           { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropWorker'] },
+          { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
           { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropWorker'] },
         ],
@@ -487,6 +510,7 @@ export const crewMachine = crew.createMachine({
         'actor.failed': [
           { guard: 'leadFailed', actions: ['forget', 'dropWorker'] },
           { guard: 'isWorker', actions: 'dropWorker' },
+          { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
           { guard: 'keeperFailed', actions: 'goBankrupt' },
         ],
         'agent.exhausted': {},
@@ -504,7 +528,10 @@ export const crewMachine = crew.createMachine({
           entry: 'closeBudget',
           on: {
             'budget.closed': { target: '#crew.idle', actions: 'finish' },
-            'actor.failed': { guard: 'keeperFailed', target: '#crew.idle', actions: 'finish' },
+            'actor.failed': [
+              { guard: 'crewKeeperFailed', target: '#crew.idle', actions: ['resumeKeeper', 'finish'] },
+              { guard: 'keeperFailed', target: '#crew.idle', actions: 'finish' },
+            ],
           },
         },
       },

@@ -365,6 +365,10 @@ export const budgetRefused = z.object({
 
 // ---------------------------------------------------------------------------------------------- shard, log
 
+/** To `shard/actors`, in the commit in which it failed: an actor goes on from before the message that it failed over. */
+export const actorResume = z.object({ type: z.literal('actor.resume'), address })
+/** To an actor that was resumed: its timers are gone. */
+export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
@@ -472,6 +476,7 @@ export type BudgetMessage =
   | M<typeof budgetClose>
   | M<typeof budgetRefund>
   | M<typeof budgetReport>
+  | M<typeof actorResumed>
 
 /** What a crew takes. */
 export type CrewMessage =

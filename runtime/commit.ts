@@ -18,7 +18,15 @@ import { append, emptyHash, stage } from './conversation.js'
 import type { Envelope } from './envelope.js'
 import { type ErrorCode, isTroupeError } from './errors.js'
 import type { Message, Scope, Step } from './scope.js'
-import { type Effect, type Generation, type Machines, type RunEnd, type ShardState, timerKey } from './state.js'
+import {
+  type Actor,
+  type Effect,
+  type Generation,
+  type Machines,
+  type RunEnd,
+  type ShardState,
+  timerKey,
+} from './state.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -28,6 +36,8 @@ const maxOverflows = 10
 
 /** The actor that takes tasks and commands. */
 export const crewAddress = 'crew/main'
+/** The keeper of a budget of the crew: what it has counted outlives a failure of the crew. */
+const crewKeeper = 'budget/crew'
 
 /** Something that happened, for whoever watches: where, and what. */
 export type DomainEvent = readonly [from: string, event: Message]
@@ -43,7 +53,7 @@ export interface Commit {
   /** Effects that were asked for and are still open. */
   readonly effects: readonly Effect[]
   /** Effects that nobody waits for any more. */
-  readonly cancelled: readonly Generation[]
+  readonly cancelled: readonly Effect[]
   /** `dispatched` records of this commit. */
   readonly dispatched: readonly Generation[]
   readonly events: readonly DomainEvent[]
@@ -82,7 +92,7 @@ class Deciding {
   readonly #queue: Delivery[] = []
   readonly #lines: string[] = []
   readonly #effects: Effect[] = []
-  readonly #cancelled: Generation[] = []
+  readonly #cancelled: Effect[] = []
   readonly #dispatched: Generation[] = []
   readonly #events: DomainEvent[] = []
   readonly #finished: string[] = []
@@ -94,6 +104,8 @@ class Deciding {
   #messageLimit = maxMessages
   #overflows = 0
   #crewRestarted = false
+  /** Actors that failed in this commit, as they were before. */
+  readonly #failed = new Map<string, Actor>()
   #timersChanged = false
 
   constructor(state: ShardState, envelope: Envelope, context: DecideContext) {
@@ -165,6 +177,7 @@ class Deciding {
         const effect = this.#state.effects.get(body['effect'] as string)
         if (effect === undefined) return
         effect.startBy = body['startBy'] as number
+        effect.executor = body['executor'] as string
         this.#dispatched.push(effect.id)
         this.#say('dispatched', effect.id)
         return
@@ -172,9 +185,16 @@ class Deciding {
       case 'shard.resumed':
         return this.#resume(body['downMs'] as number)
       case 'effects.parked':
-        for (const effect of this.#state.effects.values())
-          effect.parked = (body['effects'] as string[]).includes(effect.id)
+        return this.#park(body['effects'] as string[])
+      case 'shard.taken':
+        this.#state.owner = body['owner'] as string
+        this.#emit('shard/self', { type: 'shard.taken', owner: body['owner'] })
+        if ((body['downMs'] as number) > 0) this.#resume(body['downMs'] as number)
         return
+      case 'shard.left':
+        this.#state.owner = ''
+        this.#park(body['parked'] as string[])
+        return this.#emit('shard/self', { type: 'shard.left', owner: body['owner'] })
       // The place of a lost commit: its number names runs, effects and keys, and is not used again.
       case 'shard.skipped':
         return
@@ -182,6 +202,15 @@ class Deciding {
         return this.#crashTimer(body['timer'] as string)
       default:
         this.#emit('shard/self', body)
+    }
+  }
+
+  /** These wait for the next owner; any other that waited is now the present owner's. */
+  #park(effects: readonly string[]): void {
+    for (const effect of this.#state.effects.values()) {
+      const parked = effects.includes(effect.id)
+      if (effect.parked && !parked) effect.executor = this.#state.owner
+      effect.parked = parked
     }
   }
 
@@ -197,8 +226,8 @@ class Deciding {
     })
   }
 
-  #startCrew(data: unknown): void {
-    this.#start(crewAddress, 'crew', 'shard/self', { self: crewAddress, data })
+  #startCrew(data: unknown, keeper: 'crew' | null = null): void {
+    this.#start(crewAddress, 'crew', 'shard/self', { self: crewAddress, data, keeper })
   }
 
   /** Time in which the process was down counts for no timer of active time. */
@@ -318,6 +347,7 @@ class Deciding {
       body,
       length: log?.length ?? 0,
       hash: log?.hash ?? emptyHash,
+      executor: this.#state.owner,
       startBy: null,
       parked: false,
     }
@@ -332,7 +362,7 @@ class Deciding {
       if (effect.from !== from) continue
       this.#state.effects.delete(effect.id)
       this.#owe(effect, { type: 'effect.cancel' })
-      this.#cancelled.push(effect.id)
+      this.#cancelled.push(effect)
     }
   }
 
@@ -364,8 +394,17 @@ class Deciding {
 
   #takeActors(from: string, message: Message): void {
     if (message.type === 'actor.stop') return this.#stop(message['address'] as string)
+    if (message.type === 'actor.resume') return this.#resumeActor(from, message['address'] as string)
     const kind = message['kind'] as string
     this.#start(`${kind}/${message['name'] as string}`, kind, from, message['input'])
+  }
+
+  /** An actor that has just failed goes on from before the message that it failed over. */
+  #resumeActor(from: string, address: string): void {
+    const actor = this.#failed.get(address)
+    if (actor === undefined || this.#state.actors.has(address)) return
+    this.#state.actors.set(address, actor)
+    this.#push({ from, to: address, message: { type: 'actor.resumed' }, must: false })
   }
 
   #start(address: string, kind: string, parent: string, input: unknown): void {
@@ -399,6 +438,7 @@ class Deciding {
   #fail(address: string, code: ErrorCode, reason: string): void {
     const actor = this.#state.actors.get(address)
     if (actor === undefined) return
+    this.#failed.set(address, actor)
     this.#stop(address)
     this.#stopChildren(address)
     this.#emit(address, { type: 'actor.failed', code, reason })
@@ -408,7 +448,7 @@ class Deciding {
   /** Whoever worked for an actor that failed works for nobody. */
   #stopChildren(parent: string): void {
     for (const [address, actor] of [...this.#state.actors]) {
-      if (actor.parent !== parent) continue
+      if (actor.parent !== parent || address === crewKeeper) continue
       this.#stop(address)
       this.#stopChildren(address)
     }
@@ -424,7 +464,8 @@ class Deciding {
         must: false,
       })
     }
-    for (const other of [...this.#state.actors.keys()]) this.#stop(other)
+    const keeper = this.#state.actors.has(crewKeeper) ? 'crew' : null
+    for (const other of [...this.#state.actors.keys()]) if (other !== crewKeeper) this.#stop(other)
     for (const { to, message } of this.#queue.splice(0)) if (to === 'shard/runs') this.#takeRun(message)
     for (const run of this.#state.runs.values()) {
       if (run.status === 'finished') continue
@@ -437,7 +478,7 @@ class Deciding {
     // Once in a commit: a crew that cannot even start stays away, and whoever asks it for something is told.
     if (data === undefined || this.#crewRestarted) return
     this.#crewRestarted = true
-    this.#startCrew(data)
+    this.#startCrew(data, keeper)
   }
 
   /** Of a crew that failed only its runs' conversations stay: who worked in the others, or was to fill them, is gone. */

@@ -7,6 +7,7 @@
  * - X1 An effect is dispatched only after the commit that asked for it is durable.
  * - X2 A `once` call starts only after its `dispatched` record is durable, and not after that record's `startBy`.
  * - X3 Every dispatched effect comes back with one outcome, whatever its port does, unless it was cancelled.
+ * - X5 When the shard has another owner, what runs here goes on and its outcome is sent after the shard; nothing new starts.
  * - X4 At most `maxInFlight` effects are with the ports; the rest wait here in order.
  */
 import type { ModelCall, ToolCall } from '../machines/index.js'
@@ -23,7 +24,7 @@ import type { Effect, ShardState } from './state.js'
 /** Effects with the ports at once, in one shard. */
 export const maxInFlight = 256
 /** How long after its record a `once` call may start. */
-const startWithinMs = 10_000
+export const startWithinMs = 10_000
 
 const timeouts: ModelTimeouts = { connectMs: 60_000, firstTokenMs: 120_000, gapMs: 60_000, totalMs: 600_000 }
 /** Without a stream many providers send not even a header before the reply is whole. */
@@ -67,7 +68,9 @@ export interface DispatchingShard {
   readonly journal: Journal
   readonly ports: Ports
   /** Name of this process in `dispatched` records. */
-  readonly executor: string
+  executor(): string
+  /** Whether this process may still act for the shard. */
+  owns(): boolean
   state(): ShardState
   /** The crew's live definition; null while this process has none. */
   crew(): LiveCrew | null
@@ -75,6 +78,8 @@ export interface DispatchingShard {
   dataOf(run: string): Promise<unknown>
   /** Takes an outcome or a `dispatched` record; resolves when it is durable. */
   post(draft: Draft): Promise<unknown>
+  /** Sends an outcome to wherever the shard is now. */
+  send(draft: Draft): Promise<void>
   /** Whether anybody watches the run live. */
   watched(): boolean
   show(event: LiveEvent): void
@@ -98,6 +103,7 @@ export class Dispatcher {
   readonly #waiting: Given[] = []
   #closed = false
   #draining = false
+  #departed = false
 
   constructor(shard: DispatchingShard) {
     this.#shard = shard
@@ -105,7 +111,8 @@ export class Dispatcher {
 
   /** Whether this process works on an effect, or will. */
   knows(effect: string): boolean {
-    return this.#inFlight.has(effect) || this.#waiting.some((waiting) => waiting.effect.id === effect)
+    const waits = !this.#departed && this.#waiting.some((waiting) => waiting.effect.id === effect)
+    return waits || this.#inFlight.has(effect)
   }
 
   get size(): number {
@@ -155,6 +162,12 @@ export class Dispatcher {
     return this.#inFlight.size
   }
 
+  /** The shard has another owner, or will have: outcomes follow it. */
+  depart(): void {
+    this.#draining = true
+    this.#departed = true
+  }
+
   /** Aborts everything; outcomes that still come in are for a closed shard. */
   close(): void {
     this.#closed = true
@@ -181,12 +194,21 @@ export class Dispatcher {
     }
     try {
       // Out of the table only when the outcome is durable: until then this process knows the effect.
-      if (outcome !== null && !this.#closed) await this.#shard.post(draftOf(effect, outcome))
+      if (outcome !== null && !this.#closed) await this.#deliver(draftOf(effect, outcome))
     } catch {
       // The shard stopped or is closed: the effect stays open for the next owner.
     }
     this.#inFlight.delete(effect.id)
     this.pump()
+  }
+
+  async #deliver(draft: Draft): Promise<void> {
+    try {
+      if (!this.#departed) return void (await this.#shard.post(draft))
+    } catch (error) {
+      if (!this.#hasDeparted()) throw error
+    }
+    await this.#shard.send(draft)
   }
 
   #break(effect: Effect, error: unknown): Outcome | null {
@@ -283,7 +305,7 @@ export class Dispatcher {
 
   /** Writes the `dispatched` record of a `once` call, then looks whether it may still start. */
   async #mayStart(effect: Effect, call: ToolCall, signal: AbortSignal): Promise<boolean> {
-    if (signal.aborted || this.#closed) return false
+    if (signal.aborted || this.#closed || this.#departed) return false
     if (call.effect !== 'once') return true
     const { clock } = this.#shard.ports
     const startBy = clock.now() + startWithinMs
@@ -292,11 +314,16 @@ export class Dispatcher {
       from: 'shard/self',
       to: 'shard/self',
       cause: effect.id,
-      body: { type: 'effect.dispatched', effect: effect.id, executor: this.#shard.executor, startBy },
+      body: { type: 'effect.dispatched', effect: effect.id, executor: this.#shard.executor(), startBy },
       values: [],
     })
     const inTime = clock.monotonic() - started < startWithinMs
-    return inTime && !this.#isClosed() && !signal.aborted && this.#shard.state().effects.has(effect.id)
+    const mayAct = inTime && !this.#isClosed() && !this.#hasDeparted() && this.#shard.owns()
+    return mayAct && !signal.aborted && this.#shard.state().effects.has(effect.id)
+  }
+
+  #hasDeparted(): boolean {
+    return this.#departed
   }
 
   #isClosed(): boolean {

@@ -100,6 +100,10 @@ export const shardMessages = {
     executor: z.string(),
     startBy: z.number(),
   }),
+  /** Another worker owns the shard from here on. Nobody did for `downMs`: timers of active time move. */
+  'shard.taken': z.object({ type: z.literal('shard.taken'), owner: z.string(), downMs: z.number() }),
+  /** Its owner left it in order; `parked` are effects that no port had yet. */
+  'shard.left': z.object({ type: z.literal('shard.left'), owner: z.string(), parked: z.array(z.string()) }),
   /** The process was down so long; timers of active time move. */
   'shard.resumed': z.object({ type: z.literal('shard.resumed'), downMs: z.number() }),
   /** Changed code was accepted: commits up to `until` may have other digests. */

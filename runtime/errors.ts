@@ -48,6 +48,7 @@ export const errorCodes = [
   'UPGRADE_REFUSED',
   'SHARD_STOPPED',
   'SHARD_FENCED',
+  'SHARD_ELSEWHERE',
   'RUNTIME_CLOSED',
   // NATS
   'NATS_UNREACHABLE',

@@ -39,6 +39,8 @@ export interface JournalRecord {
   /** The commits' domain events, encoded; outside the chain. Null when there are none. */
   readonly events: Uint8Array | null
   readonly pending: Pending
+  /** Name of the crew, for a journal that several workers share; empty before it is defined. */
+  readonly crew?: string | undefined
 }
 
 /** A record as it is read back. */
@@ -54,6 +56,8 @@ export interface ShardHead {
   readonly pending: Pending
   /** True when the shard was removed and only its tombstone is left. */
   readonly removed: boolean
+  /** Name of its crew, where the journal keeps it. */
+  readonly crew?: string | undefined
 }
 
 /** A shard that `open` or a read found damaged. */

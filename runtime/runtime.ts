@@ -16,7 +16,7 @@ import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import type { ShardHead } from './journal.js'
 import { fromRecord, type RecordedCommit } from './record.js'
-import type { RunState } from './state.js'
+import { crewNameOf, type RunState } from './state.js'
 import type { Worker } from './worker.js'
 
 /** How to spawn a crew. */
@@ -125,7 +125,7 @@ export class Runtime {
       ...infoOf(head),
       sequence: state.sequence,
       openEffects: state.effects.size,
-      crew: state.definition === '' ? '' : (JSON.parse(state.definition) as { data: { name: string } }).data.name,
+      crew: crewNameOf(state.definition),
       actors: [...state.actors].map(([address, actor]) => ({
         address,
         state: stateName(actor.snapshot.value),

@@ -9,6 +9,8 @@
  * - H3 After a failed append the state is dropped and rebuilt; what was decided and is not in the journal goes back to
  *   the head of the mailbox in order.
  * - H4 New work is refused with a code when there is no room; outcomes and timers never are.
+ * - H6 Of records whose append failed at most one is in the journal; whatever is in it is not decided again.
+ * - H7 A shard that somebody else has taken writes nothing more here, and says `SHARD_ELSEWHERE`.
  * - H5 A shard that cannot go on stops with its reason; the others go on.
  */
 import { BlobRef, contentHash } from './codec.js'
@@ -19,10 +21,12 @@ import { Dispatcher, type LiveCrew, type LiveEvent, type Ports } from './dispatc
 import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
 import type { Journal, JournalRecord, Pending } from './journal.js'
+import type { Ownership } from './ownership.js'
 import { eventsOf, type PlacedEvent, toRecord } from './record.js'
 import { type Recovered, recover } from './recovery.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
-import { nextDueAt, type ShardState, type Timer, timerKey, versionsOf } from './state.js'
+import { crewNameOf, type Effect, nextDueAt, type ShardState, timerKey } from './state.js'
+import { byExecutor, recoverOwned, Takeover } from './takeover.js'
 
 /** Values above this go to blobs, in bytes of UTF-8. */
 export const blobBytes = 64 * 1024
@@ -36,8 +40,6 @@ const tailBytes = 256 * 1024
 /** Waits between two tries of a failed append. */
 const refreshMs = 250
 const maxRefreshMs = 5_000
-/** Crashes over one piece of work before it is given up. */
-export const maxCrashes = 3
 
 /** What the worker gives each of its shards. */
 export interface ShardHost {
@@ -45,6 +47,8 @@ export interface ShardHost {
   readonly ports: Ports
   readonly context: DecideContext
   readonly executor: string
+  /** Null where one process owns everything. */
+  readonly ownership: Ownership | null
   /** Every commit is decided twice and compared (`checks.ts`). */
   readonly checks: boolean
   /** When this process began to own the journal: what the shard missed before that is time down. */
@@ -57,6 +61,8 @@ export interface ShardHost {
   watched(shard: string): boolean
   /** The shard stopped with a reason. */
   stopped(shard: string, reason: TroupeError): void
+  /** The outcome of an effect is on its way to wherever the shard is. */
+  sent(shard: string, effect: string): void
 }
 
 interface Item {
@@ -66,6 +72,13 @@ interface Item {
   readonly work: boolean
   readonly resolve: (commit: Commit) => void
   readonly reject: (error: TroupeError) => void
+}
+
+/** A record on its way, and what it is made of. */
+interface Attempt {
+  readonly record: JournalRecord
+  readonly items: readonly Item[]
+  readonly commits: readonly Commit[]
 }
 
 /** How to activate. */
@@ -80,6 +93,7 @@ export class Shard {
   readonly id: string
   readonly #host: ShardHost
   readonly #dispatcher: Dispatcher
+  readonly #takeover: Takeover
   readonly #mailbox: Item[] = []
   readonly #duePosted = new Set<string>()
   readonly #runData = new Map<string, Promise<unknown>>()
@@ -102,7 +116,12 @@ export class Shard {
   #stopped: TroupeError | null = null
   #lastFinished: string | null = null
   #closing = false
-  #pending: Pending = { nextDueAt: null, openEffects: 0, outbox: 0 }
+  /** Nothing comes after its `shard.left`. */
+  #left = false
+  #crewName = { definition: '', name: '' }
+  /** Records whose append failed since the last one that did not: one of them may be in the journal, or come there late. */
+  readonly #doubtful: Attempt[] = []
+  #pending: Pending
   lastUsed: number
 
   private constructor(id: string, host: ShardHost, recovered: Recovered) {
@@ -114,12 +133,18 @@ export class Shard {
     this.#sealed = recovered.sealed
     this.#tailBytes = recovered.tailBytes
     this.#snapshotAt = recovered.snapshot
+    this.#pending = { nextDueAt: nextDueAt(this.#state), openEffects: this.#state.effects.size, outbox: 0 }
     this.lastUsed = host.ports.clock.monotonic()
     this.#dispatcher = new Dispatcher({
       id,
       journal: host.journal,
       ports: host.ports,
-      executor: host.executor,
+      executor: () => host.ownership?.owner ?? host.executor,
+      owns: () => host.ownership?.owns(id, this.crewName) ?? true,
+      send: async (draft) => {
+        await host.ownership!.send(id, draft)
+        host.sent(id, draft.cause)
+      },
       state: () => this.#state,
       crew: () => this.#crew,
       dataOf: (run) => this.dataOf(run),
@@ -128,6 +153,16 @@ export class Shard {
       show: (event) => host.show(id, event),
       stop: (reason) => this.#stop(reason),
     })
+    this.#takeover = new Takeover(host, {
+      id,
+      state: () => this.#state,
+      own: (body) => this.#own(body),
+      post: (draft) => this.post(draft),
+      snapshot: () => this.snapshot(),
+      dispatch: (effects) => this.#dispatcher.dispatch(effects),
+      isActive: () => this.#stopped === null && !this.#closing,
+      worksOn: (effect) => this.worksOn(effect),
+    })
   }
 
   /**
@@ -135,10 +170,10 @@ export class Shard {
    * @throws TroupeError `JOURNAL_CORRUPT`, `JOURNAL_TRUNCATED`, `UPGRADE_REFUSED`, `SNAPSHOT_INCOMPATIBLE`.
    */
   static async activate(id: string, host: ShardHost, options: ActivateOptions): Promise<Shard> {
-    const recovered = await recover(host.journal, id, host.context, options.acceptUpgrade)
+    const recovered = await recoverOwned(id, host, options.acceptUpgrade)
     const shard = new Shard(id, host, recovered)
-    await shard.#dropOrphans()
-    await shard.#settleIn(recovered, options)
+    await shard.#takeover.settle(recovered, options.unclean)
+    host.schedule(id, nextDueAt(shard.#state))
     return shard
   }
 
@@ -180,6 +215,38 @@ export class Shard {
     return this.#crew
   }
 
+  /** Under which lease it was taken; empty when embedded. */
+  get owner(): string {
+    return this.#state.owner
+  }
+
+  /** Name of the crew; empty before it is defined. */
+  get crewName(): string {
+    const { definition } = this.#state
+    if (this.#crewName.definition !== definition) this.#crewName = { definition, name: crewNameOf(definition) }
+    return this.#crewName.name
+  }
+
+  /** Interrupts what an executor that is gone left open. Effects of living ones are left to them. */
+  interruptLost(): void {
+    if (this.#stopped === null && !this.#closing) this.#takeover.interruptLost()
+  }
+
+  /** Whether a port here works on an effect, or will. */
+  worksOn(effect: string): boolean {
+    return this.#dispatcher.knows(effect)
+  }
+
+  /** Effects with the ports here. */
+  get working(): number {
+    return this.#dispatcher.running
+  }
+
+  /** Ends work here that nobody waits for any more. */
+  cancel(effects: readonly string[]): void {
+    this.#dispatcher.cancel(effects)
+  }
+
   // ------------------------------------------------------------------------------------------ intake
 
   /**
@@ -196,6 +263,7 @@ export class Shard {
       : draft.values
     return new Promise((resolve, reject) => {
       if (this.#stopped !== null) return reject(this.#refusal())
+      if (this.#left) return reject(this.#closed())
       const item: Item = { draft: { ...draft, values }, bytes: sizeOf(draft), work, resolve, reject }
       this.#mailbox.push(item)
       if (work) {
@@ -208,8 +276,9 @@ export class Shard {
 
   #checkRoom(draft: Draft, work: boolean): void {
     if (this.#stopped !== null) throw this.#refusal()
+    if (this.#left) throw this.#closed()
     if (!work) return
-    if (this.#closing) throw new TroupeError('RUNTIME_CLOSED', `${this.id} is being closed`)
+    if (this.#closing) throw this.#closed()
     if (this.#stalled !== null)
       throw new TroupeError(this.#stalled, `${this.id}: the store takes no new records`, { retryable: true })
     if (this.#work >= maxMailbox || this.#workBytes + sizeOf(draft) > maxMailboxBytes) {
@@ -217,8 +286,15 @@ export class Shard {
     }
   }
 
+  /** What new work is told while the shard is left or closed. */
+  #closed(): TroupeError {
+    if (this.#host.ownership === null) return new TroupeError('RUNTIME_CLOSED', `${this.id} is being closed`)
+    return new TroupeError('SHARD_ELSEWHERE', `${this.id} is on its way to another worker`, { retryable: true })
+  }
+
   #refusal(): TroupeError {
     const { code, message } = this.#stopped!
+    if (code === 'SHARD_FENCED') return new TroupeError('SHARD_ELSEWHERE', message, { retryable: true })
     return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${code}: ${message}`, {
       cause: this.#stopped,
       details: { reason: code },
@@ -263,34 +339,46 @@ export class Shard {
       const commits = items.map((item) => this.#decide(item.draft))
       for (const commit of commits) for (const run of commit.finished) this.#ending.add(run)
       const pending = this.#pendingNow(commits)
-      const record = toRecord(this.id, this.#hash, commits, pending)
-      if (!(await this.#append(record, items))) continue
-      this.#hash = record.hash
-      this.#durable = record.last
+      const record = { ...toRecord(this.id, this.#hash, commits, pending), crew: this.crewName }
+      const landed = await this.#append({ record, items, commits })
+      if (landed === null) continue
+      this.#hash = landed.record.hash
+      this.#durable = landed.record.last
       this.#ending.clear()
-      this.#pending = pending
-      this.#tailBytes += record.bytes.length
-      items.forEach((item, index) => this.#act(item, commits[index]!))
-      this.#host.schedule(this.id, pending.nextDueAt)
+      this.#pending = landed.record.pending
+      this.#tailBytes += landed.record.bytes.length
+      landed.items.forEach((item, index) => this.#act(item, landed.commits[index]!))
+      this.#host.schedule(this.id, this.#pending.nextDueAt)
       this.#maybeSnapshot()
     }
   }
 
-  /** False when the record is not there: its items are back at the head of the mailbox. */
-  async #append(record: JournalRecord, items: readonly Item[]): Promise<boolean> {
+  /** Gives what is in the journal now: this record, or one that had failed before; null when none of them is. */
+  async #append(attempt: Attempt): Promise<Attempt | null> {
     try {
-      await this.#host.journal.append(record)
-      return true
+      await this.#host.journal.append(attempt.record)
+      this.#doubtful.length = 0
+      return attempt
     } catch (error) {
-      try {
-        if (await this.#reload(record.last, record.hash, toTroupeError(error, 'STORE_FAILED'))) return true
-      } catch (reason) {
-        this.#mailbox.unshift(...items)
-        throw reason
+      const cause = toTroupeError(error, 'STORE_FAILED')
+      this.#doubtful.push(attempt)
+      this.#mailbox.unshift(...attempt.items)
+      if (cause.code === 'SHARD_FENCED') throw cause
+      const before = this.#durable
+      await this.#reload(cause)
+      const landed = this.#doubtful.find(({ record }) => Buffer.from(this.#hash).equals(record.hash)) ?? null
+      if (landed === null) {
+        if (this.#host.ownership !== null && this.#durable !== before) throw this.#overtaken()
+        return null
       }
+      this.#doubtful.length = 0
+      this.#mailbox.splice(0, this.#mailbox.length, ...this.#mailbox.filter((item) => !landed.items.includes(item)))
+      return landed
     }
-    this.#mailbox.unshift(...items)
-    return false
+  }
+
+  #overtaken(): TroupeError {
+    return new TroupeError('SHARD_FENCED', `${this.id} was taken by ${this.#state.owner || 'another owner'}`)
   }
 
   #decide(draft: Draft): Commit {
@@ -319,12 +407,20 @@ export class Shard {
     if (item.draft.from === 'clock/timer') this.#duePosted.delete(item.draft.cause)
     for (const run of commit.finished) this.#forget(run)
     if (commit.events.length > 0) this.#host.publish(this.id, eventsOf(commit))
-    if (commit.cancelled.length > 0) this.#dispatcher.cancel(commit.cancelled)
+    if (commit.cancelled.length > 0) this.#cancelEffects(commit.cancelled)
     // The state may be a rebuilt one: effects are taken from it, never from the commit.
     this.#dispatcher.dispatch(
       commit.effects.map((effect) => this.#state.effects.get(effect.id)).filter((effect) => effect !== undefined),
     )
     item.resolve(commit)
+  }
+
+  #cancelEffects(effects: readonly Effect[]): void {
+    const { ownership } = this.#host
+    this.#dispatcher.cancel(effects.map(({ id }) => id))
+    if (ownership === null) return
+    for (const [executor, theirs] of byExecutor(effects))
+      if (executor !== ownership.owner && ownership.lives(executor)) ownership.cancel(executor, this.id, theirs)
   }
 
   /**
@@ -341,10 +437,12 @@ export class Shard {
     for (const entry of this.#state.logs.get(conversation)?.entries ?? []) if (entry.sequence !== 0) entry.text = null
   }
 
-  /** After a failed append: rebuilds the state, waiting until the store can be used. True when the record had landed after all. */
-  async #reload(last: number, hash: Uint8Array, cause: TroupeError): Promise<boolean> {
+  /** After a failed append: rebuilds the state, waiting until the store can be used. */
+  async #reload(cause: TroupeError): Promise<void> {
     this.#stalled = cause.code
     for (let delayMs = refreshMs; ; delayMs = Math.min(maxRefreshMs, delayMs * 2)) {
+      // Whoever is leaving does not wait for a store that takes nothing: the next owner takes the shard as it is.
+      if (this.#closing && this.#host.ownership !== null) throw this.#overtaken()
       if (this.#stopped !== null || this.#closing) throw this.#stopped ?? cause
       try {
         await this.#host.journal.refresh(this.id)
@@ -356,7 +454,7 @@ export class Shard {
         this.#sealed = recovered.sealed
         this.#tailBytes = recovered.tailBytes
         this.#stalled = null
-        return recovered.state.sequence === last && Buffer.from(recovered.hash).equals(hash)
+        return
       } catch (error) {
         if (!isStoreTrouble(error)) throw error
         await new Promise<void>((resolve) => this.#host.ports.clock.after(delayMs, resolve))
@@ -365,76 +463,19 @@ export class Shard {
   }
 
   #stop(reason: TroupeError): void {
-    if (this.#stopped !== null) return
+    // Whatever came back from an append that failed since is refused too.
+    if (this.#stopped !== null) return this.#refuseAll()
     this.#stopped = reason
-    this.#dispatcher.close()
-    for (const item of this.#mailbox.splice(0)) item.reject(this.#refusal())
+    // What runs may be waited for by the next owner, and if not, it still costs.
+    if (reason.code === 'SHARD_FENCED') this.#dispatcher.depart()
+    else this.#dispatcher.close()
+    this.#refuseAll()
     this.#host.schedule(this.id, null)
     this.#host.stopped(this.id, reason)
   }
 
-  // ------------------------------------------------------------------------------------------ activation
-
-  /** Blobs of a crash that no record names. */
-  async #dropOrphans(): Promise<void> {
-    const orphans = (await this.#host.journal.listBlobs(this.id)).filter((blob) => blob.sequence > this.#state.sequence)
-    if (orphans.length > 0)
-      await this.#host.journal.deleteBlobs(
-        this.id,
-        orphans.map((blob) => blob.hash),
-      )
-  }
-
-  async #settleIn(recovered: Recovered, options: ActivateOptions): Promise<void> {
-    const { state } = recovered
-    this.#pending = { nextDueAt: nextDueAt(state), openEffects: state.effects.size, outbox: 0 }
-    if (recovered.diverged !== null) {
-      const machines = versionsOf(this.#host.context.machines)
-      await this.#own({ type: 'shard.upgraded', until: state.sequence, difference: recovered.diverged, machines })
-      await this.snapshot()
-    }
-    const downMs = this.#host.openedAt() - state.at
-    const active = [...state.timers.values()].some((timer) => timer.id.startsWith('active:'))
-    if (active && downMs > 0) await this.#own({ type: 'shard.resumed', downMs })
-    const crashes = options.unclean ? await this.#countCrashes() : {}
-    for (const [key, timer] of [...state.timers]) {
-      if ((crashes[timerWork(key, timer)] ?? 0) >= maxCrashes) await this.#own({ type: 'timer.crashed', timer: key })
-    }
-    const open = [...this.#state.effects.values()]
-    const parked = open.filter((effect) => effect.parked)
-    // Whoever had the others is gone: only this process could have them, and it has just begun.
-    await Promise.all(
-      open
-        .filter((effect) => !effect.parked)
-        .map((effect) => {
-          const crashed = (crashes[workOf(effect.from, effect.length)] ?? 0) >= maxCrashes
-          const body = crashed
-            ? { type: 'effect.crashed' }
-            : { type: 'effect.interrupted', started: effect.startBy !== null }
-          return this.post({ from: portOf(effect.body.type), to: effect.from, cause: effect.id, body, values: [] })
-        }),
-    )
-    if (parked.length > 0) {
-      await this.#own({ type: 'effects.parked', effects: [] })
-      this.#dispatcher.dispatch(
-        parked.map(({ id }) => this.#state.effects.get(id)).filter((effect) => effect !== undefined),
-      )
-    }
-    this.#host.schedule(this.id, nextDueAt(this.#state))
-  }
-
-  /** Counts a crash for everything that is about to be tried again, durably and before it is. */
-  async #countCrashes(): Promise<Readonly<Record<string, number>>> {
-    const now = this.#host.ports.clock.now()
-    const work = [
-      ...[...this.#state.effects.values()].map((effect) => workOf(effect.from, effect.length)),
-      ...[...this.#state.timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer)),
-    ]
-    if (work.length === 0) return {}
-    const before = await this.#host.journal.getAttempts(this.id)
-    const attempts = Object.fromEntries(work.map((key) => [key, (before[key] ?? 0) + 1]))
-    await this.#host.journal.putAttempts(this.id, attempts)
-    return attempts
+  #refuseAll(): void {
+    for (const item of this.#mailbox.splice(0)) item.reject(this.#refusal())
   }
 
   async #own(body: { type: string; [field: string]: unknown }): Promise<void> {
@@ -532,9 +573,36 @@ export class Shard {
     }
     this.#dispatcher.close()
     await this.#pumping?.catch(() => undefined)
-    for (const item of this.#mailbox.splice(0)) item.reject(new TroupeError('RUNTIME_CLOSED', `${this.id} is closed`))
+    for (const item of this.#mailbox.splice(0)) item.reject(this.#closed())
     await this.#snapshotting?.catch(() => undefined)
     if (this.#stopped === null) await this.snapshot().catch(() => undefined)
+  }
+
+  /**
+   * Gives the shard up in order: takes nothing new, finishes what it has, and says in the journal that it left. What the
+   * ports have goes on, its outcome is sent after the shard.
+   */
+  async leave(): Promise<void> {
+    const { ownership } = this.#host
+    if (ownership === null || this.#closing) return
+    this.#closing = true
+    this.#dispatcher.depart()
+    while (this.#pumping !== null) await this.#pumping
+    const parked = this.#dispatcher.drain()
+    if (this.#stopped === null) {
+      const leaving = this.#own({ type: 'shard.left', owner: ownership.owner, parked }).catch(() => undefined)
+      this.#left = true
+      await leaving
+    }
+    this.#host.schedule(this.id, null)
+    await this.#snapshotting?.catch(() => undefined)
+    if (this.#stopped === null) await this.snapshot().catch(() => undefined)
+    this.#stop(this.#overtaken())
+  }
+
+  /** The lease is lost: somebody else may have the shard by now. */
+  abandon(): void {
+    this.#stop(this.#overtaken())
   }
 
   /** Leaves memory while nothing runs; snapshots a long tail. */
@@ -557,18 +625,4 @@ export class Shard {
 /** The store takes nothing now, and may later. */
 function isStoreTrouble(error: unknown): boolean {
   return isTroupeError(error) && (error.code === 'STORE_FULL' || error.code === 'STORE_FAILED')
-}
-
-/** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */
-function workOf(from: string, length: number): string {
-  return `effect ${from} ${length}`
-}
-
-/** Name of a timer's delivery: one that is planned again under the same id is other work. */
-function timerWork(key: string, timer: Timer): string {
-  return `timer ${key}|${timer.generation}`
-}
-
-function portOf(type: string): string {
-  return type === 'model.call' ? 'port/model' : 'port/tool'
 }

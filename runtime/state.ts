@@ -37,6 +37,8 @@ export interface Effect {
   /** Length and hash of the conversation that it names. */
   readonly length: number
   readonly hash: string
+  /** Who works on it: the owner that asked for it, or the one that its `dispatched` record names. Empty when embedded. */
+  executor: string
   /** Epoch milliseconds until which a `once` call may start; null before its `dispatched` record. */
   startBy: number | null
   /** A clean stop left it before any port had it: it is dispatched as it is, not interrupted. */
@@ -89,6 +91,8 @@ export interface ShardState {
   readonly shard: string
   sequence: number
   at: number
+  /** Who took it, `<worker>.<epoch>`; empty when embedded, and when its last owner left it. */
+  owner: string
   /** Canonical JSON of the crew's definition; empty before the first one. */
   definition: string
   readonly actors: Map<string, Actor>
@@ -112,6 +116,7 @@ export interface StoredState {
   readonly version: number
   readonly sequence: number
   readonly at: number
+  readonly owner: string
   readonly definition: string
   /** Versions of the machines that wrote it. */
   readonly machines: Readonly<Record<string, string>>
@@ -129,6 +134,7 @@ export function emptyState(shard: string): ShardState {
     shard,
     sequence: 0,
     at: 0,
+    owner: '',
     definition: '',
     actors: new Map(),
     logs: new Map(),
@@ -144,6 +150,7 @@ export function toStoredState(state: ShardState, scope: Scope, machines: Machine
     version: stateVersion,
     sequence: state.sequence,
     at: state.at,
+    owner: state.owner,
     definition: state.definition,
     machines: versionsOf(machines),
     actors: [...state.actors].map(
@@ -189,6 +196,7 @@ export function fromStoredState(
   const state = emptyState(shard)
   state.sequence = stored.sequence
   state.at = stored.at
+  state.owner = stored.owner
   state.definition = stored.definition
   for (const [address, kind, parent, generation, persisted] of stored.actors) {
     const machine = machines[kind]
@@ -236,4 +244,9 @@ export function nextDueAt(state: ShardState, after = Number.NEGATIVE_INFINITY): 
     if (timer.dueAt > after && (next === null || timer.dueAt < next)) next = timer.dueAt
   }
   return next
+}
+
+/** The name of the crew whose definition this is; empty for none. */
+export function crewNameOf(definition: string): string {
+  return definition === '' ? '' : (JSON.parse(definition) as { data: { name: string } }).data.name
 }

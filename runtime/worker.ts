@@ -8,13 +8,16 @@
  * - K2 Whatever is due or open when the journal is opened is taken up without anybody asking for it.
  * - K3 A shard that cannot be rebuilt says why to whoever asks; the others are not touched.
  * - K4 Quiet shards leave memory; their next timer wakes them.
+ * - K5 Where there are other workers: a shard is active only while this one is to own it; one that it is not to own any
+ *   more is left in order, and one that it is to own from now on is taken up when it has something to do.
  */
 import type { DecideContext } from './commit.js'
-import type { Ports } from './dispatcher.js'
-import { TroupeError, toTroupeError } from './errors.js'
+import type { LiveCrew, Ports } from './dispatcher.js'
+import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
-import type { Journal, OpenReport } from './journal.js'
+import type { Journal, OpenReport, ShardHead } from './journal.js'
 import type { Log } from './log.js'
+import type { Ownership } from './ownership.js'
 import { type ActivateOptions, Shard, type ShardHost } from './shard.js'
 
 /** What a worker is made of. */
@@ -31,10 +34,18 @@ export interface WorkerOptions {
   readonly idleMs?: number
   /** Shards being rebuilt at once. @default 32 */
   readonly rebuilds?: number
+  /** Who owns what, when several workers share the journal. @default this one owns everything */
+  readonly ownership?: Ownership
+  /** The code of a crew by its name: a shard that is woken by its work has nobody who spawns it. */
+  readonly crewOf?: (name: string) => LiveCrew | undefined
 }
 
 /** Longest delay of one timer; a later due time is looked at again then. */
 const maxDelayMs = 2 ** 30
+/** Outcomes on their way that are remembered: whoever takes a shard asks for them before it gives them up. */
+const maxSent = 10_000
+/** When a shard that was left is looked after, one that could not be taken is tried again. */
+const againMs = 1_000
 
 /** Owner of shards. */
 export class Worker {
@@ -53,6 +64,11 @@ export class Worker {
   /** Shards whose crash was counted since the journal was opened. */
   readonly #counted = new Set<string>()
   #sweep: (() => void) | null = null
+  /** Shards that were left while ports still worked for them. */
+  readonly #departed = new Set<Shard>()
+  readonly #sent = new Set<string>()
+  #changing: Promise<void> | null = null
+  #changed = false
   #closing = false
   #closed = false
 
@@ -64,6 +80,7 @@ export class Worker {
       ports: options.ports,
       context: options.context,
       executor: options.executor,
+      ownership: options.ownership ?? null,
       checks: options.checks === true,
       openedAt: () => this.#openedAt,
       schedule: (shard, dueAt) => this.#schedule(shard, dueAt),
@@ -74,11 +91,17 @@ export class Worker {
       show: (shard, event) => this.hub.show(shard, event),
       watched: (shard) => this.hub.watched(shard),
       stopped: (shard, reason) => {
-        options.log.error('shard stopped', { shard, code: reason.code, reason: reason.message })
+        if (reason.code === 'SHARD_FENCED') this.#depart(shard)
+        else options.log.error('shard stopped', { shard, code: reason.code, reason: reason.message })
         this.#tellEnds(shard)
         this.hub.wake(shard)
       },
+      sent: (shard, effect) => {
+        this.#sent.add(`${shard} ${effect}`)
+        for (const [oldest] of this.#sent.entries()) if (this.#sent.size > maxSent) this.#sent.delete(oldest)
+      },
     }
+    if (options.ownership !== undefined) options.ownership.onChange = () => this.#change()
   }
 
   /** Opens the journal and takes up what is due or open. Resolves when the journal is open; the work goes on. */
@@ -88,15 +111,26 @@ export class Worker {
     for (const damage of report.damaged) this.#options.log.error('shard damaged', { ...damage })
     const now = this.#options.ports.clock.now()
     this.#openedAt = now
-    const open: string[] = []
-    for (const head of report.pending) {
-      if (head.pending.openEffects > 0 || (head.pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= now)
-        open.push(head.shard)
-      else this.#schedule(head.shard, head.pending.nextDueAt)
-    }
-    void this.#takeUp(open)
+    void this.#takeUp(report.pending)
     this.#planSweep()
     return report
+  }
+
+  /** Rebuilds those of the shards that have something to do, and plans when the others will. */
+  #takeUp(heads: readonly ShardHead[]): Promise<void> {
+    const now = this.#options.ports.clock.now()
+    const open: string[] = []
+    for (const head of heads) {
+      if (!this.#owns(head.shard, head.crew ?? '')) continue
+      if (head.pending.openEffects > 0 || (head.pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= now)
+        open.push(head.shard)
+      else if (!this.#active.has(head.shard)) this.#schedule(head.shard, head.pending.nextDueAt)
+    }
+    return this.#wakeAll(open)
+  }
+
+  #owns(shard: string, crew: string): boolean {
+    return this.#options.ownership?.owns(shard, crew) ?? true
   }
 
   /** The active shards. */
@@ -121,6 +155,7 @@ export class Worker {
   shard(id: string, options: { readonly acceptUpgrade?: boolean } = {}): Promise<Shard> {
     if (this.#closing) return Promise.reject(new TroupeError('RUNTIME_CLOSED', 'the runtime is closed'))
     const active = this.#active.get(id)
+    if (active !== undefined && !this.#owns(id, active.crewName)) return Promise.reject(elsewhere(id))
     if (active !== undefined) {
       active.lastUsed = this.#options.ports.clock.monotonic()
       return Promise.resolve(active)
@@ -169,15 +204,21 @@ export class Worker {
 
   async #activate(id: string, acceptUpgrade: boolean): Promise<Shard> {
     await this.#unloading.get(id)
+    if (this.#options.ownership !== undefined && !this.#owns(id, (await this.journal.head(id)).crew ?? ''))
+      throw elsewhere(id)
     const options: ActivateOptions = { unclean: this.#unclean && !this.#counted.has(id), acceptUpgrade }
     const shard = await Shard.activate(id, this.#host, options)
     this.#counted.add(id)
+    // Somebody else may have taken it while it was rebuilt.
+    if (shard.stopped?.code === 'SHARD_FENCED') throw elsewhere(id)
     this.#active.set(id, shard)
+    const code = this.#options.crewOf?.(shard.crewName)
+    if (code !== undefined) await shard.define(code)
     return shard
   }
 
-  /** Rebuilds shards with something to do, some at a time. */
-  async #takeUp(ids: readonly string[]): Promise<void> {
+  /** Rebuilds shards, some at a time. */
+  async #wakeAll(ids: readonly string[]): Promise<void> {
     const queue = [...ids]
     const next = async (): Promise<void> => {
       for (let id = queue.shift(); id !== undefined && !this.#closing; id = queue.shift()) await this.#wake(id)
@@ -191,7 +232,24 @@ export class Worker {
       shard.fireDue()
     } catch (error) {
       const { code, message } = toTroupeError(error, 'STORE_FAILED')
+      if (this.#options.ownership !== undefined && isPassing(code)) return this.#tryAgain(id)
       this.#options.log.error('shard cannot go on', { shard: id, code, reason: message })
+    }
+  }
+
+  /** The owner may not have known yet that it is none any more, or the server may have been away. */
+  #tryAgain(id: string): void {
+    this.#options.ports.clock.after(againMs, () => {
+      if (!this.#closing && !this.#active.has(id)) void this.#wakeOwned(id)
+    })
+  }
+
+  /** What is not this worker's any more is left alone: a change of owners is told. */
+  async #wakeOwned(id: string): Promise<void> {
+    try {
+      if (this.#owns(id, (await this.journal.head(id)).crew ?? '')) await this.#wake(id)
+    } catch {
+      this.#tryAgain(id)
     }
   }
 
@@ -235,6 +293,75 @@ export class Worker {
     this.#unloading.set(id, unloading)
   }
 
+  // ------------------------------------------------------------------------------------------ other workers
+
+  /** Leaves what others are to own, takes up what this one is to own. One change at a time, the last one counts. */
+  #change(): void {
+    this.#changed = true
+    this.#changing ??= this.#settle().finally(() => {
+      this.#changing = null
+    })
+  }
+
+  async #settle(): Promise<void> {
+    while (this.#changed) {
+      this.#changed = false
+      const { ownership, log } = this.#options
+      const { owner } = ownership!
+      const holds = ownership!.lives(owner)
+      // What was taken under a lease that is lost may be somebody else's by now.
+      for (const shard of [...this.#active.values()]) if (!holds || shard.owner !== owner) shard.abandon()
+      const foreign = [...this.#active].filter(([id, shard]) => !this.#owns(id, shard.crewName))
+      await Promise.all(foreign.map(([id]) => this.leave(id)))
+      if (this.#closing) return
+      for (const shard of this.#active.values()) shard.interruptLost()
+      try {
+        const pending: ShardHead[] = []
+        for await (const head of this.journal.heads()) if (isPending(head)) pending.push(head)
+        void this.#takeUp(pending)
+      } catch (error) {
+        log.warn('the journal could not be looked through', { reason: toTroupeError(error, 'STORE_FAILED').message })
+        this.#options.ports.clock.after(againMs, () => this.#change())
+      }
+    }
+  }
+
+  /** Leaves a shard in order; what runs for it goes on. Resolves when another worker may take it. */
+  async leave(id: string): Promise<void> {
+    const shard = this.#active.get(id) ?? (await this.#activating.get(id)?.catch(() => undefined))
+    await shard?.leave()
+  }
+
+  /** Of these effects, those whose outcome this process still owes, or has sent. */
+  working(id: string, effects: readonly string[]): string[] {
+    const shards = [this.#active.get(id), ...this.#departed].filter((shard) => shard?.id === id)
+    return effects.filter(
+      (effect) => this.#sent.has(`${id} ${effect}`) || shards.some((shard) => shard!.worksOn(effect)),
+    )
+  }
+
+  /** Ends work for a shard that was left. */
+  cancel(id: string, effects: readonly string[]): void {
+    for (const shard of this.#departed) if (shard.id === id) shard.cancel(effects)
+  }
+
+  /** A shard has another owner now: it leaves memory when nothing runs for it here any more. */
+  #depart(id: string): void {
+    const shard = this.#active.get(id)
+    if (shard === undefined) return
+    this.#active.delete(id)
+    this.#schedule(id, null)
+    // Whoever took it may not know yet that it is not to own it.
+    if (this.#owns(id, shard.crewName)) this.#tryAgain(id)
+    if (shard.working === 0) return
+    this.#departed.add(shard)
+    const look = (): void => {
+      if (shard.working === 0) this.#departed.delete(shard)
+      else this.#options.ports.clock.after(againMs, look)
+    }
+    look()
+  }
+
   /** Deletes a shard: journal, blobs, snapshots; leaves a tombstone. */
   async remove(id: string): Promise<void> {
     const active = this.#active.get(id) ?? (await this.#activating.get(id)?.catch(() => undefined))
@@ -244,9 +371,24 @@ export class Worker {
     await this.journal.remove(id)
   }
 
+  /** Hands every shard to other workers, and waits for what still runs here. */
+  async #withdraw(graceMs: number): Promise<void> {
+    const { ownership, ports } = this.#options
+    if (ownership === undefined) return
+    await ownership.withdraw()
+    await Promise.allSettled([...this.#activating.values()])
+    await Promise.all([...this.#active.keys()].map((id) => this.leave(id)))
+    const until = ports.clock.monotonic() + graceMs
+    while (this.#departed.size > 0 && ports.clock.monotonic() < until) {
+      for (const shard of this.#departed) if (shard.working === 0) this.#departed.delete(shard)
+      await new Promise<void>((resolve) => ports.clock.after(5, resolve))
+    }
+  }
+
   /** Closes every shard, waiting up to `graceMs` for what runs, then the journal. */
   async close(graceMs: number): Promise<void> {
     this.#closing = true
+    await this.#withdraw(graceMs)
     this.#sweep?.()
     for (const { cancel } of this.#wakes.values()) cancel()
     this.#wakes.clear()
@@ -261,4 +403,17 @@ export class Worker {
     }
     await this.journal.close()
   }
+}
+
+function isPending({ removed, pending }: ShardHead): boolean {
+  return !removed && (pending.openEffects > 0 || pending.nextDueAt !== null || pending.outbox > 0)
+}
+
+function elsewhere(id: string): TroupeError {
+  return new TroupeError('SHARD_ELSEWHERE', `${id} belongs to another worker`, { retryable: true })
+}
+
+/** What may be otherwise in a moment. */
+function isPassing(code: ErrorCode): boolean {
+  return code === 'SHARD_ELSEWHERE' || code === 'STORE_FAILED' || code === 'STORE_FULL' || code === 'NATS_UNREACHABLE'
 }

@@ -33,11 +33,13 @@ export interface MemoryStore {
   readonly shards: Map<string, MemoryShard>
   /** The journal that has it open; a simulated crash sets it to null. */
   owner: Journal | null
+  /** Several journals may have it open, as several workers share a stream. */
+  readonly shared: boolean
 }
 
-/** An empty store. */
-export function createMemoryStore(): MemoryStore {
-  return { shards: new Map(), owner: null }
+/** An empty store. @param options `shared`: for several journals at once; an append behind another's is `SHARD_FENCED` */
+export function createMemoryStore({ shared = false }: { readonly shared?: boolean } = {}): MemoryStore {
+  return { shards: new Map(), owner: null, shared }
 }
 
 /**
@@ -60,7 +62,8 @@ class MemoryJournal implements Journal {
   }
 
   async open(): Promise<OpenReport> {
-    if (this.#store.owner !== null) throw new TroupeError('STORE_BUSY', 'the store has an owner', { retryable: true })
+    if (this.#store.owner !== null && !this.#store.shared)
+      throw new TroupeError('STORE_BUSY', 'the store has an owner', { retryable: true })
     this.#store.owner = this
     const pending: ShardHead[] = []
     let shards = 0
@@ -86,7 +89,7 @@ class MemoryJournal implements Journal {
   }
 
   append(record: JournalRecord): Promise<void> {
-    if (this.#store.owner !== this) return Promise.reject(notOpen())
+    if (this.#store.owner !== this && !this.#store.shared) return Promise.reject(notOpen())
     const known = this.#store.shards.get(record.shard)
     const sequence = known === undefined ? 0 : known.head.sequence
     if (record.first !== sequence + 1 || record.last < record.first) return Promise.reject(outOfOrder(record, sequence))
@@ -98,6 +101,7 @@ class MemoryJournal implements Journal {
       hash: record.hash,
       pending: record.pending,
       removed: false,
+      crew: record.crew,
     }
     return done
   }
@@ -216,7 +220,7 @@ class MemoryJournal implements Journal {
   }
 
   #shards(): Map<string, MemoryShard> {
-    if (this.#store.owner !== this) throw notOpen()
+    if (this.#store.owner !== this && !this.#store.shared) throw notOpen()
     return this.#store.shards
   }
 

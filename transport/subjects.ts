@@ -5,6 +5,7 @@
  * Does not own: who may use a subject (the server's permissions), what is sent on it.
  *
  * - SU1 Whatever is put in, each part of a subject is one token: no dot, no wildcard, no space, nothing of the protocol.
+ * - SU3 Names that come from models and files are encoded so that no two of them meet.
  * - SU2 A shard is in the same partition for everybody, and in one only.
  */
 import { createHash } from 'node:crypto'
@@ -29,7 +30,7 @@ export class Subjects {
   }
 
   /** The name of a stream or bucket of this namespace. */
-  stream(of: 'journal' | 'content' | 'workers'): string {
+  stream(of: 'journal' | 'content' | 'workers' | 'mail' | 'events'): string {
     return `${this.#name}_${of}`
   }
 
@@ -46,6 +47,62 @@ export class Subjects {
   /** The shard of a journal's subject. */
   shardOf(subject: string): string {
     return subject.slice(subject.lastIndexOf('.') + 1)
+  }
+
+  /** Mail for an actor, or for the shard itself. @param address `<kind>/<name>` */
+  mail(shard: string, address: string): string {
+    return `${this.#prefix}.mail.${partitionOf(shard)}.${token(shard)}.${addressTokens(address)}`
+  }
+
+  /** All mail, or that of a partition. */
+  mails(partition?: number): string {
+    return partition === undefined ? `${this.#prefix}.mail.>` : `${this.#prefix}.mail.${partition}.>`
+  }
+
+  /** The shard of a mail's subject. */
+  shardOfMail(subject: string): string {
+    return subject.split('.')[4] ?? ''
+  }
+
+  /** The door of a shard, for one client. */
+  door(client: string, shard: string): string {
+    return `${this.#prefix}.in.${token(client)}.${token(shard)}`
+  }
+
+  /** All doors. */
+  doors(): string {
+    return `${this.#prefix}.in.*.*`
+  }
+
+  /** Client and shard of a door's subject. */
+  partsOfDoor(subject: string): readonly [client: string, shard: string] {
+    const [client = '', shard = ''] = subject.split('.').slice(3)
+    return [client, shard]
+  }
+
+  /** Questions about the whole namespace, of one client or of all. */
+  questions(client?: string): string {
+    return `${this.#prefix}.ask.${client === undefined ? '*' : token(client)}`
+  }
+
+  /** An event of an actor. @param type `run.finished` and the like: each word is a token */
+  event(shard: string, address: string, type: string): string {
+    return `${this.#prefix}.event.${token(shard)}.${addressTokens(address)}.${type.split('.').map(encoded).join('.')}`
+  }
+
+  /** Events of all shards, or of one. */
+  events(shard?: string): string {
+    return shard === undefined ? `${this.#prefix}.event.>` : `${this.#prefix}.event.${token(shard)}.>`
+  }
+
+  /** Where a worker takes requests of other workers. */
+  worker(worker: string): string {
+    return `${this.#prefix}.worker.${token(worker)}`
+  }
+
+  /** Letters that nobody could take. */
+  dead(): string {
+    return `${this.#prefix}.dead`
   }
 
   /** A part of one piece of what a shard keeps beside its journal: its kind, and a key of that kind. */
@@ -68,6 +125,24 @@ export class Subjects {
 /** Where a shard belongs: a number below `partitionCount`. */
 export function partitionOf(shard: string): number {
   return createHash('sha256').update(shard).digest().readUInt32BE(0) % partitionCount
+}
+
+function addressTokens(address: string): string {
+  const [kind = '', ...name] = address.split('/')
+  return `${token(kind)}.${encoded(name.join('/'))}`
+}
+
+/** A foreign name as one token: what is not a letter, a digit or `-` is `_` and two hex digits a byte. */
+function encoded(name: string): string {
+  const bytes = [...Buffer.from(name, 'utf8')]
+  const text = bytes.map((byte) => {
+    const character = String.fromCharCode(byte)
+    return /[A-Za-z0-9-]/.test(character) ? character : `_${byte.toString(16).padStart(2, '0')}`
+  })
+  // A long name keeps its beginning, for people, and is told apart by a hash.
+  if (text.length === 0) return '_'
+  if (text.join('').length <= 128) return text.join('')
+  return `${text.join('').slice(0, 64)}_${createHash('sha256').update(name).digest('hex').slice(0, 32)}`
 }
 
 function token(name: string): string {

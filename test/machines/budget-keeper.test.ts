@@ -150,6 +150,14 @@ describe('budget: settlements', () => {
     expect(spentOf(keeper)).toEqual(amounts(1, 1))
   })
 
+  test('budget: one that goes on after a failure plans its sweep anew, if it had one', () => {
+    const keeper = start({ tokens: 200 }).send(reserve('a'))
+    expect([...start({}).send({ type: 'actor.resumed' }).timers.keys()]).toEqual([])
+    keeper.send({ type: 'actor.resumed' }).fire()
+    keeper.fire()
+    expect(grants(keeper)['a']).toMatchObject({ state: 'estimated' })
+  })
+
   test('budget: with nothing held no sweep is planned, and the next grant plans one', () => {
     const keeper = start({})
       .send(reserve('a'), settle('a', amounts(1, 1)))

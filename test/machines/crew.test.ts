@@ -83,6 +83,7 @@ const exhausted = (address: string, account: string): Message => ({
 const start = (more: Partial<CrewData> = {}): Driver =>
   drive(covered.machine, { self: 'crew/main', data: { ...data, ...more } } as { self: string })
 const running = (more: Partial<CrewData> = {}): Driver => start(more).send(task(1))
+const resumed = { type: 'actor.resume', address: 'budget/crew' }
 const ofType = (driver: Driver, type: string) =>
   driver.sent.filter(([, message]) => message.type === type).map(([, message]) => message)
 const end = (driver: Driver) => driver.to('shard/runs').find(({ type }) => type === 'run.finished')
@@ -327,10 +328,11 @@ describe('crew: budget', () => {
     expect(crew.sent).toEqual([])
   })
 
-  test('crew: a keeper of the crew that fails between two runs is replaced in the next', () => {
+  test('crew: a keeper of the crew that fails between two runs goes on with what it has counted', () => {
     const crew = running({ per: 'crew' }).send(finished('agent/writer-r1'), closed, actorFailed('budget/other'))
-    crew.send(actorFailed('budget/crew'), task(2))
-    expect(started(crew)).toEqual(['crew', 'writer-r2'])
+    expect(crew.send(actorFailed('budget/crew')).to('shard/actors')).toEqual([resumed])
+    crew.send(task(2))
+    expect(started(crew)).toEqual(['writer-r2'])
   })
 
   test('crew: a keeper that fails over the bill, or while others stop, holds nobody up', () => {
@@ -360,10 +362,32 @@ describe('crew: budget', () => {
     expect(end(crew)).toMatchObject({ spent: { nanoUsd: 3, tokens: 1, modelCalls: 1, toolCalls: 0 } })
   })
 
-  test('crew: a budget of the crew gets a new keeper when its own failed', () => {
+  test('crew: a keeper of the crew that fails ends the run, and goes on with what it has counted', () => {
     const crew = running({ per: 'crew' }).send(actorFailed('budget/crew'))
-    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), task(2))
-    expect(started(crew)).toEqual(['crew', 'writer-r2'])
+    expect(crew.to('shard/actors')).toEqual([resumed])
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }))
+    expect(crew.to('budget/crew')).toEqual([{ type: 'budget.report', replyTo: 'crew/main' }])
+    expect(end(crew.send(closed))).toMatchObject({ code: 'ACTOR_FAILED', spent })
+    expect(started(crew.send(task(2)))).toEqual(['writer-r2'])
+    const stopping = running({ per: 'crew' }).send({ type: 'crew.cancel' }, actorFailed('budget/crew'))
+    expect(stopping.to('shard/actors')).toEqual([resumed])
+    expect(stopping.state).toBe('closing.stopping')
+  })
+
+  test('crew: a keeper of the crew that fails over the bill holds nobody up; the next bill has it', () => {
+    const crew = running({ per: 'crew' }).send(finished('agent/writer-r1'), actorFailed('budget/crew'))
+    expect(crew.to('shard/actors')).toEqual([resumed])
+    expect(end(crew)).toMatchObject({ code: null, spent: nothing })
+    crew.send(task(2), finished('agent/writer-r2'), closed)
+    expect(end(crew)).toMatchObject({ spent })
+  })
+
+  test('crew: one that failed and begins anew asks its keeper what was spent before', () => {
+    const input = { self: 'crew/main', data: { ...data, per: 'crew' }, keeper: 'crew' } as { self: string }
+    const crew = drive(covered.machine, input)
+    expect(crew.to('budget/crew')).toEqual([{ type: 'budget.report', replyTo: 'crew/main' }])
+    crew.send(closed, task(2), finished('agent/writer-r2'), { ...closed, spent: { ...spent, tokens: 40 } })
+    expect(end(crew)).toMatchObject({ spent: { ...nothing, tokens: 10 } })
   })
 })
 

@@ -452,6 +452,25 @@ describe('commit: actors, effects, runs', () => {
     expect(events(desk.commits.at(-1)!, 'run.finished')).toMatchObject([{ code: 'EFFECT_CRASHED' }])
   })
 
+  test.each(['budget/crew|sweep', 'crew/main|active:wall'])(
+    'commit: what a budget of the crew has counted outlives a failure over %s',
+    (timer) => {
+      const desk = new Desk()
+      desk.all(defined({ ...crewData, per: 'crew', wallMs: 5_000, limits: { modelCalls: 3 } }), task())
+      desk.take(outcome(desk.effect(), replied(), [answer('one')]))
+      desk.take(task('second'))
+      desk.take({ ...task(), from: 'shard/self', to: 'shard/self', body: { type: 'timer.crashed', timer }, values: [] })
+      expect(failed(desk)).toMatchObject([{ code: 'EFFECT_CRASHED' }])
+      const keeper = desk.state.actors.get('budget/crew')!.snapshot.context as {
+        accounts: { run: Record<'spent' | 'held', { modelCalls: number }> }
+      }
+      // The second call was under way: it is held, or counted at its worst.
+      const { held, spent: gone } = keeper.accounts.run
+      expect(gone.modelCalls + held.modelCalls).toBe(2)
+      expect([...desk.state.runs.values()].map(({ end }) => end?.code)).toEqual([null, 'EFFECT_CRASHED'])
+    },
+  )
+
   test('commit: a message from outside to somebody who is not there is a dead letter', () => {
     const desk = running()
     desk.take({ ...command({ type: 'run.cancel' }), to: 'agent/ghost' })

@@ -174,7 +174,9 @@ describe('dispatcher', () => {
       id: 's1',
       journal: stage.journal,
       ports: { clock: stage.clock, random: () => 0 },
-      executor: 'test',
+      executor: () => 'test',
+      owns: () => true,
+      send: () => Promise.resolve(),
       state: () => emptyState('s1'),
       crew: () => ({
         ...live,
@@ -215,6 +217,7 @@ describe('dispatcher', () => {
         body: body as Effect['body'],
         length: 0,
         hash: '',
+        executor: '',
         startBy: null,
         parked: false,
       }

@@ -2,7 +2,7 @@
 import { fork } from 'node:child_process'
 import { dirname, resolve as resolvePath } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { branches, faults, type Invariant } from './notes.js'
+import { branches, clusterBranches, clusterFaults, faults, type Invariant } from './notes.js'
 import { runSeed, type SeedResult } from './simulation.js'
 
 /** A seed that broke a promise. */
@@ -45,13 +45,15 @@ export interface CampaignOptions {
   readonly processes?: number
   /** The program to run, of another copy of the tree. @default the one beside this file */
   readonly main?: string
+  /** Workers that share a journal. @default 1 */
+  readonly workers?: number
   /** One of so many seeds is run twice, and must come to the same hash. @default 100; 0 for none */
   readonly twiceEvery?: number
 }
 
 /** The line that runs a seed again; `--trace` shows what happened. */
-export const replayLine = (seed: number) =>
-  `JITI_TSCONFIG_PATHS=true node --import jiti/register test/simulation/main.ts --seed ${seed}`
+export const replayLine = (seed: number, workers = 1) =>
+  `JITI_TSCONFIG_PATHS=true node --import jiti/register test/simulation/main.ts --seed ${seed}${workers > 1 ? ` --workers ${workers}` : ''}`
 
 /** The seeds of a commit: distant ones for each hash. */
 export function baseOf(commit: string): number {
@@ -73,7 +75,7 @@ export async function runCampaign(options: CampaignOptions): Promise<CampaignRes
   return { ...results.reduce(merge), wallMs: performance.now() - started }
 }
 
-async function runHere({ base, seeds, twiceEvery = 100 }: CampaignOptions): Promise<CampaignResult> {
+async function runHere({ base, seeds, workers = 1, twiceEvery = 100 }: CampaignOptions): Promise<CampaignResult> {
   const started = performance.now()
   const cpu = process.cpuUsage()
   const failed: FailedSeed[] = []
@@ -82,15 +84,15 @@ async function runHere({ base, seeds, twiceEvery = 100 }: CampaignOptions): Prom
   const reached: Record<string, number> = {}
   let replayed = 0
   for (let seed = base; seed < base + seeds; seed++) {
-    const result = await runSeed(seed)
+    const result = await runSeed(seed, { workers })
     results.push(result)
     for (const name of result.sometimes) reached[name] = (reached[name] ?? 0) + 1
     const [first] = result.violations
     if (first !== undefined)
-      failed.push({ seed, ...first, more: result.violations.length - 1, replay: replayLine(seed) })
+      failed.push({ seed, ...first, more: result.violations.length - 1, replay: replayLine(seed, workers) })
     if (twiceEvery === 0 || seed % twiceEvery !== 0) continue
     replayed += 1
-    if ((await runSeed(seed)).hash !== result.hash) unsteady.push(seed)
+    if ((await runSeed(seed, { workers })).hash !== result.hash) unsteady.push(seed)
   }
   const { user, system } = process.cpuUsage(cpu)
   return {
@@ -131,9 +133,10 @@ function merge(one: CampaignResult, other: CampaignResult): CampaignResult {
 }
 
 /** Runs a part of a campaign in a process of its own. */
-function runInChild({ base, seeds, twiceEvery = 100, main }: CampaignOptions): Promise<CampaignResult> {
+function runInChild({ base, seeds, workers = 1, twiceEvery = 100, main }: CampaignOptions): Promise<CampaignResult> {
   const program = main ?? fileURLToPath(new URL('./main.ts', import.meta.url))
   const args = ['--base', String(base), '--seeds', String(seeds), '--twice-every', String(twiceEvery), '--child']
+  if (workers > 1) args.push('--workers', String(workers))
   return new Promise((resolve, reject) => {
     let result: CampaignResult | null = null
     const child = fork(program, args, {
@@ -175,7 +178,8 @@ export interface Summary {
 }
 
 /** Sums a campaign up. */
-export function summarize(result: CampaignResult): Summary {
+export function summarize(result: CampaignResult, workers = 1): Summary {
+  const cluster = workers > 1 ? [...clusterFaults, ...clusterBranches] : []
   return {
     seeds: result.seeds,
     violations: result.failed.length,
@@ -184,7 +188,9 @@ export function summarize(result: CampaignResult): Summary {
     leastRounds: Math.min(...result.rounds),
     leastDelegations: Math.min(...result.delegations),
     leastOnceCalls: Math.min(...result.onceCalls),
-    neverReached: [...faults, ...branches].filter((name) => (result.reached[name] ?? 0) === 0),
+    neverReached: [...faults, ...branches, ...cluster]
+      .filter((name) => workers === 1 || name !== 'orphaned blob dropped')
+      .filter((name) => (result.reached[name] ?? 0) === 0),
     unsteady: result.unsteady,
     replayed: result.replayed,
     cpuMsPerSeed: Math.round((result.cpuMs / (result.seeds + result.replayed)) * 100) / 100,

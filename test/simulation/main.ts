@@ -3,6 +3,7 @@
  *
  *     main.ts --seed N [--trace]                 one seed, everything that happened on request
  *     main.ts [--seeds N] [--base N] [--json]    a campaign; in two processes above 2,000 seeds
+ *     … --workers N                              several workers over one journal
  *     main.ts --mutant NAME|all [--seeds N]      seeds on the product without one of its mechanisms
  */
 import { parseArgs } from 'node:util'
@@ -21,6 +22,7 @@ const { values } = parseArgs({
     json: { type: 'boolean', default: false },
     trace: { type: 'boolean', default: false },
     reached: { type: 'boolean', default: false },
+    workers: { type: 'string', default: '1' },
     mutant: { type: 'string', multiple: true },
     child: { type: 'boolean', default: false },
   },
@@ -28,7 +30,7 @@ const { values } = parseArgs({
 const print = (line: string) => process.stdout.write(`${line}\n`)
 
 async function one(seed: number): Promise<boolean> {
-  const result = await runSeed(seed, values.trace ? { trace: print } : {})
+  const result = await runSeed(seed, { workers: Number(values.workers), ...(values.trace ? { trace: print } : {}) })
   const { sometimes, violations, ...rest } = result
   if (values.json) print(JSON.stringify({ type: 'seed', ...rest, violations, sometimes: [...sometimes] }))
   else {
@@ -44,7 +46,7 @@ async function campaign(options: CampaignOptions): Promise<boolean> {
     await new Promise((resolve) => process.send!(result, resolve))
     return true
   }
-  const summary = summarize(result)
+  const summary = summarize(result, options.workers)
   if (values.json) print(JSON.stringify({ type: 'simulation', base: options.base, ...summary, failed: result.failed }))
   else {
     for (const { invariant, detail, replay } of result.failed) print(`${replay}\n  ${invariants[invariant]}: ${detail}`)
@@ -72,5 +74,11 @@ const fine =
     ? await one(Number(values.seed))
     : values.mutant !== undefined
       ? await mutants(values.mutant)
-      : await campaign({ base, seeds, processes, twiceEvery: Number(values['twice-every']) })
+      : await campaign({
+          base,
+          seeds,
+          processes,
+          workers: Number(values.workers),
+          twiceEvery: Number(values['twice-every']),
+        })
 process.exitCode = fine ? 0 : 1

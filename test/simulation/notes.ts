@@ -26,6 +26,7 @@ export const invariants = {
   alive: 'no shard stops',
   follows: 'a record follows the last one in the store',
   run: 'a key names one run, and an accepted one is kept',
+  owner: 'one owner writes, the one that took the shard last',
   answer: 'the answer of a run is what its model answered',
 } as const
 
@@ -82,8 +83,17 @@ export const faults = [
   'collision with a timer',
 ] as const
 
+/** Faults among several workers. */
+export const clusterFaults = [
+  'append landed late',
+  'lease lost',
+  'mail twice',
+  'worker cut off',
+  'worker stood still',
+] as const
+
 /** A fault's name. */
-export type Fault = (typeof faults)[number]
+export type Fault = (typeof faults)[number] | (typeof clusterFaults)[number]
 
 /** Branches of the work and of its recovery: each is reached in some seed of a campaign. */
 export const branches = [
@@ -146,8 +156,18 @@ export const branches = [
   'orphaned blob dropped',
 ] as const
 
+/** Branches among several workers. */
+export const clusterBranches = [
+  'stale append fenced',
+  'owner asked to leave',
+  'outcome sent after its shard',
+  'shard taken from one that was gone',
+  'shard taken from one that left it',
+  'effect left to its executor',
+] as const
+
 /** A branch's name. */
-export type Branch = (typeof branches)[number]
+export type Branch = (typeof branches)[number] | (typeof clusterBranches)[number]
 
 /** Most violations that are kept of one seed. */
 const maxViolations = 20

@@ -26,5 +26,16 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [1_310_594_219, 'a keeper of an earlier run that failed ended the run that went on'],
   [1_310_521_791, 'the judge took what the provider counted for what it had told, where it told tokens and no money'],
   [415_751_934, 'a crew that failed left the conversations of its delegates behind'],
+  [779_453_561, 'a keeper of the crew that failed was replaced by one that knew nothing of what was spent'],
   [415_821_611, 'a crew that failed left results staged for a round that nobody would end'],
+]
+
+/** The same for three workers over one journal. */
+export const workerRegressions: readonly (readonly [seed: number, was: string])[] = [
+  [1_008, 'a shard that was left while the store took nothing stopped for good'],
+  [1_026, 'a worker that was overtaken said it would do what it never began'],
+  [1_039, 'timers fired behind the commit in which a shard was left'],
+  [1_368, 'a living executor that did not answer once was taken for dead: a once call became unknown'],
+  [779_356_458_462, 'what a stopped shard had in flight when its append failed was neither taken nor refused'],
+  [1_711, 'a worker that closed took shards again with its next lease'],
 ]

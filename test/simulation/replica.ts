@@ -213,7 +213,9 @@ export class Replica {
       if (effect !== undefined) this.#beforeOutcome(effect, body as Seen)
       return
     }
-    if (body.type === 'shard.resumed') notes.reached('time down was not counted')
+    if (body.type === 'shard.taken') this.#taken()
+    const taken = body.type === 'shard.taken' && (body['downMs'] as number) > 0
+    if (taken || body.type === 'shard.resumed') notes.reached('time down was not counted')
     if (body.type === 'timer.crashed') {
       notes.reached('timer given up after crashes')
       const generation = this.state.timers.get(body['timer'] as string)?.generation ?? '0-0'
@@ -221,6 +223,12 @@ export class Replica {
     }
     if (body.type !== 'effects.parked' || (body['effects'] as string[]).length > 0) return
     if ([...this.state.effects.values()].some((effect) => effect.parked)) notes.reached('parked effects dispatched')
+  }
+
+  #taken(): void {
+    const { notes } = this.#world
+    if (this.state.sequence === 0) return
+    notes.reached(this.state.owner === '' ? 'shard taken from one that left it' : 'shard taken from one that was gone')
   }
 
   #beforeOutcome(effect: Effect, body: Seen): void {
@@ -233,6 +241,8 @@ export class Replica {
     }
     if (body.type === 'model.replied' && body.calls.some((call) => call.arguments !== undefined))
       notes.reached('call repaired')
+    if (effect.executor !== this.state.owner && !body.type.startsWith('effect.'))
+      notes.reached('effect left to its executor')
     if (body.type === 'tool.verified') this.#verified(effect, body.done)
     if (body.type !== 'effect.interrupted') return
     if (asked.type === 'model.call') return notes.reached('model call interrupted')
@@ -260,7 +270,7 @@ export class Replica {
     if (crew !== null && crew.waiting.length > 0) notes.reached('delegation waited')
     if (body.type === 'model.failed' && decisions.some((line) => line.startsWith('timer agent/')))
       notes.reached('model call retried')
-    for (const id of cancelled) this.#onceDoubted.delete(this.#callOf(id))
+    for (const { id } of cancelled) this.#onceDoubted.delete(this.#callOf(id))
   }
 
   #callOf(effect: string): string {
@@ -339,7 +349,7 @@ export class Replica {
     if (event.reason === 'cancelled before it started') return notes.reached('cancelled while waiting')
     const byWall = event.reason.includes('wallMs')
     const end: string = `end: ${event.code ?? 'answered'}${byWall ? ' by wallMs' : ''}`
-    if (branches.includes(end as Branch)) notes.reached(end as Branch)
+    if ((branches as readonly string[]).includes(end)) notes.reached(end as Branch)
     else notes.violate('ends', `${this.#where()}: ${event.run} ended with ${event.code}: ${event.reason}`)
     const run = this.#run
     this.#run = null

@@ -27,6 +27,8 @@ export class SimulatedJournal implements Journal {
   readonly #inFlight = new Map<string, JournalRecord>()
   /** Where recovery began to read, and which snapshots it had to choose from. */
   readonly #reading = new Map<string, { from: number; manifests: readonly number[] }>()
+  /** Under which lease each record was written. */
+  readonly #writers = new WeakMap<JournalRecord, string>()
   /** Shards whose last append failed although it landed. */
   readonly #ambiguous = new Map<string, boolean>()
 
@@ -44,11 +46,19 @@ export class SimulatedJournal implements Journal {
     return { ...report, unclean }
   }
 
+  /** Why a record does not land where several owners append: who wrote behind the last one that this one saw. */
+  #fenced(record: JournalRecord): TroupeError {
+    const by = this.#world.writers.get(record.shard)
+    if (by === this.#process.ownership?.owner) return failed('STORE_FAILED', record)
+    this.#world.notes.reached('stale append fenced')
+    return new TroupeError('SHARD_FENCED', `${record.shard}: simulated: ${by} has written`)
+  }
+
   /** The process dies: what was under way is there or not. */
   crash(): void {
     const { random, notes } = this.#world
     for (const record of this.#inFlight.values()) {
-      const landed = random.chance(0.5)
+      const landed = random.chance(0.5) && this.#follows(record)
       notes.fault(landed ? 'crash: append in flight, landed' : 'crash: append in flight, lost')
       if (landed) this.#land(record)
     }
@@ -60,18 +70,23 @@ export class SimulatedJournal implements Journal {
   append(record: JournalRecord): Promise<void> {
     const { plan, random, notes } = this.#world
     if (!this.#process.alive) return never()
+    this.#writers.set(record, this.#process.ownership?.owner ?? '')
+    if (this.#world.cluster !== null && this.#reading.has(record.shard)) this.#rebuilt(record.shard)
     const fault = this.#fatal(record)
     if (fault !== null) {
-      if (fault.lands) this.#land(record)
+      if (fault.lands && this.#follows(record)) this.#land(record)
       this.#world.crash(this.#process, fault.name)
       return never()
     }
+    if (this.#process.ownership?.cut === true) return this.#cutOff(record)
     if (this.#full()) return this.#refuse(record, 'STORE_FULL')
     if (!this.#world.calm && random.chance(plan.appendFails)) {
       notes.fault('append failed')
       this.#ambiguous.set(record.shard, false)
       return this.#refuse(record, 'STORE_FAILED')
     }
+    if (this.#world.cluster !== null && !this.#world.calm && random.chance(plan.appendAmbiguous))
+      return this.#landLate(record)
     if (!this.#world.calm && random.chance(plan.appendAmbiguous) && this.#land(record)) {
       notes.fault('append failed, landed')
       this.#ambiguous.set(record.shard, true)
@@ -79,8 +94,35 @@ export class SimulatedJournal implements Journal {
     }
     const slowMs = this.#world.forcedSlowMs || (random.chance(plan.appendSlow) ? random.int(1, plan.slowMs) : 0)
     this.#world.forcedSlowMs = 0
-    if (slowMs === 0) return this.#land(record) ? Promise.resolve() : this.#refuse(record, 'STORE_FAILED')
+    if (slowMs === 0 && this.#world.cluster === null)
+      return this.#land(record) ? Promise.resolve() : this.#refuse(record, 'STORE_FAILED')
     return this.#appendLater(record, slowMs)
+  }
+
+  /** Nothing gets through, and after a while nobody waits any more. */
+  async #cutOff(record: JournalRecord): Promise<never> {
+    await this.#world.timeline.wait(1_000, this.#process)
+    throw failed('STORE_FAILED', record)
+  }
+
+  /** No acknowledgement comes: the record lands soon, or late, or never, when it still follows then. */
+  async #landLate(record: JournalRecord): Promise<never> {
+    const { random, notes, timeline } = this.#world
+    if (random.chance(0.7)) {
+      timeline.after(random.pick([1, 30, 600, 3_000]), null, () => {
+        if (!this.#follows(record)) return
+        notes.fault('append landed late')
+        this.#land(record, true)
+      })
+    }
+    await timeline.wait(random.int(1, 400), this.#process)
+    if (!this.#process.alive) return never()
+    throw failed('STORE_FAILED', record)
+  }
+
+  /** Whether a record would land. */
+  #follows(record: JournalRecord): boolean {
+    return (this.#world.store.shards.get(record.shard)?.head.sequence ?? 0) + 1 === record.first
   }
 
   async #appendLater(record: JournalRecord, slowMs: number): Promise<void> {
@@ -89,24 +131,28 @@ export class SimulatedJournal implements Journal {
     // It may have died while this was on its way: then `crash` has dealt with the record.
     if (!this.#process.alive) return never()
     this.#inFlight.delete(record.shard)
+    if (this.#world.cluster !== null && !this.#follows(record)) throw this.#fenced(record)
     if (!this.#land(record)) throw failed('STORE_FAILED', record)
   }
 
   /** Always takes some time, so that whoever tries again at once does not spin. */
   async #refuse(record: JournalRecord, code: 'STORE_FULL' | 'STORE_FAILED'): Promise<never> {
     this.#world.replica(record.shard).stalled = true
+    if (this.#world.cluster !== null && !this.#follows(record)) throw this.#fenced(record)
     await this.#world.timeline.wait(this.#world.random.int(1, 5), this.#process)
     throw failed(code, record)
   }
 
   /** Puts a record into the store. False when it does not follow. */
-  #land(record: JournalRecord): boolean {
+  #land(record: JournalRecord, late = false): boolean {
     this.#inner.append(record).catch(() => undefined)
     const landed = this.#world.store.shards.get(record.shard)?.head.hash === record.hash
     const detail = () => `${record.shard}: process ${this.#process.id} appends ${record.first}`
     this.#world.notes.check('follows', landed, detail)
     if (!landed) return false
-    this.#world.landed(this.#process, record)
+    const writer = this.#writers.get(record) ?? ''
+    this.#world.writers.set(record.shard, writer)
+    this.#world.landed(late ? null : this.#process, record, writer)
     return true
   }
 
@@ -147,6 +193,8 @@ export class SimulatedJournal implements Journal {
 
   async refresh(shard: string): Promise<ShardHead> {
     if (!this.#process.alive) return never()
+    if (this.#world.cluster !== null) await this.#world.timeline.wait(1, this.#process)
+    if (this.#process.ownership?.cut === true) return this.#unreachable(shard)
     if (this.#full()) {
       await this.#world.timeline.wait(1, this.#process)
       throw new TroupeError('STORE_FULL', `${shard}: simulated: no space`)
@@ -155,6 +203,11 @@ export class SimulatedJournal implements Journal {
     if (landed !== undefined) this.#world.notes.reached(landed ? 'append reloaded: landed' : 'append reloaded: lost')
     this.#ambiguous.delete(shard)
     return this.#inner.refresh(shard)
+  }
+
+  async #unreachable(shard: string): Promise<never> {
+    await this.#world.timeline.wait(1_000, this.#process)
+    throw new TroupeError('STORE_FAILED', `${shard}: simulated: no server`, { retryable: true })
   }
 
   // ------------------------------------------------------------------------------------------ reading
@@ -200,11 +253,15 @@ export class SimulatedJournal implements Journal {
   /** The first thing after a shard was rebuilt. */
   async listBlobs(shard: string): Promise<readonly BlobInfo[]> {
     if (!this.#process.alive) return never()
+    this.#rebuilt(shard)
+    return this.#inner.listBlobs(shard)
+  }
+
+  #rebuilt(shard: string): void {
     const reading = this.#reading.get(shard)
     this.#reading.delete(shard)
     this.#world.rebuiltAt.set(shard, this.#world.timeline.now)
     if (reading !== undefined) this.#noteRecovery(shard, reading)
-    return this.#inner.listBlobs(shard)
   }
 
   #noteRecovery(shard: string, { from, manifests }: { from: number; manifests: readonly number[] }): void {

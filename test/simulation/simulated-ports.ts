@@ -367,7 +367,9 @@ export class SimulatedTools implements ToolPort {
   #late(effect: Effect, record: ToolRecord): void {
     if (effect.body.type === 'model.call') return
     this.#world.notes.fault('tool outcome late')
-    const outcome = toolOutcome({ status: 'ok', content: this.#content(record), truncated: false }, effect.body, {
+    const content = this.#content(record)
+    record.contents.add(content)
+    const outcome = toolOutcome({ status: 'ok', content, truncated: false }, effect.body, {
       random: () => 0.5,
     })
     if (outcome === null) return

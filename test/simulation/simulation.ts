@@ -9,9 +9,10 @@ import type { Draft } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
 import type { Log } from '../../runtime/log.js'
 import { Scope } from '../../runtime/scope.js'
+import type { Shard } from '../../runtime/shard.js'
 import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
-import { createMemoryStore } from '../../transport/memory-journal.js'
+import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { Client, type SimulatedCrew } from './client.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
 import { checkEnd } from './final-checks.js'
@@ -19,6 +20,7 @@ import { Judge } from './judge.js'
 import { type Fault, Notes, type Violation } from './notes.js'
 import { machines, Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
+import { SimulatedCluster } from './simulated-cluster.js'
 import { SimulatedJournal } from './simulated-journal.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
@@ -44,6 +46,18 @@ export interface SeedResult {
 export interface SeedOptions {
   /** Called with a line for everything that happens. */
   readonly trace?: (line: string) => void
+  /** Workers that share one journal. @default 1: one process that owns its store */
+  readonly workers?: number
+}
+
+/** A place for a process: when it is gone, another comes. */
+interface Slot {
+  readonly name: string
+  process: SimulatedProcess | null
+  journal: SimulatedJournal | null
+  clients: Map<string, Client>
+  startedAt: number
+  endedAt: number
 }
 
 /** Most events and most time of one seed: what has not ended by then never will. */
@@ -68,7 +82,9 @@ class Simulation implements World {
   readonly notes = new Notes()
   readonly judge = new Judge(this.notes)
   readonly plan: FaultPlan
-  readonly store = createMemoryStore()
+  readonly cluster: SimulatedCluster | null
+  readonly store: MemoryStore
+  readonly writers = new Map<string, string>()
   unclean = false
   fullUntil = 0
   calm = false
@@ -82,15 +98,12 @@ class Simulation implements World {
   readonly #replicaWorld: ReplicaWorld
   readonly #compare = new Set<string>()
   readonly #trace: ((line: string) => void) | undefined
-  #process: SimulatedProcess | null = null
-  #journal: SimulatedJournal | null = null
-  #clients = new Map<string, Client>()
+  readonly #slots: readonly Slot[]
+  readonly #maxEvents: number
   #crashesLeft: number
   #ends = 0
   #crashes = 0
   #processes = 0
-  #startedAt = 0
-  #endedAt = 0
   #deadMs = 0
   #poisoned: string | null = null
   #poisonCrashes = 0
@@ -103,17 +116,25 @@ class Simulation implements World {
     this.plan = drawFaults(this.random)
     this.#crashesLeft = this.plan.crashes
     this.#trace = options.trace
+    const workers = options.workers ?? 1
+    // Leases are renewed every second, whether anything happens or not.
+    this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
+    this.store = createMemoryStore({ shared: workers > 1 })
+    this.cluster = workers > 1 ? new SimulatedCluster(this) : null
+    const empty = { process: null, journal: null, startedAt: 0, endedAt: 0 }
+    this.#slots = Array.from({ length: workers }, (_, index) => ({ name: `w${index}`, ...empty, clients: new Map() }))
     this.#replicaWorld = {
       random: this.random,
       notes: this.notes,
       judge: this.judge,
       rebuild: this.random.chance(0.5) ? 0.03 : 0,
       freeze: this.random.chance(0.1),
-      clockSteps: this.plan.clockSteps > 0,
+      clockSteps: this.plan.clockSteps > 0 || workers > 1,
       now: () => this.timeline.now,
-      ends: () => this.#ends,
-      crashes: () => this.#crashes,
-      startedAt: () => this.#startedAt,
+      // Whose lease ran out counts as gone, whether it is or not.
+      ends: () => this.#ends + (this.cluster?.lost ?? 0),
+      crashes: () => this.#crashes + (this.cluster?.lost ?? 0),
+      startedAt: () => this.#slots[0]!.startedAt,
       deadMs: () => this.#deadMs,
     }
   }
@@ -124,7 +145,7 @@ class Simulation implements World {
     this.#addCrew('a', this.random.int(0, variants - 1), this.random.int(3, 5))
     if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
     this.#planFaults()
-    this.#boot()
+    for (const slot of this.#slots) this.#boot(slot)
     await this.#passUntil(() => this.#allEnded())
     this.calm = true
     for (let more = 0; more < 3 && this.#lacks(); more++) {
@@ -169,10 +190,23 @@ class Simulation implements World {
     for (const task of crew.tasks) {
       this.timeline.after(this.random.int(0, horizonMs / 4), null, () => {
         task.arrived = true
-        void this.#clients.get(id)?.arrive()
+        for (const client of this.#clientsOf(id)) void client.arrive()
       })
     }
-    if (this.#process?.worker !== null && this.#process?.alive === true) this.#serve(this.#process, crew)
+    for (const slot of this.#slots)
+      if (slot.process?.alive === true && slot.process.worker !== null) this.#serve(slot, slot.process, crew)
+  }
+
+  /** Clients of a crew, in processes that live. */
+  #clientsOf(id: string): Client[] {
+    const living = this.#slots.filter(({ process }) => process?.alive === true)
+    return living.map(({ clients }) => clients.get(id)).filter((client) => client !== undefined)
+  }
+
+  /** A process that lives, if any. */
+  #living(): Slot | undefined {
+    const living = this.#slots.filter(({ process }) => process?.alive === true)
+    return living.length > 1 ? this.random.pick(living) : living[0]
   }
 
   /** What each seed must have: five rounds, a delegation, a `once` call. */
@@ -220,7 +254,7 @@ class Simulation implements World {
       if (this.notes.violations.length > 0 && (this.#after += 1) > maxAfter) return
       if (!this.timeline.run()) return this.#stuck('nothing is due any more')
       if (this.timeline.now > calmMs) this.#calmDown()
-      if (events > maxEvents || this.timeline.now > maxMs)
+      if (events > this.#maxEvents || this.timeline.now > maxMs)
         return this.#stuck(`${events} events, ${this.timeline.now} ms`)
       // What is due at the same moment may come in before anything reacts.
       if (this.timeline.next === this.timeline.now && this.random.chance(0.3)) continue
@@ -261,62 +295,72 @@ class Simulation implements World {
 
   /** A last close, and a last start: nothing may be lost by it. */
   async #shutDown(): Promise<void> {
-    let done = this.#process?.worker == null || !this.#process.alive
-    if (!done) {
-      this.#process!.closing = true
-      void this.#process!.worker!.close(0).then(() => (done = true))
+    for (const { process } of this.#slots) {
+      let done = process?.worker == null || !process.alive
+      if (!done) {
+        process!.closing = true
+        void process!.worker!.close(0).then(() => (done = true))
+      }
+      await this.#passUntil(() => done)
+      if (process !== null) process.alive = false
     }
-    await this.#passUntil(() => done)
-    if (this.#process !== null) this.#process.alive = false
     this.store.owner = null
   }
 
   // ------------------------------------------------------------------------------------------ processes
 
-  #boot(): void {
+  #boot(slot: Slot): void {
     const recovering = new Set(this.#crews.map(({ id }) => id))
     const process: SimulatedProcess = {
-      ...{ id: (this.#processes += 1), alive: true, worker: null, closing: false },
+      ...{ id: (this.#processes += 1), alive: true, worker: null, ownership: null, closing: false },
       ...{ recovering, underWay: new Set() },
     }
     const journal = new SimulatedJournal(this, process)
+    const clock = new VirtualClock(this.timeline, process, this.#wall)
+    const ownership = this.cluster?.join(process, slot.name, clock) ?? null
+    process.ownership = ownership
     const worker = new Worker({
       journal,
-      ports: { clock: new VirtualClock(this.timeline, process, this.#wall), random: this.random.next },
+      ports: { clock, random: this.random.next },
       context: { scope: new Scope(), machines },
       log: this.#log(process),
       executor: `p${process.id}`,
       idleMs: this.plan.idleMs,
       checks: this.plan.checks,
+      ...(ownership === null ? {} : { ownership }),
     })
     this.#trace?.(`${this.timeline.now} process ${process.id} starts`)
-    this.#startedAt = this.timeline.now
-    this.#deadMs += this.timeline.now - this.#endedAt
-    this.#process = process
-    this.#journal = journal
-    this.#clients = new Map()
+    slot.startedAt = this.timeline.now
+    if (this.cluster === null) this.#deadMs += this.timeline.now - slot.endedAt
+    slot.process = process
+    slot.journal = journal
+    slot.clients = new Map()
     for (const { id } of this.#crews) this.#compare.add(id)
     void worker.open().then(() => {
       process.worker = worker
-      for (const crew of this.#crews) this.#serve(process, crew)
+      for (const crew of this.#crews) this.#serve(slot, process, crew)
     })
   }
 
-  #serve(process: SimulatedProcess, crew: SimulatedCrew): void {
+  #serve(slot: Slot, process: SimulatedProcess, crew: SimulatedCrew): void {
     const client = new Client(this, process, crew)
-    this.#clients.set(crew.id, client)
+    slot.clients.set(crew.id, client)
     if (this.plan.snapshots > 0 && !this.plan.unpinned)
-      process.worker!.hub.subscribe(crew.id, { show: () => undefined, take: (events) => this.#watch(crew.id, events) })
+      process.worker!.hub.subscribe(crew.id, {
+        show: () => undefined,
+        take: (events) => this.#watch(process, crew.id, events),
+      })
     void client.serve()
   }
 
   /** Called between the append and what follows from it. */
-  #watch(shard: string, events: readonly { readonly sequence: number }[]): void {
+  #watch(process: SimulatedProcess, shard: string, events: readonly { readonly sequence: number }[]): void {
     const { sequence } = this.replica(shard).state
     for (const event of events)
       this.notes.check('durable', event.sequence <= sequence, () => `${shard}: an event of ${event.sequence} was shown`)
-    if (!this.#process!.alive || !this.random.chance(this.plan.snapshots)) return
-    this.#process!.worker!.active.get(shard)
+    if (!process.alive || !this.random.chance(this.plan.snapshots)) return
+    process
+      .worker!.active.get(shard)
       ?.snapshot()
       .catch(() => undefined)
   }
@@ -334,10 +378,14 @@ class Simulation implements World {
     this.#trace?.(`${this.timeline.now} process ${process.id}: ${fault}`)
     this.notes.fault(fault)
     // A record may land while its process dies: this death is one over whatever it asks for.
-    this.#journal!.crash()
+    this.#slotOf(process).journal!.crash()
     this.#crashes += 1
     for (const crashed of process.underWay) crashed(true)
     this.#end(process, this.#downMs())
+  }
+
+  #slotOf(process: SimulatedProcess): Slot {
+    return this.#slots.find((slot) => slot.process === process)!
   }
 
   #downMs(): number {
@@ -347,14 +395,19 @@ class Simulation implements World {
   /** The process is gone, one way or another; the next one starts after `downMs`. */
   #end(process: SimulatedProcess, downMs: number): void {
     const worker = process.worker
+    const slot = this.#slotOf(process)
     process.alive = false
     this.store.owner = null
     this.#ends += 1
-    this.#endedAt = this.timeline.now
+    slot.endedAt = this.timeline.now
     for (const replica of this.#replicas.values()) replica.end()
-    this.timeline.after(downMs, null, () => {
-      void spoilSnapshots(this, worker).then(() => this.#boot())
-    })
+    const comeBack = (): void => {
+      // Its name is free when its lease has run out.
+      this.cluster?.expire()
+      if (this.cluster?.leases.has(slot.name) === true) return void this.timeline.after(500, null, comeBack)
+      void spoilSnapshots(this, worker).then(() => this.#boot(slot))
+    }
+    this.timeline.after(downMs, null, comeBack)
   }
 
   strikes(window: CrashWindow): boolean {
@@ -368,7 +421,12 @@ class Simulation implements World {
     if (this.#poisoned === null && this.random.chance(0.2)) this.#poisoned = work
     if (this.#poisoned !== work || this.#poisonCrashes > 5) return false
     this.#poisonCrashes += 1
-    this.notes.check('poison', this.#poisonCrashes <= 3, () => `${work} was tried ${this.#poisonCrashes} times`)
+    // A clock that is set back makes a timer that was due due again.
+    this.notes.check(
+      'poison',
+      this.#poisonCrashes <= 3 + this.plan.clockSteps,
+      () => `${work} was tried ${this.#poisonCrashes} times`,
+    )
     return true
   }
 
@@ -379,6 +437,7 @@ class Simulation implements World {
     this.notes.reached(busy ? 'close over running work' : 'close with nothing running')
     this.#trace?.(`${this.timeline.now} process ${process.id} closes`)
     await process.worker.close(this.random.pick([0, 20, 100]))
+    process.ownership?.leave()
     if (process.alive) this.#end(process, this.random.int(1, 2_000))
   }
 
@@ -386,43 +445,48 @@ class Simulation implements World {
 
   #planFaults(): void {
     const { plan, random } = this
-    const at = (count: number, happen: () => void) => {
+    const at = (count: number, happen: (process: SimulatedProcess) => void) => {
       for (let index = 0; index < count; index++) {
         this.timeline.after(random.int(0, horizonMs), null, () => {
-          if (!this.calm && this.#process?.alive === true) happen()
+          const process = this.calm ? null : this.#living()?.process
+          if (process != null) happen(process)
         })
       }
     }
-    const client = () => this.#clients.get(random.pick(this.#crews).id)
-    at(plan.randomCrashes, () => {
-      const busy = this.#process!.underWay.size > 0
-      this.crash(this.#process!, busy ? 'crash: in flight' : 'crash: at rest')
+    const onEach = (work: (client: Client) => Promise<void>, id = random.pick(this.#crews).id) => {
+      for (const client of this.#clientsOf(id)) void work(client)
+    }
+    at(plan.randomCrashes, (process) => {
+      const busy = process.underWay.size > 0
+      this.crash(process, busy ? 'crash: in flight' : 'crash: at rest')
     })
-    at(plan.closes, () => void this.#closeCleanly(this.#process!))
+    at(plan.closes, (process) => void this.#closeCleanly(process))
+    if (this.cluster !== null) this.#planClusterFaults(at)
     at(plan.fullPeriods, () => {
       this.notes.fault('store full')
       this.fullUntil = this.timeline.now + random.pick([100, 3_000, 20_000])
       // Somebody wants something while the store takes nothing.
-      void client()?.command('crew.resume')
-      this.timeline.after(50, null, () => void client()?.command('crew.resume'))
+      onEach((client) => client.command('crew.resume'))
+      this.timeline.after(50, null, () => onEach((client) => client.command('crew.resume')))
     })
     at(plan.clockSteps, () => {
       this.notes.fault('clock stepped')
       this.#wall.stepMs += random.int(-60_000, 60_000)
     })
     at(plan.pauses, () => {
-      void client()?.command('crew.pause')
+      onEach((client) => client.command('crew.pause'))
     })
     if (plan.pauses > 0) this.#resumeAll()
     at(plan.cancels, () => {
       const crew = random.pick(this.#crews)
       const runs = [...this.replica(crew.id).state.runs.keys()]
-      void this.#clients.get(crew.id)?.command('crew.cancel', random.chance(0.5) ? random.pick(runs) : undefined)
+      const run = random.chance(0.5) ? random.pick(runs) : undefined
+      onEach((client) => client.command('crew.cancel', run), crew.id)
     })
     at(plan.redefinitions, () => {
       const crew = random.pick(this.#crews)
       crew.variant = random.int(0, variants - 1)
-      void this.#clients.get(crew.id)?.redefine()
+      onEach((client) => client.redefine(), crew.id)
     })
   }
 
@@ -430,21 +494,40 @@ class Simulation implements World {
   #resumeAll(): void {
     this.timeline.after(this.random.int(2_000, 15_000), null, () => {
       for (const crew of this.#crews)
-        if (this.replica(crew.id).crew?.paused === true) void this.#clients.get(crew.id)?.command('crew.resume')
+        if (this.replica(crew.id).crew?.paused === true)
+          for (const client of this.#clientsOf(crew.id)) void client.command('crew.resume')
       if (!this.#allEnded()) this.#resumeAll()
     })
   }
 
+  /** Workers that are cut off, or stand still. */
+  #planClusterFaults(at: (count: number, happen: (process: SimulatedProcess) => void) => void): void {
+    const { random } = this
+    const count = (enabled: number, most: number) => (random.chance(enabled) ? random.int(1, most) : 0)
+    at(count(0.4, 3), (process) => {
+      const { ownership } = process
+      if (ownership === null || ownership.cut) return
+      this.notes.fault('worker cut off')
+      ownership.cut = true
+      this.timeline.after(random.pick([500, 2_000, 5_000, 20_000]), null, () => (ownership.cut = false))
+    })
+    at(count(0.4, 3), (process) => {
+      this.notes.fault('worker stood still')
+      process.pausedUntil = this.timeline.now + random.pick([500, 2_000, 4_000, 8_000])
+    })
+  }
+
   collide(shard: string, delayMs: number): void {
-    this.timeline.after(delayMs, this.#process, () => {
+    const owner = this.#slots.length === 1 ? this.#slots[0]!.process : null
+    this.timeline.after(delayMs, owner, () => {
       this.forcedSlowMs = 4
-      void this.#clients.get(shard)?.command('crew.resume')
+      for (const client of this.#clientsOf(shard)) void client.command('crew.resume')
     })
   }
 
   deliver(shard: string, draft: Draft, delayMs: number, tries = 30): void {
     this.timeline.after(delayMs, null, () => {
-      const active = this.#process?.alive === true ? this.#process.worker?.active.get(shard) : undefined
+      const active = this.#slots.map(({ process }) => activeIn(process, shard)).find((found) => found !== undefined)
       if (active !== undefined) return void active.post(draft).catch(() => undefined)
       if (tries > 0) this.deliver(shard, draft, 1_000, tries - 1)
     })
@@ -460,9 +543,14 @@ class Simulation implements World {
     return replica
   }
 
-  landed(process: SimulatedProcess, record: JournalRecord): void {
+  landed(process: SimulatedProcess | null, record: JournalRecord, writer: string): void {
     const replica = this.replica(record.shard)
+    const before = replica.state.owner
     const envelopes = replica.take(record)
+    const taking = envelopes[0]?.body.type === 'shard.taken'
+    const { owner } = replica.state
+    const detail = () => `${record.shard} ${record.first}: ${writer} wrote, ${before} had it, ${owner} has it`
+    this.notes.check('owner', writer === (taking ? owner : before), detail)
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
       this.#trace?.(
@@ -475,9 +563,15 @@ class Simulation implements World {
       this.notes.fault('outcome twice')
       this.deliver(record.shard, draft, this.random.int(0, 4_000))
     }
-    const live = process.worker?.active.get(record.shard)?.state
+    const live = process?.worker?.active.get(record.shard)?.state
+    if (live?.sequence !== record.last && this.cluster !== null) return
     if (live === undefined || !(this.#compare.delete(record.shard) || this.random.chance(0.01))) return
     const same = stateHash(live, new Scope(), machines) === replica.hash()
-    this.notes.check('replay', same, () => `${record.shard} ${record.last}: process ${process.id} has another state`)
+    this.notes.check('replay', same, () => `${record.shard} ${record.last}: process ${process?.id} has another state`)
   }
+}
+
+/** A shard that is active in a living process. */
+function activeIn(process: SimulatedProcess | null, shard: string): Shard | undefined {
+  return process?.alive === true ? process.worker?.active.get(shard) : undefined
 }

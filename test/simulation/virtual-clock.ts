@@ -9,10 +9,12 @@ import type { SeededRandom } from './seeded-random.js'
 /** Whoever set an event: when it is dead, the event is too. */
 export interface Owner {
   alive: boolean
+  /** It stands still until then, in milliseconds: what is due comes late. */
+  pausedUntil?: number
 }
 
 interface Due {
-  readonly at: number
+  at: number
   /** Decides the order at one instant. */
   readonly tie: number
   readonly owner: Owner | null
@@ -67,6 +69,12 @@ export class Timeline {
     if (this.next === null) return false
     const due = this.#pop()
     this.#now = Math.max(this.#now, due.at)
+    const pausedUntil = due.owner?.pausedUntil ?? 0
+    if (pausedUntil > this.#now) {
+      due.at = pausedUntil
+      this.#push(due)
+      return true
+    }
     const { callback } = due
     due.callback = null
     callback?.()

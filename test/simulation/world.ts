@@ -10,6 +10,7 @@ import type { Fault, Notes } from './notes.js'
 import type { Replica } from './replica.js'
 import type { SeededRandom } from './seeded-random.js'
 import type { Spoilt } from './spoilt-snapshots.js'
+import type { SimulatedCluster, SimulatedOwnership } from './simulated-cluster.js'
 import type { Owner, Timeline } from './virtual-clock.js'
 import type { Script } from './workload.js'
 
@@ -17,6 +18,8 @@ import type { Script } from './workload.js'
 export interface SimulatedProcess extends Owner {
   readonly id: number
   worker: Worker | null
+  /** Null where it owns the whole store. */
+  ownership: SimulatedOwnership | null
   /** It was told to close. */
   closing: boolean
   /** Shards that it rebuilds at the moment. */
@@ -32,11 +35,15 @@ export interface World {
   readonly notes: Notes
   readonly judge: Judge
   readonly plan: FaultPlan
+  /** Null with one process. */
+  readonly cluster: SimulatedCluster | null
   readonly store: MemoryStore
   /** The last process did not close. */
   unclean: boolean
   /** Until when the store is full; 0 when it is not. */
   fullUntil: number
+  /** Who wrote a shard's last record, among several owners. */
+  readonly writers: Map<string, string>
   /** When a shard was rebuilt last. */
   readonly rebuiltAt: Map<string, number>
   /** No more faults: everything has to come to its end. */
@@ -50,8 +57,8 @@ export interface World {
   crash(process: SimulatedProcess, fault: Fault): void
   /** Whether this piece of work kills the process each time. */
   poisons(kind: 'tool' | 'once' | 'model' | 'timer', work: string): boolean
-  /** A record is in the store. */
-  landed(process: SimulatedProcess, record: JournalRecord): void
+  /** A record is in the store. @param process whose state it left behind; null when that may have gone on meanwhile */
+  landed(process: SimulatedProcess | null, record: JournalRecord, writer: string): void
   /** Gives an envelope to a shard as a redelivery or a late answer would. */
   deliver(shard: string, draft: Draft, delayMs: number): void
   /** What an agent means to do in its conversation. */

@@ -18,6 +18,7 @@ import type { Machines } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
 import { createMemoryJournal, createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { createManualClock, type ManualClock } from './manual-clock.js'
+import type { Member } from './owners.js'
 
 export const shippedMachines: Machines = {
   agent: agentMachine,
@@ -47,6 +48,9 @@ export interface StageOptions {
   readonly tools?: ToolPort
   /** Instead of what `model` scripts. */
   readonly modelPort?: ModelPort
+  /** One of several workers over a shared store, with the code of these crews. */
+  readonly member?: Member
+  readonly crews?: readonly Crew[]
 }
 
 export interface Stage {
@@ -95,6 +99,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
       })
     return { prepared, model, tools }
   }
+  const known = new Map((options.crews ?? []).map((crew) => [crew.name, bind(crew)]))
   const worker = new Worker({
     journal,
     log: createLog('silent'),
@@ -103,7 +108,10 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
     checks: true,
     idleMs: options.idleMs ?? 30_000,
+    ...(options.member === undefined ? {} : { ownership: options.member }),
+    crewOf: (name) => known.get(name),
   })
+  if (options.member !== undefined) options.member.worker = worker
   await worker.open()
   const runtime = new Runtime({ worker, bind, release: () => worker.close(0) })
   const crash = () => {

@@ -39,6 +39,26 @@ test('SU1 subjects: what is no token is refused, whatever it is and wherever it 
   )
 })
 
+test('SU3 subjects: a foreign name is one token, and no two names meet', () => {
+  expect(subjects.mail('q3', 'agent/writer-r2')).toBe(`troupe.shop.mail.${partitionOf('q3')}.q3.agent.writer-r2`)
+  expect(subjects.event('q3', 'tool/a.b>*', 'run.finished')).toBe('troupe.shop.event.q3.tool.a_2eb_3e_2a.run.finished')
+  expect(subjects.shardOfMail(subjects.mail('q3', 'agent/x'))).toBe('q3')
+  expect(subjects.partsOfDoor(subjects.door('me', 'q3'))).toEqual(['me', 'q3'])
+  expect(() => subjects.mail('q3', 'a.b/x')).toThrow(refused)
+  const tokenOf = (name: string) => subjects.event('s', `k/${name}`, 't').split('.').slice(5, -1)
+  const name = fc.string({ unit: 'binary', maxLength: 200 })
+  fc.assert(
+    fc.property(name, name, (one, other) => {
+      const [token = '', ...rest] = tokenOf(one)
+      expect(rest).toEqual([])
+      expect(token).toMatch(/^[A-Za-z0-9_-]{1,128}$/)
+      // A lone half of a surrogate pair is no text: both are the same replacement.
+      const isText = (text: string) => Buffer.from(text, 'utf8').toString('utf8') === text
+      if (isText(one) && isText(other)) expect(token === tokenOf(other)[0]).toBe(one === other)
+    }),
+  )
+})
+
 test('SU2 subjects: a shard is in one partition, and the partitions are of one size', () => {
   const counts = new Map<number, number>()
   for (let index = 0; index < 64_000; index++) {

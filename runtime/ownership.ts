@@ -1,0 +1,45 @@
+/**
+ * The ownership port: who owns which shard, when several workers share one journal.
+ *
+ * It decides who tries. What keeps an owner that does not know better from writing is the journal's fence: the first
+ * commit of a new owner is `shard.taken`, and behind it nobody else's record lands.
+ *
+ * Owns: the shapes that cross the port.
+ * Does not own: leases and lists (`transport/nats-*.ts`), what an owner does (`worker.ts`, `shard.ts`).
+ *
+ * An implementation guarantees:
+ * - OW1 While a lease is held nobody else has its name, and the name of an owner, `<worker>.<epoch>`, is never used again.
+ * - OW2 `owns` is false as soon as the lease may have run out, by this process's own monotonic clock.
+ * - OW3 A letter whose `send` resolved reaches the shard's owner at least once, however often owners change.
+ */
+import type { Draft } from './envelope.js'
+
+/** Who owns what. Embedded there is none: one process owns everything in its store. */
+export interface Ownership {
+  /** This process in records: `<worker>.<epoch>`. Another one after each lease. */
+  readonly owner: string
+  /** Whether this process is to own the shard, and may still act. @param crew name of its crew; empty when it has none yet */
+  owns(shard: string, crew: string): boolean
+  /** Whether an owner of this name may be alive. */
+  lives(owner: string): boolean
+  /** Epoch milliseconds when an owner that is gone was seen last; null when nobody here saw it. */
+  lastSeen(owner: string): number | null
+  /**
+   * Asks a living owner to leave a shard, and waits until it has. Resolves in any case: after a while it is not waited
+   * for, the fence keeps it out.
+   */
+  release(shard: string, owner: string): Promise<void>
+  /**
+   * Asks an executor which of these effects it still works on, or has sent the outcome of. Null when no answer came in
+   * a while; it is asked again then, as long as it lives.
+   */
+  working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null>
+  /** Tells an executor that nobody waits for these any more. Best effort. */
+  cancel(executor: string, shard: string, effects: readonly string[]): void
+  /** Wants no shards any more; what this process works on goes on, and it is known to live. */
+  withdraw(): Promise<void>
+  /** Sends an outcome to wherever the shard is now. Resolves when it will get there. */
+  send(shard: string, draft: Draft): Promise<void>
+  /** Called after workers came or went, or the own lease was lost or taken again. */
+  onChange: () => void
+}

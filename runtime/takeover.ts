@@ -1,0 +1,223 @@
+/**
+ * The takeover: how a shard comes from its last owner to this one.
+ *
+ * Owns: making it this process's own, counting crashes, what becomes of effects and timers that were left open.
+ * Does not own: rebuilding the state (`recovery.ts`), who is to own it (`ownership.ts`), commits (`shard.ts`).
+ *
+ * - TA1 Where there are other workers, nothing is done for a shard before its `shard.taken` is durable.
+ * - TA2 An effect that a living executor works on is left to it; one whose executor is gone is interrupted once.
+ * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up.
+ * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
+ */
+import type { DecideContext } from './commit.js'
+import { type Ports, startWithinMs } from './dispatcher.js'
+import type { Draft } from './envelope.js'
+import type { Journal } from './journal.js'
+import type { Ownership } from './ownership.js'
+import { type Recovered, recover } from './recovery.js'
+import type { Message } from './scope.js'
+import { type Effect, type ShardState, type Timer, versionsOf } from './state.js'
+
+/** Crashes over one piece of work before it is given up. */
+export const maxCrashes = 3
+
+/** What a takeover needs of its process. */
+interface TakingHost {
+  readonly journal: Journal
+  readonly ports: Ports
+  readonly context: DecideContext
+  readonly ownership: Ownership | null
+  openedAt(): number
+}
+
+/** What a takeover needs of its shard. */
+interface TakenShard {
+  readonly id: string
+  state(): ShardState
+  /** Takes a message of the shard's own; resolves when it is durable. */
+  own(body: Message): Promise<void>
+  post(draft: Draft): Promise<unknown>
+  snapshot(): Promise<void>
+  dispatch(effects: readonly Effect[]): void
+  /** False when it was stopped or left. */
+  isActive(): boolean
+  /** Whether a port of this process works on an effect. */
+  worksOn(effect: string): boolean
+}
+
+/** How a shard came to this process. */
+interface Taking {
+  /** Its last owner did not leave it in order. */
+  readonly unclean: boolean
+  /** How long nobody had it, as far as it is still to be journalled. */
+  readonly downMs: number
+}
+
+/** The state of a shard as it is to be taken: whoever lives and has it is asked to leave it first. */
+export async function recoverOwned(id: string, host: TakingHost, acceptUpgrade: boolean): Promise<Recovered> {
+  const { journal, ownership, context } = host
+  if (ownership !== null) await journal.refresh(id)
+  const recovered = await recover(journal, id, context, acceptUpgrade)
+  const { owner } = recovered.state
+  if (ownership === null || owner === '' || owner === ownership.owner || !ownership.lives(owner)) return recovered
+  await ownership.release(id, owner)
+  await journal.refresh(id)
+  return recover(journal, id, context, acceptUpgrade)
+}
+
+/** Ids of effects by who works on them. */
+export function byExecutor(effects: readonly Effect[]): Map<string, string[]> {
+  const found = new Map<string, string[]>()
+  for (const { id, executor } of effects) found.set(executor, [...(found.get(executor) ?? []), id])
+  return found
+}
+
+/** Takes one shard over. */
+export class Takeover {
+  readonly #host: TakingHost
+  readonly #shard: TakenShard
+
+  constructor(host: TakingHost, shard: TakenShard) {
+    this.#host = host
+    this.#shard = shard
+  }
+
+  /** Makes the shard this process's own and accounts for what its last owner left open. */
+  async settle({ diverged }: Recovered, unclean: boolean): Promise<void> {
+    const shard = this.#shard
+    const taking = await this.#take(unclean)
+    // Among several workers a blob that no record names yet may be another's: they go with the shard.
+    if (this.#host.ownership === null) await this.#dropOrphans()
+    if (diverged !== null) {
+      const machines = versionsOf(this.#host.context.machines)
+      await shard.own({ type: 'shard.upgraded', until: shard.state().sequence, difference: diverged, machines })
+      await shard.snapshot()
+    }
+    const active = [...shard.state().timers.values()].some((timer) => timer.id.startsWith('active:'))
+    if (active && taking.downMs > 0) await shard.own({ type: 'shard.resumed', downMs: taking.downMs })
+    const crashes = taking.unclean ? await this.#countCrashes() : {}
+    for (const [key, timer] of [...shard.state().timers]) {
+      if ((crashes[timerWork(key, timer)] ?? 0) >= maxCrashes) await shard.own({ type: 'timer.crashed', timer: key })
+    }
+    await this.#settleEffects(crashes)
+  }
+
+  /** Makes the shard this process's own, durably where there are others. Says how its last owner went. */
+  async #take(unclean: boolean): Promise<Taking> {
+    const { ownership, ports } = this.#host
+    const { owner: previous, at } = this.#shard.state()
+    if (ownership === null) return { unclean, downMs: this.#host.openedAt() - at }
+    const { owner } = ownership
+    if (previous === owner) return { unclean: false, downMs: 0 }
+    const goneAt = previous === '' ? at : Math.max(at, ownership.lastSeen(previous) ?? at)
+    const downMs = at === 0 ? 0 : Math.max(0, ports.clock.now() - goneAt)
+    const left = previous === '' || ownership.lives(previous)
+    await this.#shard.own({ type: 'shard.taken', owner, downMs })
+    return { unclean: !left, downMs: 0 }
+  }
+
+  async #settleEffects(crashes: Readonly<Record<string, number>>): Promise<void> {
+    const shard = this.#shard
+    const open = [...shard.state().effects.values()]
+    const parked = open.filter((effect) => effect.parked)
+    const rest = open.filter((effect) => !effect.parked)
+    const { ownership } = this.#host
+    // Embedded only the process that is gone could have them.
+    if (ownership === null) await this.#interruptAll(rest, crashes)
+    else for (const [executor, ids] of byExecutor(rest)) void this.#settleWith(ownership, executor, ids, crashes)
+    if (parked.length === 0) return
+    await shard.own({ type: 'effects.parked', effects: [] })
+    shard.dispatch(parked.map(({ id }) => shard.state().effects.get(id)).filter((effect) => effect !== undefined))
+  }
+
+  /** Leaves to an executor what it works on, for as long as it lives; the rest is interrupted. Never rejects. */
+  async #settleWith(
+    ownership: Ownership,
+    executor: string,
+    ids: readonly string[],
+    crashes: Readonly<Record<string, number>>,
+  ): Promise<void> {
+    let kept: readonly string[] | null = null
+    while (kept === null && this.#shard.isActive())
+      kept = ownership.lives(executor) ? await ownership.working(executor, this.#shard.id, ids) : []
+    const gone = ids.filter((id) => kept?.includes(id) === false)
+    const effects = gone.map((id) => this.#shard.state().effects.get(id)).filter((effect) => effect !== undefined)
+    await this.#interruptAll(effects, crashes).catch(() => undefined)
+  }
+
+  async #interruptAll(effects: readonly Effect[], crashes: Readonly<Record<string, number>>): Promise<void> {
+    await Promise.all(
+      effects.map((effect) => {
+        const crashed = (crashes[workOf(effect.from, effect.length)] ?? 0) >= maxCrashes
+        return this.#interrupt(effect, crashed)
+      }),
+    )
+  }
+
+  /** Interrupts what an executor that is gone left open. */
+  interruptLost(): void {
+    const { ownership } = this.#host
+    if (ownership === null) return
+    for (const effect of this.#shard.state().effects.values()) {
+      if (effect.parked || this.#shard.worksOn(effect.id) || ownership.lives(effect.executor)) continue
+      this.#interrupt(effect, false).catch(() => undefined)
+    }
+  }
+
+  async #interrupt(effect: Effect, crashed: boolean): Promise<void> {
+    if (this.#host.ownership !== null && !crashed) await this.#outwait(effect)
+    if (!this.#shard.state().effects.has(effect.id)) return
+    const body = crashed ? { type: 'effect.crashed' } : { type: 'effect.interrupted', started: effect.startBy !== null }
+    await this.#shard.post({ from: portOf(effect.body.type), to: effect.from, cause: effect.id, body, values: [] })
+  }
+
+  /** An executor that is only thought to be gone may still begin a call that it has announced, and take its time. */
+  async #outwait({ from, body, startBy }: Effect): Promise<void> {
+    const asker = this.#shard.state().actors.get(from)?.snapshot.context as { onUnknown?: string } | undefined
+    if (startBy === null || body.type !== 'tool.call' || asker?.onUnknown !== 'verify') return
+    await new Promise<void>((resolve) => this.#host.ports.clock.after(startWithinMs + body.timeoutMs, resolve))
+  }
+
+  /** Blobs of a crash that no record names. */
+  async #dropOrphans(): Promise<void> {
+    const { journal } = this.#host
+    const { id } = this.#shard
+    const { sequence } = this.#shard.state()
+    const orphans = (await journal.listBlobs(id)).filter((blob) => blob.sequence > sequence)
+    if (orphans.length === 0) return
+    await journal.deleteBlobs(
+      id,
+      orphans.map((blob) => blob.hash),
+    )
+  }
+
+  /** Counts a crash for everything that is about to be tried again, durably and before it is. */
+  async #countCrashes(): Promise<Readonly<Record<string, number>>> {
+    const { journal, ports } = this.#host
+    const { effects, timers } = this.#shard.state()
+    const now = ports.clock.now()
+    const work = [
+      ...[...effects.values()].map((effect) => workOf(effect.from, effect.length)),
+      ...[...timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer)),
+    ]
+    if (work.length === 0) return {}
+    const before = await journal.getAttempts(this.#shard.id)
+    const attempts = Object.fromEntries(work.map((key) => [key, (before[key] ?? 0) + 1]))
+    await journal.putAttempts(this.#shard.id, attempts)
+    return attempts
+  }
+}
+
+/** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */
+function workOf(from: string, length: number): string {
+  return `effect ${from} ${length}`
+}
+
+/** Name of a timer's delivery: one that is planned again under the same id is other work. */
+function timerWork(key: string, timer: Timer): string {
+  return `timer ${key}|${timer.generation}`
+}
+
+function portOf(type: string): string {
+  return type === 'model.call' ? 'port/model' : 'port/tool'
+}

@@ -1,0 +1,240 @@
+import { afterEach, describe, expect, test } from 'vitest'
+import { z } from 'zod'
+import { defineAgent, defineCrew, defineTool, type EffectClass } from '../../runtime/define.js'
+import type { Journal } from '../../runtime/journal.js'
+import { fromRecord } from '../../runtime/record.js'
+import { TroupeError } from '../../runtime/errors.js'
+import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
+import { call, gate, openStage, override, quiet, resultsIn, say, type Stage, until } from '../support/crew-stage.js'
+import { createManualClock } from '../support/manual-clock.js'
+import { Owners } from '../support/owners.js'
+
+const open: Stage[] = []
+afterEach(async () => {
+  for (const stage of open.splice(0)) await stage.runtime.close()
+})
+
+/** Two workers with the same crew, whose tool waits for `gate`. */
+async function two(effect: EffectClass = 'pure', more: { verify?: () => Promise<{ done: false }> } = {}) {
+  const owners = new Owners()
+  const store = createMemoryStore({ shared: true })
+  const clock = createManualClock()
+  const works = gate<string>()
+  const started: string[] = []
+  const tool = defineTool({
+    name: 'work',
+    description: '',
+    input: z.object({}),
+    effect,
+    timeoutMs: 30_000,
+    run: (_, { idempotencyKey }) => {
+      started.push(idempotencyKey)
+      return works.opened
+    },
+    ...(more.verify === undefined ? {} : { onUnknown: 'verify' as const, verify: more.verify }),
+  })
+  const lead = defineAgent({ name: 'lead', model: 'a:one', instructions: 'x', tools: [tool] })
+  const crew = defineCrew({ name: 'pair', agents: { lead }, lead: 'lead' })
+  const worker = async (name: string, journal?: (inner: Journal) => Journal) => {
+    const stage = await openStage({
+      store,
+      clock,
+      member: owners.join(name),
+      crews: [crew],
+      model: (request) => (resultsIn(request).length === 0 ? call(['work']) : say('done')),
+      ...(journal === undefined ? {} : { journal }),
+    })
+    open.push(stage)
+    return stage
+  }
+  return { owners, store, clock, works, started, crew, worker }
+}
+
+/** Types of the shard's commits so far. */
+function commits(store: MemoryStore, shard = 'pair'): string[] {
+  const records = store.shards.get(shard)?.records ?? []
+  return records.flatMap((record) => fromRecord(shard, record).map(({ envelope }) => envelope.body.type))
+}
+const finished = (stage: Stage) => [...(stage.worker.active.get('pair')?.state.runs.values() ?? [])].at(-1)?.end
+const code = (expected: string): unknown => expect.objectContaining({ code: expected })
+
+describe('takeover', () => {
+  test('TA1 H7 takeover: the first commit of an owner is that it took the shard; behind it no other writes', async () => {
+    const { owners, store, crew, works, worker } = await two()
+    const one = await worker('one')
+    await (await one.runtime.spawn(crew)).start('go').id
+    const other = await worker('other')
+    owners.expire('one', false)
+    const stale = await one.worker.shard('pair')
+    owners.moveTo('other')
+    await until(() => other.worker.active.has('pair'))
+    expect(commits(store).filter((type) => type === 'shard.taken')).toHaveLength(2)
+    const command = { from: 'client/local', to: 'crew/main', cause: '', body: { type: 'crew.pause' }, values: [] }
+    await expect(stale.post(command, true)).rejects.toEqual(code('SHARD_ELSEWHERE'))
+    await expect(stale.post(command, true)).rejects.toEqual(code('SHARD_ELSEWHERE'))
+    expect(commits(store)).not.toContain('crew.pause')
+    works.open('x')
+  })
+
+  test('TA2 X5 takeover: what a living worker does is left to it, and its outcome comes after the shard', async () => {
+    const { owners, store, crew, works, started, worker } = await two('once')
+    const one = await worker('one')
+    const other = await worker('other')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    owners.moveTo('other')
+    await until(() => other.worker.active.has('pair'))
+    await quiet()
+    expect(commits(store)).toContain('shard.left')
+    expect(other.worker.active.get('pair')!.state.effects.size).toBe(1)
+    works.open('result')
+    await until(() => owners.sent.length === 1)
+    await owners.deliver(other.worker)
+    await until(() => finished(other) != null)
+    expect(finished(other)).toMatchObject({ code: null })
+    expect(started).toHaveLength(1)
+    expect(commits(store)).not.toContain('effect.interrupted')
+  })
+
+  test('TA2 takeover: what one that is gone did is interrupted once, also when it goes later', async () => {
+    const { owners, store, crew, started, worker } = await two('once')
+    const one = await worker('one')
+    const other = await worker('other')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    owners.moveTo('other')
+    await until(() => other.worker.active.has('pair'))
+    await quiet()
+    expect(commits(store)).not.toContain('effect.interrupted')
+    owners.expire('one', true)
+    owners.moveTo('other')
+    await until(() => finished(other) != null)
+    expect(commits(store).filter((type) => type === 'effect.interrupted')).toHaveLength(1)
+    expect(started).toHaveLength(1)
+  })
+
+  test('X5 leave: an effect that no port had yet is parked, and the next owner has it done', async () => {
+    const { owners, crew, works, started, store, worker } = await two('once')
+    const landing = gate()
+    // The record that a once call starts waits: the call has not begun when the shard moves.
+    const one = await worker('one', (inner) =>
+      override(inner, {
+        append: async (record) => {
+          const [first] = fromRecord(record.shard, record)
+          if (first?.envelope.body.type === 'effect.dispatched') await landing.opened
+          return inner.append(record)
+        },
+      }),
+    )
+    const other = await worker('other')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => commits(store).includes('model.replied'))
+    await quiet()
+    owners.moveTo('other')
+    await quiet()
+    landing.open()
+    await until(() => other.worker.active.has('pair'))
+    await until(async () => {
+      await owners.deliver(other.worker).catch(() => undefined)
+      return started.length === 1
+    })
+    works.open('x')
+    await until(() => finished(other) != null)
+    expect(started).toHaveLength(1)
+    expect(finished(other)).toMatchObject({ code: null })
+  })
+
+  test('TA3 takeover: an owner that is gone counts a crash for what it left open; at the third it is given up', async () => {
+    const { owners, crew, started, worker } = await two()
+    let stage = await worker('w0')
+    await (await stage.runtime.spawn(crew)).start('go').id
+    for (const name of ['w1', 'w2', 'w3']) {
+      await until(() => started.length > 0)
+      started.length = 0
+      owners.expire(owners.current)
+      const next = await worker(name)
+      owners.moveTo(name)
+      await until(() => next.worker.active.has('pair'))
+      stage = next
+    }
+    await until(() => finished(stage) != null)
+    expect(started).toEqual([])
+  })
+
+  test('TA4 takeover: whether a call was done is asked only when it can no longer begin or go on', async () => {
+    const asked: number[] = []
+    const stand = await two('once', {
+      verify: async () => {
+        asked.push(stand.clock.monotonic())
+        return { done: false }
+      },
+    })
+    const { owners, clock, crew, works, started, worker } = stand
+    const one = await worker('one')
+    const other = await worker('other')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    owners.expire('one', false)
+    owners.moveTo('other')
+    await until(() => other.worker.active.has('pair'))
+    clock.advance(39_999)
+    await quiet()
+    expect(asked).toEqual([])
+    clock.advance(1)
+    await until(() => asked.length === 1)
+    works.open('x')
+    await until(() => finished(other) != null)
+  })
+
+  test('H6 append: a record that lands after it was given up is not decided again', async () => {
+    const { crew, works, store, worker } = await two()
+    let late: (() => void) | null = null
+    const one = await worker('one', (inner) =>
+      override(inner, {
+        append: async (record) => {
+          const [first] = fromRecord(record.shard, record)
+          if (late !== null || first?.envelope.body.type !== 'crew.task') {
+            // The one before comes first after all.
+            late?.()
+            late = () => undefined
+            const { sequence } = await inner.head(record.shard)
+            if (sequence >= record.first) throw new TroupeError('STORE_FAILED', 'an own record has landed')
+            return inner.append(record)
+          }
+          late = () => void inner.append(record)
+          throw new TroupeError('STORE_FAILED', 'no acknowledgement', { retryable: true })
+        },
+      }),
+    )
+    const run = (await one.runtime.spawn(crew)).start('go')
+    await until(() => late !== null)
+    one.clock.advance(10_000)
+    works.open('x')
+    await expect(run.result).resolves.toMatchObject({ output: 'done' })
+    expect(commits(store).filter((type) => type === 'crew.task')).toHaveLength(1)
+  })
+
+  test('K5 worker: a shard that is not its own is elsewhere; one that it is to own is taken up when it has work', async () => {
+    const { owners, crew, works, worker } = await two()
+    const one = await worker('one')
+    const other = await worker('other')
+    const run = (await one.runtime.spawn(crew)).start('go')
+    await run.id
+    await expect(other.worker.shard('pair')).rejects.toEqual(code('SHARD_ELSEWHERE'))
+    owners.moveTo('other')
+    await until(() => other.worker.active.has('pair') && !one.worker.active.has('pair'))
+    await expect(one.worker.shard('pair')).rejects.toEqual(code('SHARD_ELSEWHERE'))
+    works.open('x')
+    await until(() => owners.sent.length === 1)
+    await owners.deliver(other.worker)
+    await until(() => finished(other) != null)
+    owners.moveTo('one')
+    await until(() => !other.worker.active.has('pair'))
+    // Nothing waits there: it is taken up when somebody asks.
+    await quiet()
+    expect(one.worker.active.has('pair')).toBe(false)
+    await expect(
+      (await one.runtime.spawn(crew)).run((await one.worker.shard('pair')).state.runs.keys().next().value!).result,
+    ).resolves.toMatchObject({ output: 'done' })
+  })
+})

@@ -1,0 +1,303 @@
+/**
+ * What lies between the workers of a simulation: leases, the list of those that live, requests from one to another, and
+ * mail. All of it is late, lost and repeated as the seed has it; a worker may be cut off, and may stand still.
+ */
+import type { Draft } from '../../runtime/envelope.js'
+import type { Ownership } from '../../runtime/ownership.js'
+import { ownerOf } from '../../transport/partitions.js'
+import { partitionOf } from '../../transport/subjects.js'
+import type { VirtualClock } from './virtual-clock.js'
+import { never, type SimulatedProcess, type World } from './world.js'
+
+/** How long a lease lasts. */
+export const leaseMs = 3_000
+/** How long an answer is waited for. */
+const patienceMs = 4_000
+const mailAgainMs = 700
+
+interface Lease {
+  readonly worker: string
+  readonly owner: string
+  expiresAt: number
+  /** Wants shards. */
+  offers: boolean
+}
+
+/** A letter that is safe, until some owner of its shard has taken it. */
+interface Letter {
+  readonly shard: string
+  readonly draft: Draft
+}
+
+/** The servers between the workers of one seed. */
+export class SimulatedCluster {
+  readonly #world: World
+  readonly #members = new Map<string, SimulatedOwnership>()
+  readonly leases = new Map<string, Lease>()
+  #epochs = 0
+  /** Leases that ran out: their holders count as gone. */
+  lost = 0
+  /** Letters that nobody has taken yet. */
+  mail = 0
+
+  constructor(world: World) {
+    this.#world = world
+  }
+
+  /** A worker comes; its name's earlier lease must have run out. */
+  join(process: SimulatedProcess, worker: string, clock: VirtualClock): SimulatedOwnership {
+    const owner = this.take(worker)
+    const ownership = new SimulatedOwnership(this, this.#world, process, owner, clock)
+    this.#members.set(worker, ownership)
+    return ownership
+  }
+
+  /** A lease for a name that nobody has. */
+  take(worker: string, offers = true): string {
+    const owner = `${worker}.${(this.#epochs += 1)}`
+    this.leases.set(worker, { worker, owner, expiresAt: this.#world.timeline.now + leaseMs, offers })
+    this.tell()
+    return owner
+  }
+
+  /** Leases that ran out go. */
+  expire(): void {
+    const { now } = this.#world.timeline
+    for (const [worker, lease] of this.leases) {
+      if (lease.expiresAt > now) continue
+      this.leases.delete(worker)
+      this.lost += 1
+    }
+  }
+
+  /** Everybody who can be reached hears of a change, some later than others. */
+  tell(): void {
+    const { timeline, random } = this.#world
+    for (const member of this.#members.values()) timeline.after(random.int(0, 30), member.process, () => member.look())
+  }
+
+  member(owner: string): SimulatedOwnership | undefined {
+    return [...this.#members.values()].find((member) => member.owner === owner)
+  }
+
+  get members(): readonly SimulatedOwnership[] {
+    return [...this.#members.values()]
+  }
+
+  /** Keeps a letter and brings it to whoever owns its shard, until one has taken it. */
+  post(letter: Letter): void {
+    this.mail += 1
+    this.#bring(letter, this.#world.random.int(1, 50))
+  }
+
+  #bring(letter: Letter, delayMs: number): void {
+    const { timeline, random } = this.#world
+    timeline.after(delayMs, null, () => {
+      const all = this.members.filter(({ process, cut }) => process.alive && !cut && process.worker !== null)
+      const owning = all.filter((member) => member.owns(letter.shard))
+      const to = owning.length === 0 ? undefined : random.pick(owning)
+      if (to === undefined) return this.#bring(letter, mailAgainMs)
+      timeline.after(random.int(0, 5), to.process, () => void this.#give(letter, to))
+      // A worker that stands still or dies has taken nothing: the letter comes to another.
+      timeline.after(patienceMs, null, () => {
+        if (!this.#taken.has(letter)) this.#bring(letter, 1)
+      })
+    })
+  }
+
+  readonly #taken = new WeakSet<Letter>()
+
+  async #give(letter: Letter, to: SimulatedOwnership): Promise<void> {
+    const { random, notes } = this.#world
+    try {
+      const shard = await to.process.worker!.shard(letter.shard)
+      await shard.post(letter.draft)
+    } catch {
+      return
+    }
+    if (!to.process.alive || this.#taken.has(letter)) return
+    // Its acknowledgement may be lost: then it comes once more.
+    if (random.chance(0.1)) return notes.fault('mail twice')
+    this.#taken.add(letter)
+    this.mail -= 1
+  }
+}
+
+/** Ownership as one worker sees it. */
+export class SimulatedOwnership implements Ownership {
+  readonly process: SimulatedProcess
+  readonly #cluster: SimulatedCluster
+  readonly #world: World
+  readonly #clock: VirtualClock
+  readonly #name: string
+  #owner: string
+  readonly #seen = new Map<string, number>()
+  #view = new Map<string, Lease>()
+  #renewedAt: number
+  #lost = false
+  #left = false
+  #withdrawn = false
+  /** Cut off from everybody, journal included. */
+  cut = false
+  onChange: () => void = () => undefined
+
+  constructor(cluster: SimulatedCluster, world: World, process: SimulatedProcess, owner: string, clock: VirtualClock) {
+    this.#cluster = cluster
+    this.#world = world
+    this.process = process
+    this.#owner = owner
+    this.#clock = clock
+    this.#name = owner.slice(0, owner.lastIndexOf('.'))
+    this.#renewedAt = world.timeline.now
+    this.look(false)
+    this.#plan()
+  }
+
+  get owner(): string {
+    return this.#owner
+  }
+
+  /** It has its lease by its own clock. */
+  get holds(): boolean {
+    return !this.#lost && !this.#left && this.process.alive && this.#world.timeline.now - this.#renewedAt < leaseMs
+  }
+
+  #plan(): void {
+    this.#world.timeline.after(leaseMs / 3, this.process, () => {
+      this.#renew()
+      this.look()
+      this.#plan()
+    })
+  }
+
+  #renew(): void {
+    if (this.cut) {
+      if (!this.holds) this.#lose()
+      return
+    }
+    if (this.#left) return
+    this.#cluster.expire()
+    const lease = this.#cluster.leases.get(this.#name)
+    if (this.#lost) return this.#again(lease)
+    if (lease?.owner !== this.owner) return this.#lose()
+    lease.expiresAt = this.#world.timeline.now + leaseMs
+    this.#renewedAt = this.#world.timeline.now
+  }
+
+  #lose(): void {
+    if (this.#lost) return
+    this.#lost = true
+    this.#world.notes.fault('lease lost')
+    this.onChange()
+  }
+
+  /** Takes a lease again, under another number. */
+  #again(lease: Lease | undefined): void {
+    if (lease !== undefined) return
+    this.#owner = this.#cluster.take(this.#name, !this.#withdrawn)
+    this.#renewedAt = this.#world.timeline.now
+    this.#lost = false
+    this.onChange()
+  }
+
+  /** Looks who lives. */
+  look(tell = true): void {
+    if (this.cut || this.#lost || this.#left) return
+    this.#cluster.expire()
+    for (const { owner } of this.#cluster.leases.values()) this.#seen.set(owner, this.#clock.now())
+    const before = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
+    this.#view = new Map([...this.#cluster.leases].map(([name, lease]) => [name, { ...lease }]))
+    const after = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
+    if (tell && before !== after) this.onChange()
+  }
+
+  owns(shard: string): boolean {
+    if (!this.holds) return false
+    const offering = [...this.#view.values()].filter(({ offers }) => offers).map(({ worker }) => worker)
+    return ownerOf(partitionOf(shard), offering) === this.#name
+  }
+
+  lives(owner: string): boolean {
+    if (owner === this.owner) return this.holds
+    return [...this.#view.values()].some((lease) => lease.owner === owner)
+  }
+
+  lastSeen(owner: string): number | null {
+    return this.#seen.get(owner) ?? null
+  }
+
+  async release(shard: string, owner: string): Promise<void> {
+    this.#world.notes.reached('owner asked to leave')
+    await this.#ask(owner, async (worker) => void (await worker.leave(shard)), undefined)
+  }
+
+  working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
+    if (executor === this.owner) return Promise.resolve(this.process.worker?.working(shard, effects) ?? [])
+    return this.#ask<readonly string[] | null>(
+      executor,
+      (worker) => Promise.resolve(worker.working(shard, effects)),
+      null,
+    )
+  }
+
+  cancel(executor: string, shard: string, effects: readonly string[]): void {
+    void this.#ask(executor, (worker) => Promise.resolve(worker.cancel(shard, effects)), undefined)
+  }
+
+  /** A request over the wire: lost, late, answered or not. */
+  #ask<T>(
+    owner: string,
+    work: (worker: NonNullable<SimulatedProcess['worker']>) => Promise<T>,
+    otherwise: T,
+  ): Promise<T> {
+    const { timeline, random } = this.#world
+    return new Promise((resolve) => {
+      timeline.after(patienceMs, this.process, () => resolve(otherwise))
+      const other = this.#cluster.member(owner)
+      if (this.cut || other === undefined || random.chance(this.#world.calm ? 0 : 0.05)) return
+      timeline.after(random.int(0, 20), other.process, () => {
+        const { worker } = other.process
+        if (worker === null || other.cut) return
+        void work(worker).then((answer) => {
+          if (!other.cut) timeline.after(random.int(0, 20), this.process, () => resolve(answer))
+        })
+      })
+    })
+  }
+
+  async send(shard: string, draft: Draft): Promise<void> {
+    const { timeline, random, notes } = this.#world
+    if (!this.process.alive) return never()
+    notes.reached('outcome sent after its shard')
+    for (;;) {
+      await timeline.wait(random.int(1, 20), this.process)
+      // Kept or not, whoever hears no answer sends it again.
+      if (this.cut || random.chance(this.#world.calm ? 0 : 0.1)) {
+        if (!this.cut && random.chance(0.5)) this.#cluster.post({ shard, draft })
+        await timeline.wait(patienceMs, this.process)
+        continue
+      }
+      this.#cluster.post({ shard, draft })
+      return
+    }
+  }
+
+  async withdraw(): Promise<void> {
+    this.#withdrawn = true
+    const lease = this.#cluster.leases.get(this.#name)
+    if (lease?.owner === this.owner && !this.cut) {
+      lease.offers = false
+      this.#cluster.tell()
+    }
+    this.look(false)
+  }
+
+  /** Gives the lease back. */
+  leave(): void {
+    this.#left = true
+    const lease = this.#cluster.leases.get(this.#name)
+    if (lease?.owner !== this.owner) return
+    this.#cluster.leases.delete(this.#name)
+    this.#cluster.tell()
+  }
+}

@@ -1,0 +1,98 @@
+/** Ownership among a few workers of one process: who owns everything is said by the test. */
+import type { Draft } from '../../runtime/envelope.js'
+import type { Ownership } from '../../runtime/ownership.js'
+import type { Worker } from '../../runtime/worker.js'
+
+/** The workers of a test. */
+export class Owners {
+  readonly #members = new Map<string, Member>()
+  /** Outcomes that were sent after a shard, in order. They stay here until `deliver`. */
+  readonly sent: { readonly shard: string; readonly draft: Draft }[] = []
+  #current = ''
+  #epochs = 0
+
+  /** Somebody new; the first one owns everything. */
+  join(name: string): Member {
+    const member = new Member(this, `${name}.${(this.#epochs += 1)}`, name)
+    this.#members.set(name, member)
+    if (this.#current === '') this.#current = name
+    return member
+  }
+
+  get current(): string {
+    return this.#current
+  }
+
+  /** From now on this one is to own everything. */
+  moveTo(name: string): void {
+    this.#current = name
+    for (const member of this.#members.values()) if (member.alive) member.onChange()
+  }
+
+  /** This one's lease ran out, whether it knows or not. */
+  expire(name: string, knows = false): void {
+    const member = this.#members.get(name)!
+    member.alive = false
+    member.knows = knows
+  }
+
+  byOwner(owner: string): Member | undefined {
+    return [...this.#members.values()].find((member) => member.owner === owner)
+  }
+
+  /** Brings what was sent to a worker. */
+  async deliver(worker: Worker): Promise<void> {
+    for (const { shard, draft } of this.sent.splice(0)) await (await worker.shard(shard)).post(draft)
+  }
+}
+
+/** One worker's view. */
+export class Member implements Ownership {
+  readonly #owners: Owners
+  readonly #name: string
+  readonly owner: string
+  worker: Worker | null = null
+  alive = true
+  /** That its lease ran out. */
+  knows = true
+  onChange: () => void = () => undefined
+
+  constructor(owners: Owners, owner: string, name: string) {
+    this.#owners = owners
+    this.owner = owner
+    this.#name = name
+  }
+
+  owns(): boolean {
+    return this.lives(this.owner) && this.#owners.current === this.#name
+  }
+
+  lives(owner: string): boolean {
+    const member = this.#owners.byOwner(owner)
+    return member !== undefined && (member.alive || (member === this && !this.knows))
+  }
+
+  lastSeen(): number | null {
+    return null
+  }
+
+  async release(shard: string, owner: string): Promise<void> {
+    await this.#owners.byOwner(owner)?.worker?.leave(shard)
+  }
+
+  async working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
+    return this.#owners.byOwner(executor)?.worker?.working(shard, effects) ?? []
+  }
+
+  cancel(executor: string, shard: string, effects: readonly string[]): void {
+    this.#owners.byOwner(executor)?.worker?.cancel(shard, effects)
+  }
+
+  async withdraw(): Promise<void> {
+    return
+  }
+
+  async send(shard: string, draft: Draft): Promise<void> {
+    this.#owners.sent.push({ shard, draft })
+  }
+}
