@@ -1,5 +1,6 @@
 /**
- * What shards keep beside their journals in JetStream: blobs, snapshots, attempts, and records too large for a message.
+ * What shards keep beside their journals in JetStream: blobs, snapshots, attempts, and records and letters too large for
+ * a message.
  *
  * One message a piece, the newest of a subject counts. A large value is several parts; the first of them is written last
  * and says how many there are.
@@ -14,6 +15,7 @@ import { type JetStreamClient, jetstream } from '@nats-io/jetstream'
 import { headers } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import type { BlobInfo, SnapshotManifest } from '../runtime/journal.js'
+import { ensureStream } from './jetstream-stream.js'
 import { natsError, type NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
 import type { Subjects } from './subjects.js'
@@ -23,7 +25,24 @@ export const partBytes = 512 * 1024
 const partsHeader = 'Troupe-Parts'
 
 /** Kinds of pieces. */
-const kind = { blob: 'blob', info: 'info', chunk: 'chunk', manifest: 'manifest', attempts: 'attempts', body: 'body' }
+const kind = {
+  blob: 'blob',
+  info: 'info',
+  chunk: 'chunk',
+  manifest: 'manifest',
+  attempts: 'attempts',
+  body: 'body',
+  letter: 'letter',
+}
+
+/**
+ * Makes sure that the stream of a namespace's pieces is there.
+ * @param replicas copies in a cluster. Throws what `ensureStream` throws.
+ */
+export function ensureContent(link: NatsLink, subjects: Subjects, replicas = 1): Promise<void> {
+  const name = subjects.stream('content')
+  return ensureStream(link, { name, subjects: [subjects.contents()], max_msgs_per_subject: 1 }, replicas)
+}
 
 /** Pieces of all shards of one namespace. */
 export class JetStreamContent {
@@ -110,6 +129,20 @@ export class JetStreamContent {
 
   getBody(shard: string, hash: string): Promise<Buffer | null> {
     return this.#get(shard, kind.body, hash)
+  }
+
+  // Bodies of letters. Each letter has its own, also of the same content: it goes when that letter was taken.
+
+  putLetter(shard: string, id: string, bytes: Uint8Array): Promise<void> {
+    return this.#put(shard, kind.letter, id, bytes)
+  }
+
+  getLetter(shard: string, id: string): Promise<Buffer | null> {
+    return this.#get(shard, kind.letter, id)
+  }
+
+  deleteLetter(shard: string, id: string): Promise<void> {
+    return this.#drop(this.#subjects.contents(shard, kind.letter, id))
   }
 
   // Blobs.

@@ -13,7 +13,7 @@
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
-import { jetstream, type JetStreamClient, RetentionPolicy, StorageType, type StreamConfig } from '@nats-io/jetstream'
+import { jetstream, type JetStreamClient } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import {
@@ -26,7 +26,7 @@ import {
   type SnapshotManifest,
   type StoredRecord,
 } from '../runtime/journal.js'
-import { JetStreamContent, partBytes, storeError } from './jetstream-content.js'
+import { ensureContent, JetStreamContent, partBytes, storeError } from './jetstream-content.js'
 import {
   type Cut,
   cutHeader,
@@ -39,6 +39,7 @@ import {
   rowOf,
   waitMs,
 } from './jetstream-reading.js'
+import { ensureStream } from './jetstream-stream.js'
 import { NatsLease } from './nats-lease.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
@@ -62,8 +63,6 @@ const eventsHeader = 'Troupe-Events'
 const bodyHeader = 'Troupe-Body'
 /** A larger message keeps its body beside the journal. */
 const largestBody = partBytes
-/** How long the server remembers message ids. */
-const rememberedMs = 120_000
 
 /** A journal in JetStream. Nothing is touched before `open`. */
 export function createJetStreamJournal(options: JetStreamJournalOptions): Journal {
@@ -108,8 +107,9 @@ class JetStreamJournal implements Journal {
     if (this.#state !== 'closed') throw new TroupeError('STORE_BUSY', `${worker} is open already`)
     this.#state = 'opening'
     try {
-      await this.#ensure('journal', subjects.journals(), { deny_delete: true, allow_direct: true })
-      await this.#ensure('content', subjects.contents(), { max_msgs_per_subject: 1 })
+      const [name, subject] = [subjects.stream('journal'), subjects.journals()]
+      await ensureStream(link, { name, subjects: [subject], deny_delete: true, allow_direct: true }, replicas)
+      await ensureContent(link, subjects, replicas)
       this.#lease = await NatsLease.take(link, subjects, {
         worker,
         ...(leaseMs === undefined ? {} : { ttlMs: leaseMs }),
@@ -121,27 +121,6 @@ class JetStreamJournal implements Journal {
       this.#state = 'closed'
       await this.#lease?.release()
       throw storeError(error)
-    }
-  }
-
-  async #ensure(of: 'journal' | 'content', subject: string, config: Partial<StreamConfig>): Promise<void> {
-    const { manager } = this.#options.link
-    const name = this.#options.subjects.stream(of)
-    const wanted: Partial<StreamConfig> & { name: string } = {
-      name,
-      subjects: [subject],
-      retention: RetentionPolicy.Limits,
-      storage: StorageType.File,
-      num_replicas: this.#options.replicas ?? 1,
-      duplicate_window: rememberedMs * 1_000_000,
-      ...config,
-    }
-    // A stream that is there stays as its operator has set it; what must hold is checked.
-    const found = await manager.streams.info(name).catch(() => null)
-    const { config: actual } = found ?? (await manager.streams.add(wanted))
-    const differs = actual.subjects?.join() !== subject || actual.deny_delete !== (config.deny_delete ?? false)
-    if (differs || actual.storage !== StorageType.File) {
-      throw new TroupeError('CONFIG_INVALID', `the stream ${name} is there and is not set as it must be`)
     }
   }
 
