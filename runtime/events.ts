@@ -37,6 +37,7 @@ export interface Cursor {
 /** Events that a stream keeps for a slow reader before it goes back to the store. */
 const maxBuffer = 1_000
 
+/** The public form of a stored event. */
 export function toCloudEvent(shard: string, placed: PlacedEvent): TroupeEvent {
   const { type, ...data } = placed.event
   return {
@@ -50,7 +51,10 @@ export function toCloudEvent(shard: string, placed: PlacedEvent): TroupeEvent {
   }
 }
 
-function liveToCloudEvent(shard: string, live: LiveEvent, count: number, now: number): TroupeEvent {
+/**
+ * The public form of what passes by. @param count tells two of one effect apart in their ids @param now epoch milliseconds
+ */
+export function liveToCloudEvent(shard: string, live: LiveEvent, count: number, now: number): TroupeEvent {
   const { agent, run, effect } = live
   const data =
     live.kind === 'delta'

@@ -15,6 +15,10 @@ import { TroupeError } from '../runtime/errors.js'
 export const partitionCount = 64
 
 const tokenPattern = /^[A-Za-z0-9_-]{1,64}$/
+/** Encoded names are longer than what they were made of. */
+const filterToken = /^[A-Za-z0-9_-]{1,128}$/
+/** Words of an event's type that are tokens of their own. */
+const maxWords = 8
 
 /** The subjects of one namespace. */
 export class Subjects {
@@ -87,12 +91,33 @@ export class Subjects {
 
   /** An event of an actor. @param type `run.finished` and the like: each word is a token */
   event(shard: string, address: string, type: string): string {
-    return `${this.#prefix}.event.${token(shard)}.${addressTokens(address)}.${type.split('.').map(encoded).join('.')}`
+    return `${this.#prefix}.event.${token(shard)}.${addressTokens(address)}.${typeTokens(type)}`
+  }
+
+  /** What passes by and is stored nowhere: the same shape as `event`, outside of the stream of events. */
+  live(shard: string, address: string, type: string): string {
+    return `${this.#prefix}.live.${token(shard)}.${addressTokens(address)}.${typeTokens(type)}`
   }
 
   /** Events of all shards, or of one. */
   events(shard?: string): string {
     return shard === undefined ? `${this.#prefix}.event.>` : `${this.#prefix}.event.${token(shard)}.>`
+  }
+
+  /**
+   * What a person's filter means below `event.` or `live.`: tokens, `*` for any one, `>` at the end for the rest. One of
+   * fewer than four tokens, such as a shard's id, means everything below it.
+   * @throws TroupeError `ID_INVALID` for a filter that is none.
+   */
+  followed(of: 'event' | 'live', filter = '>'): string {
+    const tokens = filter.split('.')
+    const isFilter = tokens.every((each, index) => {
+      if (each === '>') return index === tokens.length - 1
+      return each === '*' || filterToken.test(each)
+    })
+    if (!isFilter) throw new TroupeError('ID_INVALID', `not a filter of subjects: ${JSON.stringify(filter)}`)
+    if (tokens.at(-1) !== '>' && tokens.length < 4) tokens.push('>')
+    return [this.#prefix, of, ...tokens].join('.')
   }
 
   /** Where a worker takes requests of other workers. */
@@ -130,6 +155,12 @@ export function partitionOf(shard: string): number {
 function addressTokens(address: string): string {
   const [kind = '', ...name] = address.split('/')
   return `${token(kind)}.${encoded(name.join('/'))}`
+}
+
+/** Each word of a type is a token; a type of very many words is one, so that no subject grows without bounds. */
+function typeTokens(type: string): string {
+  const words = type.split('.')
+  return words.length > maxWords ? encoded(type) : words.map(encoded).join('.')
 }
 
 /** A foreign name as one token: what is not a letter, a digit or `-` is `_` and two hex digits a byte. */

@@ -1,0 +1,359 @@
+/**
+ * The event stream over NATS: the events of every shard, stored in one stream for whoever watches from outside.
+ *
+ * One event of a shard is on its way at a time, and many shards at once. Sending the next one before the last one is
+ * acknowledged would leave a hole where the link breaks in between: later ones land by the next link, and neither a
+ * reader nor the next owner could see that one is missing. So what is in the stream is always a beginning of what the
+ * journal has, and the last one of a shard is where whoever owns it goes on.
+ *
+ * Owns: storing the events of this worker's shards, going on where the stream ends, passing live ones by.
+ * Does not own: what an event is (`runtime/events.ts`), reading the stream (`nats-follower.ts`).
+ *
+ * - NE1 Every stored event of a shard is in the stream, behind all earlier ones of the shard, whatever fails and whoever
+ *   owns it; one may be there twice.
+ * - NE2 Nobody waits for the stream: `publish` takes at most 10,000 events into memory, over all shards, and what does
+ *   not fit is read from the journal again.
+ * - NE3 An event that is too large for the server, or that JSON cannot say, is there without its data: it says
+ *   `{ truncated: true }`.
+ * - NE4 What is older than the stream keeps is not stored again.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  DiscardPolicy,
+  jetstream,
+  JetStreamApiError,
+  type JetStreamClient,
+  RetentionPolicy,
+  StorageType,
+  type StreamConfig,
+} from '@nats-io/jetstream'
+import { errors } from '@nats-io/transport-node'
+import { TroupeError } from '../runtime/errors.js'
+import {
+  type Cursor,
+  isAfter,
+  liveToCloudEvent,
+  parseCursor,
+  toCloudEvent,
+  type TroupeEvent,
+} from '../runtime/events.js'
+import type { LiveEvent } from '../runtime/dispatcher.js'
+import type { Journal } from '../runtime/journal.js'
+import type { Log } from '../runtime/log.js'
+import { fromEvents, type PlacedEvent } from '../runtime/record.js'
+import { storeError } from './jetstream-content.js'
+import type { NatsLink } from './nats-connection.js'
+import type { Subjects } from './subjects.js'
+
+/** Options of `NatsEvents.open`. */
+export interface NatsEventsOptions {
+  readonly link: NatsLink
+  readonly subjects: Subjects
+  /** Where events are read again that did not get into the stream. Open as long as this is. */
+  readonly journal: Pick<Journal, 'head' | 'readEvents'>
+  readonly log: Log
+  /** Copies in a cluster. @default 1 */
+  readonly replicas?: number
+  /** How long the stream keeps an event, when this is the first to open it. @default 7 days */
+  readonly maxAgeMs?: number
+}
+
+/** Events in memory, over all shards. */
+export const maxQueued = 10_000
+/** Shards that are sent for at once. */
+const maxAtOnce = 64
+/** Shards whose place in the stream is remembered; another one's is looked up. */
+const maxRemembered = 10_000
+/** How long the server may take for one event. */
+const ackMs = 2_000
+/** When a shard is tried again. */
+const againMs = 250
+const weekMs = 7 * 24 * 3_600_000
+/** How long the server remembers ids of events. */
+const rememberedMs = 120_000
+const nanos = 1_000_000
+const messageTooLarge = 10054
+
+/** A shard's way into the stream. */
+interface Lane {
+  readonly shard: string
+  /** The last event that is in the stream; null when the stream must be asked. */
+  cursor: Cursor | null
+  /** Of the journal, events up to this time need not be stored. Epoch milliseconds. */
+  until: number
+  /** Events behind the cursor, in order. */
+  queue: PlacedEvent[]
+  /** The journal has events that neither the stream nor the queue has. */
+  behind: boolean
+  working: boolean
+}
+
+/** The stream of events, as the owner of shards sees it. */
+export class NatsEvents {
+  readonly #options: NatsEventsOptions
+  readonly #client: JetStreamClient
+  readonly #stream: string
+  readonly #maxAgeMs: number
+  /** The one that was used last is last. */
+  readonly #lanes = new Map<string, Lane>()
+  readonly #waiting: Lane[] = []
+  readonly #closing = new AbortController()
+  #atOnce = 0
+  #queued = 0
+  #working = 0
+  #shown = 0
+  #failing = false
+  #idle: (() => void)[] = []
+
+  private constructor(options: NatsEventsOptions, maxAgeMs: number) {
+    this.#options = options
+    this.#maxAgeMs = maxAgeMs
+    this.#client = jetstream(options.link.connection, { timeout: ackMs })
+    this.#stream = options.subjects.stream('events')
+  }
+
+  /**
+   * Opens the stream, and makes it when it is not there. One that is there stays as its operator has set it.
+   * @throws TroupeError `CONFIG_INVALID` for a stream of that name with other subjects, and what the server refuses.
+   */
+  static async open(options: NatsEventsOptions): Promise<NatsEvents> {
+    const { streams } = options.link.manager
+    const maxAgeMs = options.maxAgeMs ?? weekMs
+    const wanted: Partial<StreamConfig> & { name: string } = {
+      name: options.subjects.stream('events'),
+      subjects: [options.subjects.events()],
+      retention: RetentionPolicy.Limits,
+      discard: DiscardPolicy.Old,
+      storage: StorageType.File,
+      num_replicas: options.replicas ?? 1,
+      max_age: maxAgeMs * nanos,
+      duplicate_window: Math.min(rememberedMs, maxAgeMs) * nanos,
+    }
+    try {
+      const found = await streams.info(wanted.name).catch(() => null)
+      const { config } = found ?? (await streams.add(wanted))
+      if (config.subjects?.join() !== wanted.subjects?.join()) {
+        throw new TroupeError('CONFIG_INVALID', `the stream ${wanted.name} is there and is not set as it must be`)
+      }
+      return new NatsEvents(options, config.max_age / nanos)
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  /** Events that wait in memory, at most `maxQueued`. */
+  get queued(): number {
+    return this.#queued
+  }
+
+  /** Takes the events of durable commits of a shard, in order: called by its owner after each. Never waits. */
+  publish(shard: string, placed: readonly PlacedEvent[]): void {
+    if (this.#closing.signal.aborted || placed.length === 0) return
+    const lane = this.#laneOf(shard)
+    if (!lane.behind && this.#queued + placed.length > maxQueued) this.#fallBehind(lane)
+    if (!lane.behind) {
+      lane.queue.push(...placed)
+      this.#queued += placed.length
+    }
+    this.#start(lane)
+  }
+
+  /** Stores what the stream does not have of a shard that was taken over: called by its new owner. Never waits. */
+  catchUp(shard: string): void {
+    if (this.#closing.signal.aborted) return
+    const lane = this.#laneOf(shard)
+    this.#fallBehind(lane)
+    lane.cursor = null
+    this.#start(lane)
+  }
+
+  /** Passes a live event by, best effort: it is stored nowhere, and lost while there is no link. */
+  show(shard: string, live: LiveEvent): void {
+    const { link, subjects } = this.#options
+    const event = liveToCloudEvent(shard, live, ++this.#shown, Date.now())
+    try {
+      link.connection.publish(subjects.live(shard, `agent/${live.agent}`, wordsOf(event)), JSON.stringify(event))
+    } catch {
+      // A closed link, or too large for the server: nobody is owed it.
+    }
+  }
+
+  /** Resolves when everything that was given so far is stored, or when this is closed. */
+  async flush(): Promise<void> {
+    while (this.#working > 0 && !this.#closing.signal.aborted) {
+      await new Promise<void>((resolve) => this.#idle.push(resolve))
+    }
+  }
+
+  /** Ends. What was not stored is stored by the next owner's `catchUp`. */
+  async close(): Promise<void> {
+    this.#closing.abort()
+    for (const lane of this.#waiting.splice(0)) this.#rest(lane)
+    while (this.#working > 0) await new Promise<void>((resolve) => this.#idle.push(resolve))
+    this.#tellIdle()
+    this.#lanes.clear()
+  }
+
+  // Lanes.
+
+  #laneOf(shard: string): Lane {
+    // Where nothing is known of a shard the stream is asked.
+    const fresh: Lane = { shard, cursor: null, until: 0, queue: [], behind: true, working: false }
+    const lane = this.#lanes.get(shard) ?? fresh
+    this.#lanes.delete(shard)
+    this.#lanes.set(shard, lane)
+    for (const [oldest, { working }] of this.#lanes) {
+      if (this.#lanes.size <= maxRemembered || working) break
+      this.#lanes.delete(oldest)
+    }
+    return lane
+  }
+
+  #fallBehind(lane: Lane): void {
+    lane.behind = true
+    this.#queued -= lane.queue.length
+    lane.queue = []
+  }
+
+  #start(lane: Lane): void {
+    if (lane.working) return
+    lane.working = true
+    this.#working++
+    this.#waiting.push(lane)
+    this.#next()
+  }
+
+  #next(): void {
+    while (this.#atOnce < maxAtOnce) {
+      const lane = this.#waiting.shift()
+      if (lane === undefined) return
+      this.#atOnce++
+      void this.#work(lane)
+    }
+  }
+
+  #rest(lane: Lane): void {
+    lane.working = false
+    this.#working--
+    if (this.#working === 0) this.#tellIdle()
+  }
+
+  #tellIdle(): void {
+    for (const resolve of this.#idle.splice(0)) resolve()
+  }
+
+  /** Brings a shard up to date. Ends early when this is closed, and for a shard whose journal cannot be read. */
+  async #work(lane: Lane): Promise<void> {
+    let isReadable = true
+    while (isReadable && (lane.behind || lane.queue.length > 0) && !this.#closing.signal.aborted) {
+      try {
+        await this.#advance(lane)
+      } catch (error) {
+        isReadable = await this.#failed(lane, storeError(error))
+      }
+    }
+    // Without a wait since the last look: what comes from here on starts it anew.
+    this.#atOnce--
+    this.#rest(lane)
+    this.#next()
+  }
+
+  /** Waits before the next try; false when there is to be none before something new is published. */
+  async #failed(lane: Lane, { code, message: reason }: TroupeError): Promise<boolean> {
+    // Whether it landed is not known, and the server may have lost more than this one.
+    this.#fallBehind(lane)
+    lane.cursor = null
+    const { log } = this.#options
+    const { signal } = this.#closing
+    if (signal.aborted) return false
+    if (code.startsWith('JOURNAL_')) {
+      log.error('the events of a shard cannot be read', { shard: lane.shard, code, reason })
+      return false
+    }
+    if (!this.#failing) log.warn('events cannot be stored', { code, reason })
+    this.#failing = true
+    await delay(againMs, undefined, { signal, ref: false }).catch(() => undefined)
+    return true
+  }
+
+  async #advance(lane: Lane): Promise<void> {
+    if (lane.cursor === null) await this.#find(lane)
+    if (lane.behind) {
+      // What is published from here on is queued, and passed over if the journal had it already.
+      lane.behind = false
+      for await (const { bytes } of this.#options.journal.readEvents(lane.shard, Math.max(1, lane.cursor!.sequence))) {
+        for (const placed of fromEvents(bytes)) await this.#pass(lane, placed, placed.at > lane.until)
+      }
+      return
+    }
+    const placed = lane.queue[0]!
+    await this.#pass(lane, placed, true)
+    if (lane.queue[0] !== placed) return
+    lane.queue.shift()
+    this.#queued--
+  }
+
+  /** Where the stream ends for a shard. */
+  async #find(lane: Lane): Promise<void> {
+    const { link, subjects, journal } = this.#options
+    const filter = subjects.events(lane.shard)
+    const last = eventIn(await link.manager.streams.getMessage(this.#stream, { last_by_subj: filter }))
+    const cursor = last === null ? null : parseCursor(last.id)
+    const { sequence } = await journal.head(lane.shard)
+    lane.until = this.#maxAgeMs > 0 ? Date.now() - this.#maxAgeMs : 0
+    if (last !== null && cursor !== null && cursor.sequence > sequence) {
+      // The journal was cut behind these: its next commits have their numbers once more, and are later.
+      lane.until = Math.max(lane.until, Date.parse(last.time))
+      lane.cursor = beginning
+    } else lane.cursor = cursor ?? beginning
+  }
+
+  async #pass(lane: Lane, placed: PlacedEvent, isWanted: boolean): Promise<void> {
+    this.#closing.signal.throwIfAborted()
+    if (lane.cursor === null || !isAfter(placed, lane.cursor)) return
+    if (isWanted) await this.#send(lane.shard, placed)
+    // Somebody may have said meanwhile that it is not known any more.
+    if (lane.cursor !== null) lane.cursor = { sequence: placed.sequence, index: placed.index }
+  }
+
+  async #send(shard: string, placed: PlacedEvent): Promise<void> {
+    const event = toCloudEvent(shard, placed)
+    try {
+      await this.#store(shard, placed, event)
+    } catch (error) {
+      if (!isUnsendable(error)) throw error
+      await this.#store(shard, placed, { ...event, data: { truncated: true } })
+    }
+    if (this.#failing) this.#options.log.info('events are stored again')
+    this.#failing = false
+  }
+
+  async #store(shard: string, { from, event: { type } }: PlacedEvent, event: TroupeEvent): Promise<void> {
+    const subject = this.#options.subjects.event(shard, from, type)
+    await this.#client.publish(subject, JSON.stringify(event), { msgID: event.id, timeout: ackMs })
+  }
+}
+
+const beginning: Cursor = { sequence: 0, index: -1 }
+
+/** The words of a CloudEvent's type behind `troupe.`. */
+function wordsOf({ type }: TroupeEvent): string {
+  return type.slice(type.indexOf('.') + 1)
+}
+
+/** Too large for the client, which knows the server's limit, or for the stream; or what JSON cannot say. */
+function isUnsendable(error: unknown): boolean {
+  return (
+    error instanceof errors.InvalidArgumentError ||
+    error instanceof TypeError ||
+    (error instanceof JetStreamApiError && error.code === messageTooLarge)
+  )
+}
+
+function eventIn(message: { json<T>(): T } | null): Pick<TroupeEvent, 'id' | 'time'> | null {
+  try {
+    return message?.json<TroupeEvent>() ?? null
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,275 @@
+/**
+ * Following the event stream over NATS, from anywhere and for as long as one likes.
+ *
+ * Owns: reading the stream in order, going on after a lost link or a restarted server, live events beside it.
+ * Does not own: what is in the stream (`nats-events.ts`), how events are shown.
+ *
+ * - NF1 Every event of the stream that the filter names comes, in the stream's order, from where it was asked for;
+ *   whatever happens to links and servers, none is left out while the stream keeps it.
+ * - NF2 An event that is in the stream twice comes once, unless 10,000 others came in between.
+ * - NF3 A slow reader holds at most some hundred events in memory; live ones that do not fit are lost.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  AckPolicy,
+  type ConsumerMessages,
+  DeliverPolicy,
+  jetstream,
+  type JsMsg,
+  StreamNotFoundError,
+} from '@nats-io/jetstream'
+import type { Msg, Subscription } from '@nats-io/transport-node'
+import { z } from 'zod'
+import { TroupeError } from '../runtime/errors.js'
+import type { TroupeEvent } from '../runtime/events.js'
+import { storeError } from './jetstream-content.js'
+import { natsError, type NatsLink } from './nats-connection.js'
+import type { Subjects } from './subjects.js'
+
+/** What to follow. */
+export interface FollowOptions {
+  readonly link: NatsLink
+  readonly subjects: Subjects
+  /** A filter below `event.`: the id of a shard, `*.agent.>`, `q3.agent.writer.model.replied`. @default everything */
+  readonly filter?: string | undefined
+  /**
+   * Where to begin: behind this number of the stream; at this time, in ISO 8601; or `'all'` that the stream has.
+   * @default only what comes from now on
+   */
+  readonly since?: number | string | undefined
+  /** Live events too, which are stored nowhere. @default false */
+  readonly live?: boolean | undefined
+  /** Ends it, without an error. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/** An event and its place in the stream. */
+export interface FollowedEvent {
+  readonly event: TroupeEvent
+  /** Its number in the stream, from which `since` goes on; null for a live event. */
+  readonly sequence: number | null
+}
+
+/** Events that wait for a slow reader. */
+const maxReady = 500
+/** Ids that are remembered. */
+const maxSeen = 10_000
+/** A request for more lasts so long; a server that stays silent for twice half of it is asked anew. */
+const expiresMs = 4_000
+const againMs = 250
+
+const cloudEvent = z.object({
+  specversion: z.literal('1.0'),
+  id: z.string(),
+  source: z.string(),
+  type: z.string(),
+  time: z.string(),
+  datacontenttype: z.literal('application/json'),
+  data: z.record(z.string(), z.unknown()),
+})
+
+/**
+ * Follows the stream until `signal` ends it, or whoever reads leaves.
+ * @throws TroupeError `ID_INVALID` for a filter that is none, `INPUT_INVALID` for a `since` that is none,
+ * `CONFIG_INVALID` where there is no stream of events, `NATS_DENIED`, `NATS_UNREACHABLE` when the connection is closed,
+ * and what the server refuses at the start.
+ */
+export async function* followEvents(options: FollowOptions): AsyncGenerator<FollowedEvent, void, void> {
+  const follower = new Follower(options)
+  try {
+    await follower.start()
+    for (let next = await follower.next(); next !== null; next = await follower.next()) yield next
+  } finally {
+    await follower.close()
+  }
+}
+
+class Follower {
+  readonly #options: FollowOptions
+  readonly #stream: string
+  readonly #subject: string
+  readonly #closing = new AbortController()
+  readonly #ready: FollowedEvent[] = []
+  readonly #seen = new Set<string>()
+  /** The number of the stream that is asked for next. */
+  #at = 1
+  #error: TroupeError | null = null
+  #wake: () => void = () => undefined
+  #room: () => void = () => undefined
+  #messages: ConsumerMessages | null = null
+  #live: Subscription | null = null
+  #reading: Promise<void> = Promise.resolve()
+  #stopWatching: () => void = () => undefined
+
+  constructor(options: FollowOptions) {
+    this.#options = options
+    this.#stream = options.subjects.stream('events')
+    this.#subject = options.subjects.followed('event', options.filter)
+  }
+
+  async start(): Promise<void> {
+    const { link, subjects, filter, live, signal } = this.#options
+    if (signal?.aborted === true) this.#stop()
+    signal?.addEventListener('abort', this.#stop)
+    if (live === true) {
+      this.#live = link.connection.subscribe(subjects.followed('live', filter), {
+        callback: (error, message) => {
+          if (error !== null) this.#fail(natsError(error, 'NATS'))
+          else if (this.#ready.length < maxReady) this.#take(message, null)
+        },
+      })
+    }
+    try {
+      this.#at = await this.#begin()
+    } catch (error) {
+      throw startError(error, this.#stream)
+    }
+    this.#watch()
+    this.#reading = this.#read()
+  }
+
+  /** The first number of the stream that is wanted. */
+  async #begin(): Promise<number> {
+    const { since, link } = this.#options
+    const { state } = await link.manager.streams.info(this.#stream)
+    if (since === undefined) return state.last_seq + 1
+    if (since === 'all') return 1
+    if (typeof since === 'number') {
+      if (Number.isSafeInteger(since) && since >= 0) return since + 1
+    } else if (!Number.isNaN(Date.parse(since))) return this.#numberAt(new Date(since))
+    throw new TroupeError('INPUT_INVALID', `neither a number of the stream, nor a time, nor 'all': ${since}`)
+  }
+
+  /** The number of the first message that was stored at a time or later: a consumer says where it would begin. */
+  async #numberAt(time: Date): Promise<number> {
+    const { consumers } = this.#options.link.manager
+    const { name, delivered } = await consumers.add(this.#stream, {
+      ack_policy: AckPolicy.None,
+      deliver_policy: DeliverPolicy.StartTime,
+      opt_start_time: time.toISOString(),
+      mem_storage: true,
+      num_replicas: 1,
+    })
+    await consumers.delete(this.#stream, name).catch(() => undefined)
+    return delivered.stream_seq + 1
+  }
+
+  /**
+   * After each reconnect the stream is asked anew. The library would go on with the consumer that it had, and not notice
+   * that the last messages before the silence went into a dead link.
+   */
+  #watch(): void {
+    const { connection } = this.#options.link
+    const status = connection.status() as AsyncIterable<{ readonly type: string }> & { stop(): void }
+    this.#stopWatching = () => status.stop()
+    void (async () => {
+      for await (const { type } of status) {
+        if (type === 'reconnect') void this.#messages?.close()
+        if (type === 'close') this.#fail(new TroupeError('NATS_UNREACHABLE', 'the connection to NATS is closed'))
+      }
+    })()
+  }
+
+  async #read(): Promise<void> {
+    const { signal } = this.#closing
+    while (!signal.aborted) {
+      try {
+        await this.#consume()
+      } catch (error) {
+        const known = storeError(error)
+        if (known.code === 'NATS_DENIED') this.#fail(known)
+      }
+      if (!signal.aborted) await delay(againMs, undefined, { signal, ref: false }).catch(() => undefined)
+    }
+  }
+
+  async #consume(): Promise<void> {
+    const { manager, connection } = this.#options.link
+    const { state } = await manager.streams.info(this.#stream)
+    // A server that lost the end of its stream counts from there.
+    this.#at = Math.min(this.#at, state.last_seq + 1)
+    const consumer = await jetstream(connection).consumers.get(this.#stream, {
+      filter_subjects: this.#subject,
+      opt_start_seq: this.#at,
+    })
+    this.#messages = await consumer.consume({ max_messages: maxReady, expires: expiresMs })
+    try {
+      if (this.#closing.signal.aborted) return
+      for await (const message of this.#messages) {
+        if (this.#closing.signal.aborted) return
+        await this.#accept(message)
+      }
+    } finally {
+      this.#messages = null
+      await consumer.delete().catch(() => undefined)
+    }
+  }
+
+  async #accept(message: JsMsg): Promise<void> {
+    this.#at = message.seq + 1
+    this.#take(message, message.seq)
+    while (this.#ready.length >= maxReady && !this.#closing.signal.aborted) {
+      await new Promise<void>((resolve) => (this.#room = resolve))
+    }
+  }
+
+  /** What is no event of ours is passed over. */
+  #take(message: Pick<Msg, 'json'>, sequence: number | null): void {
+    const event = eventIn(message)
+    if (event === null || this.#closing.signal.aborted) return
+    if (sequence !== null) {
+      if (this.#seen.has(event.id)) return
+      this.#seen.add(event.id)
+      if (this.#seen.size > maxSeen) this.#seen.delete(this.#seen.values().next().value!)
+    }
+    this.#ready.push({ event, sequence })
+    this.#wake()
+  }
+
+  /** The next event; null at the end. */
+  async next(): Promise<FollowedEvent | null> {
+    for (;;) {
+      if (this.#error !== null) throw this.#error
+      if (this.#closing.signal.aborted) return null
+      const event = this.#ready.shift()
+      if (event !== undefined) {
+        this.#room()
+        return event
+      }
+      await new Promise<void>((resolve) => (this.#wake = resolve))
+    }
+  }
+
+  #fail(error: TroupeError): void {
+    this.#error ??= error
+    this.#stop()
+  }
+
+  readonly #stop = (): void => {
+    this.#closing.abort()
+    void this.#messages?.close()
+    this.#wake()
+    this.#room()
+  }
+
+  async close(): Promise<void> {
+    this.#options.signal?.removeEventListener('abort', this.#stop)
+    this.#stop()
+    this.#stopWatching()
+    this.#live?.unsubscribe()
+    await this.#reading
+  }
+}
+
+function startError(error: unknown, stream: string): TroupeError {
+  if (!(error instanceof StreamNotFoundError)) return storeError(error)
+  return new TroupeError('CONFIG_INVALID', `there is no stream ${stream}: no worker of this namespace has run yet`)
+}
+
+function eventIn(message: Pick<Msg, 'json'>): TroupeEvent | null {
+  try {
+    return cloudEvent.parse(message.json())
+  } catch {
+    return null
+  }
+}
