@@ -21,6 +21,7 @@ import {
   nkeyAuthenticator,
   type NatsConnection,
   type NodeConnectionOptions,
+  type Status,
 } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 
@@ -107,6 +108,22 @@ export async function connectNats(options: NatsOptions): Promise<NatsLink> {
     await connection.close()
     throw natsError(error, where)
   }
+}
+
+/**
+ * Tells when the link is gone, when it is there again, and when the connection is closed for good: what was asked for
+ * over a link that is gone is never answered. Returns a function that ends it.
+ */
+export function watchLink({ connection }: NatsLink, tell: (what: 'gone' | 'back' | 'closed') => void): () => void {
+  const status = connection.status() as AsyncIterable<Status> & { stop(): void }
+  void (async () => {
+    for await (const { type } of status) {
+      if (type === 'disconnect') tell('gone')
+      else if (type === 'reconnect') tell('back')
+      else if (type === 'close') tell('closed')
+    }
+  })()
+  return () => status.stop()
 }
 
 /** What a failure of NATS is for the runtime. */

@@ -42,7 +42,7 @@ import type { Journal } from '../runtime/journal.js'
 import type { Log } from '../runtime/log.js'
 import { fromEvents, type PlacedEvent } from '../runtime/record.js'
 import { storeError } from './jetstream-content.js'
-import type { NatsLink } from './nats-connection.js'
+import { type NatsLink, watchLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `NatsEvents.open`. */
@@ -50,7 +50,7 @@ export interface NatsEventsOptions {
   readonly link: NatsLink
   readonly subjects: Subjects
   /** Where events are read again that did not get into the stream. Open as long as this is. */
-  readonly journal: Pick<Journal, 'head' | 'readEvents'>
+  readonly journal: Pick<Journal, 'readEvents'>
   readonly log: Log
   /** Copies in a cluster. @default 1 */
   readonly replicas?: number
@@ -98,6 +98,9 @@ export class NatsEvents {
   readonly #lanes = new Map<string, Lane>()
   readonly #waiting: Lane[] = []
   readonly #closing = new AbortController()
+  readonly #stopWatching: () => void
+  /** Ends the wait for an answer. */
+  readonly #asked = new Set<(error: TroupeError) => void>()
   #atOnce = 0
   #queued = 0
   #working = 0
@@ -110,6 +113,7 @@ export class NatsEvents {
     this.#maxAgeMs = maxAgeMs
     this.#client = jetstream(options.link.connection, { timeout: ackMs })
     this.#stream = options.subjects.stream('events')
+    this.#stopWatching = watchLink(options.link, () => this.#giveUp('the link to NATS was lost'))
   }
 
   /**
@@ -158,7 +162,7 @@ export class NatsEvents {
     this.#start(lane)
   }
 
-  /** Stores what the stream does not have of a shard that was taken over: called by its new owner. Never waits. */
+  /** Stores what the stream does not have of a shard that was taken over, or cut: called by its owner. Never waits. */
   catchUp(shard: string): void {
     if (this.#closing.signal.aborted) return
     const lane = this.#laneOf(shard)
@@ -188,6 +192,8 @@ export class NatsEvents {
   /** Ends. What was not stored is stored by the next owner's `catchUp`. */
   async close(): Promise<void> {
     this.#closing.abort()
+    this.#stopWatching()
+    this.#giveUp('the event stream is closed')
     for (const lane of this.#waiting.splice(0)) this.#rest(lane)
     while (this.#working > 0) await new Promise<void>((resolve) => this.#idle.push(resolve))
     this.#tellIdle()
@@ -295,17 +301,26 @@ export class NatsEvents {
 
   /** Where the stream ends for a shard. */
   async #find(lane: Lane): Promise<void> {
-    const { link, subjects, journal } = this.#options
+    const { link, subjects } = this.#options
     const filter = subjects.events(lane.shard)
-    const last = eventIn(await link.manager.streams.getMessage(this.#stream, { last_by_subj: filter }))
-    const cursor = last === null ? null : parseCursor(last.id)
-    const { sequence } = await journal.head(lane.shard)
+    const asked = link.manager.streams.getMessage(this.#stream, { last_by_subj: filter })
+    const last = placeIn(await this.#answered(asked))
     lane.until = this.#maxAgeMs > 0 ? Date.now() - this.#maxAgeMs : 0
-    if (last !== null && cursor !== null && cursor.sequence > sequence) {
-      // The journal was cut behind these: its next commits have their numbers once more, and are later.
-      lane.until = Math.max(lane.until, Date.parse(last.time))
+    if (last === null || (await this.#isInJournal(lane.shard, last))) lane.cursor = last ?? beginning
+    else {
+      // The journal was cut before this one: its next commits have numbers that were there before, and are later.
+      lane.until = Math.max(lane.until, last.at)
       lane.cursor = beginning
-    } else lane.cursor = cursor ?? beginning
+    }
+  }
+
+  async #isInJournal(shard: string, last: Place): Promise<boolean> {
+    for await (const { bytes } of this.#options.journal.readEvents(shard, last.sequence)) {
+      const isSame = ({ sequence, index, at }: Place): boolean =>
+        sequence === last.sequence && index === last.index && at === last.at
+      return fromEvents(bytes).some(isSame)
+    }
+    return false
   }
 
   async #pass(lane: Lane, placed: PlacedEvent, isWanted: boolean): Promise<void> {
@@ -330,9 +345,28 @@ export class NatsEvents {
 
   async #store(shard: string, { from, event: { type } }: PlacedEvent, event: TroupeEvent): Promise<void> {
     const subject = this.#options.subjects.event(shard, from, type)
-    await this.#client.publish(subject, JSON.stringify(event), { msgID: event.id, timeout: ackMs })
+    await this.#answered(this.#client.publish(subject, JSON.stringify(event), { msgID: event.id, timeout: ackMs }))
+  }
+
+  /** An answer of the server, or at once an error when there will be none. */
+  async #answered<T>(answer: Promise<T>): Promise<T> {
+    let giveUp: (error: TroupeError) => void = () => undefined
+    const lost = new Promise<never>((_resolve, reject) => (giveUp = reject))
+    this.#asked.add(giveUp)
+    try {
+      return await Promise.race([answer, lost])
+    } finally {
+      this.#asked.delete(giveUp)
+    }
+  }
+
+  #giveUp(reason: string): void {
+    for (const giveUp of this.#asked) giveUp(new TroupeError('NATS_UNREACHABLE', reason, { retryable: true }))
   }
 }
+
+/** Where and when an event happened. */
+type Place = Pick<PlacedEvent, 'sequence' | 'index' | 'at'>
 
 const beginning: Cursor = { sequence: 0, index: -1 }
 
@@ -350,9 +384,12 @@ function isUnsendable(error: unknown): boolean {
   )
 }
 
-function eventIn(message: { json<T>(): T } | null): Pick<TroupeEvent, 'id' | 'time'> | null {
+/** The place of the event in a message; null when it holds none. */
+function placeIn(message: { json<T>(): T } | null): Place | null {
   try {
-    return message?.json<TroupeEvent>() ?? null
+    const event = message?.json<TroupeEvent>()
+    const cursor = event === undefined ? null : parseCursor(event.id)
+    return event === undefined || cursor === null ? null : { ...cursor, at: Date.parse(event.time) }
   } catch {
     return null
   }

@@ -15,15 +15,16 @@ import {
   type ConsumerMessages,
   DeliverPolicy,
   jetstream,
+  JetStreamApiCodes,
+  JetStreamApiError,
   type JsMsg,
-  StreamNotFoundError,
 } from '@nats-io/jetstream'
 import type { Msg, Subscription } from '@nats-io/transport-node'
 import { z } from 'zod'
 import { TroupeError } from '../runtime/errors.js'
 import type { TroupeEvent } from '../runtime/events.js'
 import { storeError } from './jetstream-content.js'
-import { natsError, type NatsLink } from './nats-connection.js'
+import { natsError, type NatsLink, watchLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
 
 /** What to follow. */
@@ -80,7 +81,7 @@ export async function* followEvents(options: FollowOptions): AsyncGenerator<Foll
     await follower.start()
     for (let next = await follower.next(); next !== null; next = await follower.next()) yield next
   } finally {
-    await follower.close()
+    follower.close()
   }
 }
 
@@ -98,7 +99,6 @@ class Follower {
   #room: () => void = () => undefined
   #messages: ConsumerMessages | null = null
   #live: Subscription | null = null
-  #reading: Promise<void> = Promise.resolve()
   #stopWatching: () => void = () => undefined
 
   constructor(options: FollowOptions) {
@@ -125,7 +125,7 @@ class Follower {
       throw startError(error, this.#stream)
     }
     this.#watch()
-    this.#reading = this.#read()
+    void this.#read()
   }
 
   /** The first number of the stream that is wanted. */
@@ -150,7 +150,7 @@ class Follower {
       mem_storage: true,
       num_replicas: 1,
     })
-    await consumers.delete(this.#stream, name).catch(() => undefined)
+    consumers.delete(this.#stream, name).catch(() => undefined)
     return delivered.stream_seq + 1
   }
 
@@ -159,15 +159,10 @@ class Follower {
    * that the last messages before the silence went into a dead link.
    */
   #watch(): void {
-    const { connection } = this.#options.link
-    const status = connection.status() as AsyncIterable<{ readonly type: string }> & { stop(): void }
-    this.#stopWatching = () => status.stop()
-    void (async () => {
-      for await (const { type } of status) {
-        if (type === 'reconnect') void this.#messages?.close()
-        if (type === 'close') this.#fail(new TroupeError('NATS_UNREACHABLE', 'the connection to NATS is closed'))
-      }
-    })()
+    this.#stopWatching = watchLink(this.#options.link, (what) => {
+      if (what === 'back') void this.#messages?.close()
+      if (what === 'closed') this.#fail(new TroupeError('NATS_UNREACHABLE', 'the connection to NATS is closed'))
+    })
   }
 
   async #read(): Promise<void> {
@@ -201,7 +196,8 @@ class Follower {
       }
     } finally {
       this.#messages = null
-      await consumer.delete().catch(() => undefined)
+      // Nobody waits for a server that may be away: the consumer goes by itself, too.
+      consumer.delete().catch(() => undefined)
     }
   }
 
@@ -252,17 +248,17 @@ class Follower {
     this.#room()
   }
 
-  async close(): Promise<void> {
+  close(): void {
     this.#options.signal?.removeEventListener('abort', this.#stop)
     this.#stop()
     this.#stopWatching()
     this.#live?.unsubscribe()
-    await this.#reading
   }
 }
 
 function startError(error: unknown, stream: string): TroupeError {
-  if (!(error instanceof StreamNotFoundError)) return storeError(error)
+  const isMissing = error instanceof JetStreamApiError && error.code === Number(JetStreamApiCodes.StreamNotFound)
+  if (!isMissing) return storeError(error)
   return new TroupeError('CONFIG_INVALID', `there is no stream ${stream}: no worker of this namespace has run yet`)
 }
 

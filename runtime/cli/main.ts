@@ -8,6 +8,7 @@
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
+import { natsOptions } from './nats.js'
 
 const usage = 2
 
@@ -100,6 +101,19 @@ storeCommand('repair <id>', 'tell what a damaged crew lost')
   .option('--accept-loss', 'go on from its last sound record')
   .action((id: string, options: Options & { acceptLoss?: boolean }) =>
     end(async () => (await import('./journal.js')).repair(id, options), options.json),
+  )
+
+natsOptions(
+  program
+    .command('events [subject]')
+    .description('follow the event stream of workers over NATS')
+    .option('--since <place>', 'begin behind this number of the stream, at this time, or with `all` (default: now)')
+    .option('--live', 'tokens and progress of tools, too')
+    .option('--json', 'print CloudEvents, one a line'),
+)
+  .addHelpText('after', "\nSUBJECT is the id of a crew, or a filter of subjects: '*.agent.>'")
+  .action((subject: string | undefined, options: import('./events.js').EventsOptions) =>
+    end(async () => (await import('./events.js')).events(subject, options), options.json),
   )
 
 // A reader that leaves is no error, and no reason to leave the store unclosed: the command ends by itself.

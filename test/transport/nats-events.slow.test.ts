@@ -1,0 +1,268 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { jetstream } from '@nats-io/jetstream'
+import { maxQueued, NatsEvents, type NatsEventsOptions } from '../../transport/nats-events.js'
+import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { Subjects } from '../../transport/subjects.js'
+import { createLog } from '../../runtime/log.js'
+import { byShard, EventSource, stored, take } from '../support/event-source.js'
+import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
+import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+
+let server: NatsServer
+let link: NatsLink
+let subjects: Subjects
+let source: EventSource
+let count = 0
+const log = createLog('silent')
+const closing: (() => Promise<unknown>)[] = []
+const shards = ['a', 'b', 'c']
+beforeAll(async () => {
+  server = await startNatsServer()
+  link = await connectNats({ servers: server.url })
+})
+afterAll(async () => {
+  await link.connection.close()
+  await server.dispose()
+})
+beforeEach(async () => {
+  subjects = new Subjects(`events${++count}`)
+  source = await EventSource.open()
+})
+afterEach(async () => {
+  for (const close of closing.splice(0).reverse()) await close()
+})
+
+async function publisher(more: Partial<NatsEventsOptions> = {}): Promise<NatsEvents> {
+  const events = await NatsEvents.open({ link, subjects, journal: source.journal, log, ...more })
+  closing.push(() => events.close())
+  return events
+}
+
+/** A connection through a proxy of its own. */
+async function proxied(): Promise<{ readonly proxy: LinkProxy; readonly over: NatsLink }> {
+  const proxy = await startLinkProxy(server.port)
+  closing.push(() => proxy.close())
+  const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+  closing.push(() => over.connection.close())
+  return { proxy, over }
+}
+
+const lastNumber = async () => (await link.manager.streams.info(subjects.stream('events'))).state.last_seq
+const ids = async () => byShard(await stored({ link, subjects })).ids
+const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
+
+describe('event stream', () => {
+  test('NE1 events: each is a CloudEvent on the subject of its actor, in order', async () => {
+    const events = await publisher()
+    for (let n = 0; n < 5; n++) for (const shard of shards) await source.commit(shard, {}, events)
+    await events.flush()
+    const all = await stored({ link, subjects })
+    expect(byShard(all)).toEqual({ ids: source.expected, twice: 0 })
+    const last = await link.manager.streams.getMessage(subjects.stream('events'), {
+      last_by_subj: subjects.events('b'),
+    })
+    expect(last?.subject).toBe(subjects.event('b', 'agent/writer', 'model.replied'))
+    expect(last?.json()).toMatchObject({ specversion: '1.0', id: 'b-5-1', source: '/troupe/b/agent/writer' })
+    expect(last?.json()).toMatchObject({ type: 'troupe.model.replied', data: { n: 1 } })
+  })
+
+  test('NE1 events: a server that is killed and comes back misses none, and has them in order', async () => {
+    const own = await startNatsServer()
+    closing.push(() => own.dispose())
+    const over = await connectNats({ servers: own.url })
+    closing.push(() => over.connection.close())
+    const events = await publisher({ link: over })
+    const lastThere = () => over.manager.streams.info(subjects.stream('events')).then(({ state }) => state.last_seq)
+    for (let round = 1; round <= 3; round++) {
+      for (let n = 0; n < 100; n++) for (const shard of shards) await source.commit(shard, {}, events)
+      await expect.poll(lastThere, { timeout: 10_000 }).toBeGreaterThan(round * 300 - 200)
+      await own.kill()
+      for (const shard of shards) await source.commit(shard, {}, events)
+      await own.start()
+      await expect.poll(() => over.connection.flush().then(() => true, () => false), { timeout: 5_000 }).toBe(true)
+    }
+    await events.flush()
+    const { ids: found, twice } = byShard(await stored({ link: over, subjects }))
+    expect(found).toEqual(source.expected)
+    expect(twice).toBe(0)
+  })
+
+  test('NE1 events: links that are cut, or swallow acknowledgements, leave no hole', async () => {
+    const { proxy, over } = await proxied()
+    const events = await publisher({ link: over })
+    for (let round = 0; round < 4; round++) {
+      const before = await lastNumber()
+      for (let n = 0; n < 40; n++) for (const shard of shards) await source.commit(shard, {}, events)
+      await expect.poll(lastNumber, { timeout: 10_000 }).toBeGreaterThan(before + 60)
+      proxy.down = round % 2 === 0 ? 'pass' : 'swallow'
+      proxy.cut()
+      proxy.down = 'pass'
+    }
+    await events.flush()
+    expect(byShard(await stored({ link, subjects }))).toEqual({ ids: source.expected, twice: 0 })
+  })
+
+  test('NE1 takeover: the next owner goes on where the stream ends, beside one that does not know better', async () => {
+    const old = await publisher()
+    for (let n = 0; n < 100; n++) await source.commit('a', {}, old)
+    await expect.poll(lastNumber).toBeGreaterThan(20)
+    const next = await publisher()
+    next.catchUp('a')
+    for (let n = 0; n < 10; n++) await source.commit('a', {}, next)
+    await Promise.all([old.flush(), next.flush()])
+    expect(byShard(await stored({ link, subjects }))).toEqual({ ids: source.expected, twice: 0 })
+  })
+
+  test('NE1 takeover: what an owner had not sent when it ended is not missing', async () => {
+    const old = await publisher()
+    for (let n = 0; n < 100; n++) for (const shard of shards) await source.commit(shard, {}, old)
+    await expect.poll(lastNumber).toBeGreaterThan(20)
+    await old.close()
+    await source.commit('a', {}, old)
+    expect(await lastNumber()).toBeLessThan(600)
+    const next = await publisher()
+    for (const shard of shards) next.catchUp(shard)
+    await next.flush()
+    expect(await ids()).toEqual(source.expected)
+  })
+
+  test('NE1 events: a shard of which nothing is known is read from where the stream ends', async () => {
+    for (let n = 0; n < 3; n++) await source.commit('a', {})
+    const events = await publisher()
+    await source.commit('a', {}, events)
+    await events.flush()
+    expect(await ids()).toEqual(source.expected)
+  })
+
+  test('NE1 repair: a journal that was cut goes on with the events of its new commits', async () => {
+    const events = await publisher()
+    for (let n = 1; n <= 4; n++) await source.commit('a', { at: Date.now() - 1_000, type: `old.${n}` }, events)
+    await events.flush()
+    for (const cut of [2, 1]) {
+      await source.journal.acceptLoss('a', cut, new Uint8Array(32))
+      for (let n = cut + 1; n <= 4; n++) await source.commit('a', { type: `new.${n}`, count: 4 - cut })
+      events.catchUp('a')
+      await events.flush()
+    }
+    // An id that the server remembers is the same event for it: the last ones are new ids.
+    const found = (await stored({ link, subjects })).map(({ id, type }) => `${id} ${type}`)
+    expect(found.slice(8)).toEqual(['a-2-2 troupe.new.2', 'a-3-2 troupe.new.3', 'a-4-2 troupe.new.4'])
+  })
+
+  test('NE2 publish: a server that takes nothing costs no memory and no time, and misses nothing afterwards', async () => {
+    const { proxy, over } = await proxied()
+    const events = await publisher({ link: over })
+    for (const shard of shards) await source.commit(shard, {}, events)
+    await events.flush()
+    expect(events.queued).toBe(0)
+    proxy.up = 'hold'
+    let longest = 0
+    for (let n = 0; n < 50; n++) {
+      for (const shard of shards) {
+        const placed = await source.commit(shard, { count: 80 })
+        const since = performance.now()
+        events.publish(shard, placed)
+        longest = Math.max(longest, performance.now() - since)
+        expect(events.queued).toBeLessThanOrEqual(maxQueued)
+      }
+    }
+    expect(longest).toBeLessThan(100)
+    proxy.up = 'pass'
+    proxy.cut()
+    await events.flush()
+    expect(events.queued).toBe(0)
+    const total = Object.values(source.expected).flat().length
+    expect(total).toBeGreaterThan(maxQueued)
+    const all = await take({ link, subjects, since: 'all' }, total)
+    expect(byShard(all.map(({ event }) => event)).ids).toEqual(source.expected)
+  })
+
+  test('NE2 flush, close: they end though the server is away', async () => {
+    const { proxy, over } = await proxied()
+    const events = await publisher({ link: over })
+    proxy.up = 'swallow'
+    await source.commit('a', {}, events)
+    const flushed = events.flush()
+    await events.close()
+    await flushed
+    events.publish('a', await source.commit('a', {}))
+    events.catchUp('a')
+    expect(events.queued).toBe(0)
+  })
+
+  test('NE3 event: one that the server does not take is there without its data, and says so', async () => {
+    const events = await publisher()
+    await source.commit('a', { count: 1 }, events)
+    await source.commit('a', { count: 1, data: { text: 'x'.repeat(2 ** 20) } }, events)
+    await source.commit('a', { count: 1, data: { big: 2n ** 60n } }, events)
+    await source.commit('a', { count: 1 }, events)
+    await events.flush()
+    const data = (await stored({ link, subjects })).map((event) => event.data)
+    expect(data).toEqual([{ n: 0 }, { truncated: true }, { truncated: true }, { n: 0 }])
+    const { config } = await link.manager.streams.info(subjects.stream('events'))
+    await link.manager.streams.update(subjects.stream('events'), { ...config, max_msg_size: 1_000 })
+    await source.commit('a', { count: 1, data: { text: 'x'.repeat(1_000) } }, events)
+    await events.flush()
+    expect((await stored({ link, subjects })).at(-1)).toMatchObject({ id: 'a-5-0', data: { truncated: true } })
+  })
+
+  test('NE4 takeover: what is older than the stream keeps is not stored again', async () => {
+    const hour = 3_600_000
+    await source.commit('a', { at: Date.now() - 2 * hour })
+    await source.commit('a', { at: Date.now() - hour / 2 })
+    const events = await publisher({ maxAgeMs: hour })
+    events.catchUp('a')
+    await events.flush()
+    expect(await ids()).toEqual({ a: ['a-2-0', 'a-2-1'] })
+  })
+
+  test('open: a stream stays as its operator has set it, and one of other subjects is refused', async () => {
+    await publisher({ maxAgeMs: 3_600_000 })
+    await publisher()
+    const { config } = await link.manager.streams.info(subjects.stream('events'))
+    expect(config).toMatchObject({ max_age: 3_600_000 * 1e6, duplicate_window: 120_000 * 1e6, storage: 'file' })
+    const other = new Subjects(`other${count}`)
+    await link.manager.streams.add({ name: other.stream('events'), subjects: [`x${count}.>`] })
+    await expect(publisher({ subjects: other })).rejects.toEqual(code('CONFIG_INVALID'))
+  })
+
+  test('show: live events pass by those who watch, and are stored nowhere', async () => {
+    const events = await publisher()
+    const watching = take({ link, subjects, filter: 'a', live: true }, 3)
+    const live = { kind: 'delta', effect: '1-0', agent: 'writer', run: 'r2', delta: { text: 'hi', offset: 0 } } as const
+    await expect.poll(async () => (await link.manager.consumers.list(subjects.stream('events')).next()).length).toBe(1)
+    await link.connection.flush()
+    events.show('a', live)
+    events.show('b', live)
+    events.show('a', {
+      kind: 'progress',
+      effect: '1-0',
+      agent: 'writer',
+      run: 'r2',
+      callId: 'c',
+      value: 'x'.repeat(2e6),
+    })
+    events.show('a', { kind: 'progress', effect: '1-0', agent: 'writer', run: 'r2', callId: 'c', value: 7 })
+    await link.connection.flush()
+    await source.commit('a', { count: 1 }, events)
+    const seen = await watching
+    expect(seen.map(({ event, sequence }) => [event.type, sequence])).toEqual([
+      ['troupe.model.delta', null],
+      ['troupe.tool.progress', null],
+      ['troupe.model.replied', 1],
+    ])
+    expect(await lastNumber()).toBe(1)
+  })
+
+  test('events: what is not ours in the stream does not hold a shard up', async () => {
+    const events = await publisher()
+    await source.commit('a', {}, events)
+    await events.flush()
+    await jetstream(link.connection).publish(subjects.event('a', 'agent/x', 'y'), 'not JSON')
+    events.catchUp('a')
+    await source.commit('a', {}, events)
+    await events.flush()
+    const all = await take({ link, subjects, since: 'all' }, 4)
+    expect(byShard(all.map(({ event }) => event)).ids).toEqual(source.expected)
+  })
+})
