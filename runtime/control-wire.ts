@@ -9,7 +9,8 @@
  * A client that closes its connection ends its stream and nothing else.
  *
  * Owns: the shapes, their bounds, the framing, where the socket of a store is.
- * Does not own: what a request does (`control.ts`), who asks (`control-client.ts`).
+ * Does not own: what a request does (`control-answers.ts`), who asks (`remote-runtime.ts`), the way over NATS
+ * (`transport/nats-door.ts`), which has the same requests and answers.
  *
  * - O1 Nothing is read that was not checked against its schema and its bound.
  * - O2 What cannot be JSON (bytes, references) is written so that only the wire's own code makes it again.
@@ -32,6 +33,8 @@ export const maxAnswerBytes = 256 * 1_048_576
 
 const id = z.string().max(64)
 const runOf = { crew: id, run: z.string().max(64) }
+/** The crew's name, for an id that is new, and the hash of its definition: who speaks another language has none. */
+const code = { name: z.string().max(64).optional(), definition: z.string().length(64).optional() }
 
 /** Everything that can be asked. */
 export const controlRequest = z.discriminatedUnion('method', [
@@ -42,12 +45,12 @@ export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('pause'), crew: id }),
   z.strictObject({ method: z.literal('resume'), crew: id }),
   z.strictObject({ method: z.literal('cancel'), crew: id, run: z.string().max(64).optional() }),
-  /** Does the crew run there, with this very definition? */
-  z.strictObject({ method: z.literal('attach'), crew: id, definition: z.string().length(64) }),
+  /** Does the crew run there, with this very definition? Can it, under its name's code? */
+  z.strictObject({ method: z.literal('attach'), crew: id, ...code }),
   z.strictObject({
     method: z.literal('start'),
     crew: id,
-    definition: z.string().length(64),
+    ...code,
     key: z.string().max(256),
     input: z.unknown(),
     data: z.unknown().optional(),
@@ -74,9 +77,14 @@ const errorRecord = z.object({
 /** A line of the server after its greeting. */
 export const controlAnswer = z.union([
   z.strictObject({ item: z.unknown() }),
+  /** Nothing yet, but somebody is at it. */
+  z.strictObject({ alive: z.literal(true) }),
   z.strictObject({ result: z.unknown() }),
   z.strictObject({ error: errorRecord }),
 ])
+
+/** An answer. */
+export type ControlAnswer = z.infer<typeof controlAnswer>
 
 /** The error that an answer carries. */
 export function toError(record: z.infer<typeof errorRecord>): TroupeError {
@@ -117,19 +125,23 @@ export function tooLong(maxBytes: number): TroupeError {
   return new TroupeError('ENVELOPE_TOO_LARGE', `a line of the control socket has more than ${maxBytes} bytes`)
 }
 
-/** Reads a line. @throws TroupeError `ENVELOPE_INVALID`. */
-export function readLine<Shape extends z.ZodType>(line: string, shape: Shape): z.output<Shape> {
+/** Reads a line, or what else is named. @throws TroupeError `ENVELOPE_INVALID`. */
+export function readLine<Shape extends z.ZodType>(
+  line: string,
+  shape: Shape,
+  what = 'a line of the control socket',
+): z.output<Shape> {
   let value: unknown
   try {
     value = JSON.parse(line)
   } catch {
-    throw new TroupeError('ENVELOPE_INVALID', 'a line of the control socket is not JSON')
+    throw new TroupeError('ENVELOPE_INVALID', `${what} is not JSON`)
   }
   const read = shape.safeParse(value)
   if (read.success) return read.data
   const [issue] = read.error.issues
   const path = issue?.path.map(String).join('.') ?? ''
-  throw new TroupeError('ENVELOPE_INVALID', `a line of the control socket is not understood: ${path} ${issue?.message}`)
+  throw new TroupeError('ENVELOPE_INVALID', `${what} is not understood: ${path} ${issue?.message}`)
 }
 
 // Commits.

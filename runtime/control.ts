@@ -2,7 +2,8 @@
  * The control socket: how other processes reach the crews of a store that this process owns.
  *
  * Owns: the socket and its place, serving requests.
- * Does not own: the wire (`control-wire.ts`), the other end (`control-client.ts`), what a request does (`runtime.ts`).
+ * Does not own: the wire (`control-wire.ts`), the other end (`control-client.ts`), what a request does
+ * (`control-answers.ts`).
  *
  * - C1 Only the holder of the store's lock listens, and only it removes a socket that a dead owner left.
  * - C2 The socket is its owner's alone: mode 0600, or in a folder of mode 0700.
@@ -13,8 +14,8 @@ import { chmod, rm, writeFile } from 'node:fs/promises'
 import { createServer, type Server, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { type AnswerTarget, answerRequest } from './control-answers.js'
 import {
-  type ControlRequest,
   controlRequest,
   maxRequestBytes,
   namingFile,
@@ -22,14 +23,10 @@ import {
   readLine,
   toLine,
   tooLong,
-  toWireCommit,
   wireVersion,
 } from './control-wire.js'
-import { TroupeError, toTroupeError } from './errors.js'
+import { toTroupeError } from './errors.js'
 import type { Log } from './log.js'
-import type { CrewHandle } from './crew-handle.js'
-import type { RunInput } from './run-input.js'
-import type { Runtime } from './runtime.js'
 
 /** Connections at once; one more is closed at once. */
 const maxConnections = 256
@@ -38,14 +35,8 @@ const silentMs = 10_000
 /** Answers that are on their way have so long when the store is closed. */
 const lastAnswersMs = 250
 
-/** What the socket lets others reach. */
-export interface ControlTarget {
-  /** Folder of the store. */
-  readonly store: string
-  /** Reads, commands and removes. */
-  readonly runtime: Runtime
-  /** The handle of a crew that this process has spawned. */
-  crew(id: string): CrewHandle | undefined
+/** What the socket lets others reach; `store` is the store's folder. */
+export interface ControlTarget extends AnswerTarget {
   readonly log: Log
 }
 
@@ -145,7 +136,7 @@ class ControlServer {
       const request = await firstLine(socket)
       if (request === null) return
       clearTimeout(silence)
-      for await (const item of this.#answer(readLine(request, controlRequest), gone.signal)) {
+      for await (const item of answerRequest(this.#target, readLine(request, controlRequest), gone.signal)) {
         if (gone.signal.aborted) return
         await send(socket, item)
       }
@@ -153,75 +144,6 @@ class ControlServer {
       await send(socket, { error: toTroupeError(error, 'STORE_FAILED').toRecord() })
     }
   }
-
-  async *#answer(request: ControlRequest, signal: AbortSignal): AsyncGenerator<object, void, void> {
-    const { runtime } = this.#target
-    switch (request.method) {
-      case 'list':
-        for await (const item of runtime.list()) yield { item }
-        return yield { result: null }
-      case 'show':
-        return yield { result: await runtime.show(request.crew) }
-      case 'journal':
-        for await (const commit of runtime.journal(request.crew, request.from)) yield { item: toWireCommit(commit) }
-        return yield { result: null }
-      case 'remove':
-        return yield { result: (await this.#remove(request.crew)) ?? null }
-      case 'pause':
-        return yield { result: (await runtime.pause(request.crew)) ?? null }
-      case 'resume':
-        return yield { result: (await runtime.resume(request.crew)) ?? null }
-      case 'cancel':
-        return yield { result: (await runtime.cancel(request.crew, request.run)) ?? null }
-      case 'attach':
-        this.#crew(request.crew, request.definition)
-        return yield { result: null }
-      case 'start': {
-        const options = { key: request.key, ...(request.data === undefined ? {} : { data: request.data }) }
-        const run = this.#crew(request.crew, request.definition).start(request.input as RunInput, options)
-        return yield { result: await run.id }
-      }
-      case 'current':
-        return yield { result: (await (await this.#crew(request.crew).current())?.id) ?? null }
-      case 'find':
-        return yield { result: await this.#crew(request.crew).run(request.run).id }
-      case 'result':
-        return yield { result: await this.#crew(request.crew).run(request.run).result }
-      case 'events':
-        for await (const item of this.#crew(request.crew).run(request.run).stream({ since: request.since, signal }))
-          yield { item }
-        return yield { result: null }
-    }
-  }
-
-  /** A crew with a run that is going on stays: whoever waits for it would wait for ever. */
-  async #remove(id: string): Promise<void> {
-    const { runtime } = this.#target
-    const going = this.#target.crew(id) === undefined ? undefined : (await runtime.show(id)).runs.find(isGoing)
-    if (going !== undefined) {
-      const { runId } = going
-      throw new TroupeError(
-        'MESSAGE_REFUSED',
-        `${id} is at work on ${runId} in process ${process.pid}: cancel it first`,
-      )
-    }
-    await runtime.remove(id)
-  }
-
-  #crew(id: string, definition?: string): CrewHandle {
-    const crew = this.#target.crew(id)
-    if (crew !== undefined && (definition === undefined || crew.definition === definition)) return crew
-    const why = crew === undefined ? `which has no crew ${id}` : `which runs ${id} with another definition`
-    const { store } = this.#target
-    throw new TroupeError('STORE_BUSY', `${store} is in use by process ${process.pid}, ${why}`, {
-      retryable: true,
-      details: { path: store, pid: process.pid },
-    })
-  }
-}
-
-function isGoing(run: { readonly status: string }): boolean {
-  return run.status !== 'finished'
 }
 
 /** The first line; null when the other end leaves before. What comes after it is read and dropped, so that a leave is seen. */

@@ -108,6 +108,11 @@ export class CrewHandle<Output = unknown> {
     return this.start(input, options).result
   }
 
+  /** @internal The result of a run; waits until the signal ends the wait with `RUNTIME_CLOSED`. The run goes on. */
+  result(id: string, signal: AbortSignal): Promise<RunResult<Output>> {
+    return this.#result(id, signal)
+  }
+
   /** Holds every agent before its next model call. Resolves when that is durable. */
   pause(): Promise<void> {
     return command(this.#shard(), { type: 'crew.pause' })
@@ -166,9 +171,9 @@ export class CrewHandle<Output = unknown> {
     return `r${commit.sequence}`
   }
 
-  async #result(id: string): Promise<RunResult<Output>> {
+  async #result(id: string, signal?: AbortSignal): Promise<RunResult<Output>> {
     const shard = await this.#shard()
-    const finished = await this.#finished(shard, knownRun(shard, id))
+    const finished = await this.#finished(shard, knownRun(shard, id), signal)
     const end = finished.end!
     if (end.code !== null) {
       throw new TroupeError(end.code as ErrorCode, end.reason, {
@@ -203,22 +208,28 @@ export class CrewHandle<Output = unknown> {
   }
 
   /** Waits for the run's end. */
-  async #finished(shard: Shard, run: RunState): Promise<RunState> {
+  async #finished(shard: Shard, run: RunState, signal?: AbortSignal): Promise<RunState> {
     if (shard.hasEnded(run.run)) return shard.state.runs.get(run.run) ?? run
     const unpin = this.#worker.pin(this.id)
     const leave = stayAlive()
+    let unsubscribe = (): void => undefined
     try {
       return await new Promise<RunState>((resolve, reject) => {
-        const unsubscribe = this.#worker.onEnd(this.id, () => {
+        const look = (): void => {
           const now = shard.state.runs.get(run.run)
-          const reason = this.#ended(shard, run.run)
+          const reason = signal?.aborted === true ? nobodyWaits(run.run) : this.#ended(shard, run.run)
           if (now !== undefined && shard.hasEnded(run.run)) resolve(now)
           else if (reason !== null) reject(reason)
-          else return
-          unsubscribe()
-        })
+        }
+        const unwatch = this.#worker.onEnd(this.id, look)
+        signal?.addEventListener('abort', look)
+        unsubscribe = () => {
+          unwatch()
+          signal?.removeEventListener('abort', look)
+        }
       })
     } finally {
+      unsubscribe()
       leave()
       unpin()
     }
@@ -273,6 +284,10 @@ export class CrewHandle<Output = unknown> {
       unpin()
     }
   }
+}
+
+function nobodyWaits(runId: string): TroupeError {
+  return new TroupeError('RUNTIME_CLOSED', `nobody waits for ${runId} any more`, { details: { runId } })
 }
 
 /** Refuses a task when enough wait, those included that are not in the journal yet. @throws TroupeError `RUNS_FULL`. */

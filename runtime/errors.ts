@@ -54,6 +54,7 @@ export const errorCodes = [
   'NATS_UNREACHABLE',
   'NATS_DENIED',
   'NATS_UNSUPPORTED',
+  'WORKER_MISSING',
 ] as const
 
 /** One of the runtime's error codes. */

@@ -2,7 +2,7 @@
  * The face of a runtime: what a program can do with it and with its crews, wherever they run.
  *
  * Owns: the two interfaces.
- * Does not own: the runtime of this process (`runtime.ts`), the one of another (`control-client.ts`).
+ * Does not own: the runtime of this process (`runtime.ts`), the one of another (`remote-runtime.ts`).
  *
  * - F1 Both runtimes keep every promise written here; what one cannot do, it refuses with a code.
  */

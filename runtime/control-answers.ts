@@ -1,0 +1,117 @@
+/**
+ * Answers: what each request of the control wire does, whichever way it came.
+ *
+ * Owns: the answers to a checked request, which crew it reaches.
+ * Does not own: the ways (`control.ts`, `transport/nats-door.ts`), the wire's shapes (`control-wire.ts`), the work
+ * (`runtime.ts`).
+ *
+ * - CA1 A request has one closing answer, `{result}`, or throws; `{item}`s come only before it.
+ * - CA2 A crew that is at work here is not removed: whoever waits for it would wait for ever.
+ * - CA3 Whoever asks and leaves holds nothing here: a wait ends with its signal, the run goes on.
+ */
+import { type ControlRequest, toWireCommit } from './control-wire.js'
+import type { CrewHandle } from './crew-handle.js'
+import { TroupeError } from './errors.js'
+import type { RunInput } from './run-input.js'
+import type { Runtime } from './runtime.js'
+
+/** What requests reach. */
+export interface AnswerTarget {
+  /** Where the crews are, for people: the folder of a store, a namespace. */
+  readonly store: string
+  /** Reads, commands and removes. */
+  readonly runtime: Runtime
+  /**
+   * The handle of a crew that can be used here; undefined when there is none.
+   * @param name the crew whose code an id that is not known yet is to run
+   */
+  crew(id: string, name?: string): CrewHandle | undefined | Promise<CrewHandle | undefined>
+}
+
+/**
+ * Does what is asked, and yields the answers: `{item}` any number of times, then one `{result}`.
+ * @param signal whoever asked has left: a stream or a wait ends
+ * @throws TroupeError what the runtime refuses; `STORE_BUSY` for a crew that is not here, or with another definition.
+ */
+export async function* answerRequest(
+  target: AnswerTarget,
+  request: ControlRequest,
+  signal: AbortSignal,
+): AsyncGenerator<object, void, void> {
+  const { runtime } = target
+  switch (request.method) {
+    case 'list':
+      for await (const item of runtime.list()) yield { item }
+      return yield { result: null }
+    case 'show':
+      return yield { result: await runtime.show(request.crew) }
+    case 'journal':
+      for await (const commit of runtime.journal(request.crew, request.from)) yield { item: toWireCommit(commit) }
+      return yield { result: null }
+    case 'remove':
+      return yield { result: (await remove(target, request.crew)) ?? null }
+    case 'pause':
+      return yield { result: (await runtime.pause(request.crew)) ?? null }
+    case 'resume':
+      return yield { result: (await runtime.resume(request.crew)) ?? null }
+    case 'cancel':
+      return yield { result: (await runtime.cancel(request.crew, request.run)) ?? null }
+    default:
+      return yield* answerOfCrew(await crewOf(target, request), request, signal)
+  }
+}
+
+/** Requests that need the crew's own handle. */
+type CrewRequest = Extract<ControlRequest, { method: 'attach' | 'start' | 'current' | 'find' | 'result' | 'events' }>
+
+async function* answerOfCrew(
+  crew: CrewHandle,
+  request: CrewRequest,
+  signal: AbortSignal,
+): AsyncGenerator<object, void, void> {
+  switch (request.method) {
+    case 'attach':
+      return yield { result: null }
+    case 'start': {
+      const options = { key: request.key, ...(request.data === undefined ? {} : { data: request.data }) }
+      return yield { result: await crew.start(request.input as RunInput, options).id }
+    }
+    case 'current':
+      return yield { result: (await (await crew.current())?.id) ?? null }
+    case 'find':
+      return yield { result: await crew.run(request.run).id }
+    case 'result':
+      return yield { result: await crew.result(request.run, signal) }
+    case 'events':
+      for await (const item of crew.run(request.run).stream({ since: request.since, signal })) yield { item }
+      return yield { result: null }
+  }
+}
+
+async function crewOf(target: AnswerTarget, request: CrewRequest): Promise<CrewHandle> {
+  const asksMore = request.method === 'attach' || request.method === 'start'
+  const { name = undefined, definition = undefined } = asksMore ? request : {}
+  const crew = await target.crew(request.crew, name)
+  if (crew !== undefined && (definition === undefined || crew.definition === definition)) return crew
+  const { crew: id } = request
+  const why = crew === undefined ? `which has no crew ${id}` : `which runs ${id} with another definition`
+  const { store } = target
+  throw new TroupeError('STORE_BUSY', `${store} is in use by process ${process.pid}, ${why}`, {
+    retryable: true,
+    details: { path: store, pid: process.pid },
+  })
+}
+
+async function remove(target: AnswerTarget, id: string): Promise<void> {
+  const { runtime } = target
+  const going = (await target.crew(id)) === undefined ? undefined : (await runtime.show(id)).runs.find(isGoing)
+  if (going !== undefined) {
+    const { runId } = going
+    throw new TroupeError('MESSAGE_REFUSED', `${id} is at work on ${runId} in process ${process.pid}: cancel it first`)
+  }
+  await runtime.remove(id)
+}
+
+function isGoing(run: { readonly status: string }): boolean {
+  return run.status !== 'finished'
+}

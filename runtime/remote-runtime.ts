@@ -1,0 +1,190 @@
+/**
+ * The remote runtime: the face of a runtime whose crews run in other processes, over any channel that reaches them.
+ *
+ * Owns: the remote runtime and its handles, which request each of their methods is.
+ * Does not own: the channels (`control-client.ts`, `transport/nats-door-client.ts`), the wire's shapes (`control-wire.ts`).
+ *
+ * - RM1 A remote handle keeps what the face promises, or refuses with `STORE_BUSY` and the owner's pid.
+ */
+import { randomUUID } from 'node:crypto'
+import { type ControlRequest, fromWireCommit } from './control-wire.js'
+import { type Agent, type Crew, toCrew } from './define.js'
+import { checkId } from './envelope.js'
+import type { TroupeEvent } from './events.js'
+import type { CrewHandle, Runtime } from './face.js'
+import type { RecordedCommit } from './record.js'
+import { cancelOn, Run, type RunResult } from './run.js'
+import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
+import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
+
+/** The way to whoever answers requests. */
+export interface Channel {
+  /** Asks for one thing. @throws TroupeError what was answered, `RUNTIME_CLOSED` when closed. */
+  ask(request: ControlRequest): Promise<unknown>
+  /** Asks for many; returns the closing result, null after `signal`. Leaving the generator ends the request. */
+  stream(request: ControlRequest, signal?: AbortSignal): AsyncGenerator<unknown, unknown, void>
+  /** Ends what is under way with `RUNTIME_CLOSED`; nothing more can be asked. Idempotent. */
+  close(): void
+}
+
+/** What a remote runtime is made of. */
+export interface RemoteRuntimeOptions {
+  readonly channel: Channel
+  /** Process id of whoever answers, when that is one process of this machine. */
+  readonly owner?: number
+  /** Hash of a crew's definition, as the other end would compute it. @default none: any definition of that name will do */
+  readonly hashOf?: (crew: Crew) => string
+}
+
+/** A runtime whose crews run in other processes. */
+export class RemoteRuntime implements Runtime {
+  /** Process id of the store's owner; null when it is not one process of this machine. */
+  readonly owner: number | null
+  readonly #channel: Channel
+  readonly #hashOf: ((crew: Crew) => string) | null
+  readonly #crews = new Map<string, CrewHandle>()
+
+  /** @internal Made by whoever has the channel. */
+  constructor({ channel, owner, hashOf }: RemoteRuntimeOptions) {
+    this.#channel = channel
+    this.owner = owner ?? null
+    this.#hashOf = hashOf ?? null
+  }
+
+  async spawn<Output>(
+    definition: Crew<Output> | Agent<Output>,
+    options: SpawnOptions = {},
+  ): Promise<CrewHandle<Output>> {
+    const crew = toCrew(definition)
+    const id = checkId(options.id ?? crew.name, 'a crew id')
+    const hash = this.#hashOf?.(crew)
+    const code = { name: crew.name, ...(hash === undefined ? {} : { definition: hash }) }
+    await this.#channel.ask({ method: 'attach', crew: id, ...code })
+    const handle = new RemoteCrew<Output>(id, crew.lead, code, this.#channel)
+    this.#crews.set(id, handle)
+    return handle
+  }
+
+  crew(id: string): CrewHandle | undefined {
+    return this.#crews.get(id)
+  }
+
+  async *list(): AsyncGenerator<CrewInfo, void, void> {
+    for await (const item of this.#channel.stream({ method: 'list' })) yield item as CrewInfo
+  }
+
+  async show(id: string): Promise<CrewDetails> {
+    return (await this.#channel.ask({ method: 'show', crew: checkId(id, 'a crew id') })) as CrewDetails
+  }
+
+  async *journal(id: string, from = 1): AsyncGenerator<RecordedCommit, void, void> {
+    const crew = checkId(id, 'a crew id')
+    for await (const item of this.#channel.stream({ method: 'journal', crew, from })) yield fromWireCommit(item)
+  }
+
+  async remove(id: string): Promise<void> {
+    await this.#channel.ask({ method: 'remove', crew: checkId(id, 'a crew id') })
+    this.#crews.delete(id)
+  }
+
+  async pause(id: string): Promise<void> {
+    await this.#channel.ask({ method: 'pause', crew: checkId(id, 'a crew id') })
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.#channel.ask({ method: 'resume', crew: checkId(id, 'a crew id') })
+  }
+
+  async cancel(id: string, run?: string): Promise<void> {
+    const crew = checkId(id, 'a crew id')
+    await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
+  }
+
+  /** Leaves the other processes alone: their runs go on. */
+  async close(): Promise<void> {
+    this.#channel.close()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+}
+
+/** A crew that runs in another process. */
+class RemoteCrew<Output> implements CrewHandle<Output> {
+  readonly id: string
+  readonly #lead: string
+  /** What the other end needs to know of the crew's code. */
+  readonly #code: { readonly name: string; readonly definition?: string }
+  readonly #channel: Channel
+
+  constructor(
+    id: string,
+    lead: string,
+    code: { readonly name: string; readonly definition?: string },
+    channel: Channel,
+  ) {
+    this.id = id
+    this.#lead = lead
+    this.#code = code
+    this.#channel = channel
+  }
+
+  start(input: RunInput, options: StartOptions = {}): Run<Output> {
+    const run = this.#run(this.#start(input, options))
+    if (options.signal !== undefined) cancelOn(options.signal, run)
+    return run
+  }
+
+  run(id: string): Run<Output> {
+    return this.#run(this.#channel.ask({ method: 'find', crew: this.id, run: id }) as Promise<string>)
+  }
+
+  async current(): Promise<Run<Output> | undefined> {
+    const id = (await this.#channel.ask({ method: 'current', crew: this.id })) as string | null
+    return id === null ? undefined : this.run(id)
+  }
+
+  ask(input: RunInput, options: StartOptions = {}): Promise<RunResult<Output>> {
+    return this.start(input, options).result
+  }
+
+  async pause(): Promise<void> {
+    await this.#channel.ask({ method: 'pause', crew: this.id })
+  }
+
+  async resume(): Promise<void> {
+    await this.#channel.ask({ method: 'resume', crew: this.id })
+  }
+
+  async cancel(run?: string): Promise<void> {
+    const { id: crew } = this
+    await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
+  }
+
+  async #start(input: RunInput, options: StartOptions): Promise<string> {
+    messagesOf(input)
+    const { data, key = randomUUID() } = options
+    if (data !== undefined) dataText(data)
+    const request = { method: 'start', crew: this.id, ...this.#code, key, input } as const
+    return (await this.#channel.ask(data === undefined ? request : { ...request, data })) as string
+  }
+
+  #run(started: Promise<string>): Run<Output> {
+    const { id: crew } = this
+    const channel = this.#channel
+    return new Run<Output>({
+      started,
+      lead: this.#lead,
+      result: async (run) => (await channel.ask({ method: 'result', crew, run })) as RunResult<Output>,
+      events: async function* (run, after, { signal }) {
+        const since = after === null ? {} : { since: `${crew}-${after.sequence}-${after.index}` }
+        for await (const item of channel.stream({ method: 'events', crew, run, ...since }, signal))
+          yield item as TroupeEvent
+      },
+      cancel: async (run) => {
+        await channel.ask({ method: 'cancel', crew, run })
+      },
+    })
+  }
+}
