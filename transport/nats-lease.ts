@@ -9,12 +9,15 @@
  * - NL1 A name has one lease at a time: the second who asks is refused until the first gives it back or it runs out.
  * - NL2 The epoch of a later lease is higher, whoever had the name before.
  * - NL3 A lease that could not be renewed in time is lost for good, and whoever had it is told once.
+ * - NL4 What a worker announces is stored at once, under the same epoch.
+ * - NL5 A renewal whose answer is lost does not lose the lease, whether or not it was stored.
  */
+import { jetstream } from '@nats-io/jetstream'
 import { type KV, Kvm } from '@nats-io/kv'
 import { TroupeError } from '../runtime/errors.js'
 import { storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
-import { type Announcement, encodeAnnouncement } from './nats-membership.js'
+import { type Announcement, encodeAnnouncement, memberOf } from './nats-membership.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `NatsLease.take`. */
@@ -29,6 +32,17 @@ export interface LeaseOptions {
   readonly announcement?: Announcement
 }
 
+/** A lease as it was taken. */
+interface Taken {
+  readonly bucket: KV
+  readonly worker: string
+  readonly ttlMs: number
+  readonly epoch: number
+  readonly told: Announcement
+  /** When it was asked for: the server counts from when it took it, which is not before. */
+  readonly askedAt: number
+}
+
 /** One lease. */
 export class NatsLease {
   /** The fencing number. */
@@ -36,78 +50,152 @@ export class NatsLease {
   readonly #bucket: KV
   readonly #worker: string
   readonly #ttlMs: number
-  readonly #told: string
   #revision: number
-  #renewedAt = performance.now()
-  #timer: NodeJS.Timeout
+  #renewedAt: number
+  /** What is to be announced, and what is stored. */
+  #told: Announcement
+  #stored: Announcement
+  #timer: NodeJS.Timeout | undefined
+  #expiry: NodeJS.Timeout | undefined
+  #renewing: Promise<void> | null = null
+  readonly #waiting: (() => void)[] = []
   #state: 'held' | 'lost' | 'released' = 'held'
-  /** Called once when the lease is lost. */
-  onLost: () => void = () => undefined
+  #onLost: () => void = () => undefined
 
-  private constructor(bucket: KV, worker: string, ttlMs: number, revision: number, told: string) {
+  private constructor({ bucket, worker, ttlMs, epoch, told, askedAt }: Taken) {
     this.#bucket = bucket
     this.#worker = worker
     this.#ttlMs = ttlMs
     this.#told = told
-    this.epoch = revision
-    this.#revision = revision
-    this.#timer = this.#plan()
+    this.#stored = told
+    this.epoch = epoch
+    this.#revision = epoch
+    this.#renewedAt = askedAt
+    this.#expire()
+    this.#plan(ttlMs / 3)
   }
 
   /** @throws TroupeError `STORE_BUSY` while another process has the name, and what the server refuses. */
   static async take(link: NatsLink, subjects: Subjects, options: LeaseOptions): Promise<NatsLease> {
-    const ttlMs = options.ttlMs ?? 5_000
+    const { worker, ttlMs = 5_000, replicas = 1, announcement: told = { crews: {} } } = options
     try {
-      const bucket = await new Kvm(link.connection).create(subjects.stream('workers'), {
-        ttl: ttlMs,
-        history: 1,
-        replicas: options.replicas ?? 1,
-      })
-      const told = encodeAnnouncement(options.announcement ?? { crews: {} })
-      const revision = await bucket.create(options.worker, told)
-      return new NatsLease(bucket, options.worker, ttlMs, revision, told)
+      const client = jetstream(link.connection, { timeout: Math.max(ttlMs, 1_000) })
+      const bucket = await new Kvm(client).create(subjects.stream('workers'), { ttl: ttlMs, history: 1, replicas })
+      const askedAt = performance.now()
+      const epoch = await bucket.create(worker, encodeAnnouncement(told))
+      return new NatsLease({ bucket, worker, ttlMs, epoch, told, askedAt })
     } catch (error) {
-      if (!/wrong last sequence/i.test((error as Error).message)) throw storeError(error)
-      const message = `there is a worker ${options.worker} already`
-      throw new TroupeError('STORE_BUSY', message, { retryable: true, details: { worker: options.worker } })
+      if (!isOverwritten(error)) throw storeError(error)
+      const message = `there is a worker ${worker} already`
+      throw new TroupeError('STORE_BUSY', message, { retryable: true, details: { worker } })
     }
   }
 
-  /** False once it is lost or given back. */
+  /** False once it is lost or given back, and as soon as it may have run out. */
   get isHeld(): boolean {
     return this.#state === 'held' && performance.now() - this.#renewedAt < this.#ttlMs
   }
 
-  #plan(): NodeJS.Timeout {
-    return setTimeout(() => void this.#renew(), this.#ttlMs / 3).unref()
+  /** Called once when the lease is lost; at once when it is lost already. */
+  set onLost(callback: () => void) {
+    this.#onLost = callback
+    if (this.#state === 'lost') callback()
   }
 
-  async #renew(): Promise<void> {
-    const asked = performance.now()
+  /**
+   * Tells others something else from now on. Resolves when that, or what was announced after it, is stored, or the lease is
+   * not held any more. Never rejects.
+   */
+  announce(told: Announcement): Promise<void> {
+    if (this.#state !== 'held') return Promise.resolve()
+    this.#told = told
+    void this.#renew()
+    return new Promise((resolve) => this.#waiting.push(resolve))
+  }
+
+  #plan(delayMs: number): void {
+    this.#timer = setTimeout(() => void this.#renew(), delayMs).unref()
+  }
+
+  #expire(): void {
+    clearTimeout(this.#expiry)
+    const leftMs = this.#renewedAt + this.#ttlMs - performance.now()
+    this.#expiry = setTimeout(() => this.#lose(), leftMs).unref()
+  }
+
+  /** One renewal at a time: each names the revision of the one before. */
+  #renew(): Promise<void> {
+    clearTimeout(this.#timer)
+    this.#renewing ??= this.#write().then((stored) => {
+      this.#renewing = null
+      this.#follow(stored)
+    })
+    return this.#renewing
+  }
+
+  /** Whether it was stored. */
+  async #write(): Promise<boolean> {
+    const askedAt = performance.now()
+    const told = this.#told
     try {
-      this.#revision = await this.#bucket.update(this.#worker, this.#told, this.#revision)
-      // The server counts from when it took it, which is not before it was asked.
-      this.#renewedAt = asked
+      const text = encodeAnnouncement(told, this.epoch)
+      // An answer that takes as long may be lost with its link: then there is time to ask again.
+      this.#revision = await this.#bucket.update(this.#worker, text, this.#revision, this.#ttlMs / 3)
     } catch (error) {
-      if (/wrong last sequence/i.test((error as Error).message)) return this.#lose()
+      if (isOverwritten(error)) await this.#recognise()
+      return false
     }
+    this.#stored = told
+    this.#renewedAt = askedAt
+    if (this.#state === 'held') this.#expire()
+    return true
+  }
+
+  /** Something else is stored than was known: a renewal of this lease whose answer did not come, or a loss. */
+  async #recognise(): Promise<void> {
+    try {
+      const entry = await this.#bucket.get(this.#worker)
+      if (memberOf(entry)?.epoch === this.epoch) this.#revision = entry!.revision
+      else this.#lose()
+    } catch {
+      // Asked again with the next renewal.
+    }
+  }
+
+  #follow(stored: boolean): void {
     if (this.#state !== 'held') return
-    if (performance.now() - this.#renewedAt >= this.#ttlMs) this.#lose()
-    else this.#timer = this.#plan()
+    if (stored && this.#stored === this.#told) this.#settle()
+    if (stored && this.#stored !== this.#told) void this.#renew()
+    else this.#plan(this.#ttlMs / (stored ? 3 : 20))
+  }
+
+  #settle(): void {
+    for (const resolve of this.#waiting.splice(0)) resolve()
   }
 
   #lose(): void {
     if (this.#state !== 'held') return
-    this.#state = 'lost'
+    this.#end('lost')
+    this.#onLost()
+  }
+
+  #end(state: 'lost' | 'released'): void {
+    this.#state = state
     clearTimeout(this.#timer)
-    this.onLost()
+    clearTimeout(this.#expiry)
+    this.#settle()
   }
 
   /** Gives it back: the name is free at once. */
   async release(): Promise<void> {
     if (this.#state !== 'held') return
-    this.#state = 'released'
-    clearTimeout(this.#timer)
+    this.#end('released')
+    await this.#renewing
     await this.#bucket.delete(this.#worker, { previousSeq: this.#revision }).catch(() => undefined)
   }
+}
+
+/** The entry is not the one that was to be replaced. */
+function isOverwritten(error: unknown): boolean {
+  return /wrong last sequence/i.test((error as Error).message)
 }

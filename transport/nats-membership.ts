@@ -6,6 +6,7 @@
  *
  * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is seen within a third of its time.
  * - NM2 While the server cannot be asked, the list stays as it was: nobody is declared dead by somebody who is cut off.
+ * - NM3 Another lease of a name and another announcement are a change, a mere renewal is none, and news never go back.
  */
 import { type KV, type KvEntry, Kvm } from '@nats-io/kv'
 import { z } from 'zod'
@@ -22,26 +23,39 @@ export interface Announcement {
 /** A worker that lives. */
 export interface Member extends Announcement {
   readonly worker: string
+  /** Number of its lease. */
+  readonly epoch: number
   /** Number of the last renewal of its lease that was seen here. */
   readonly revision: number
 }
 
-const announcement = z.object({ crews: z.record(z.string(), z.string()) })
+const announcement = z.object({ crews: z.record(z.string(), z.string()), epoch: z.int().min(1).optional() })
+/** Owners that are remembered after they were seen. */
+const maxSeen = 10_000
 
-/** Encodes an announcement as a lease carries it. */
-export function encodeAnnouncement(told: Announcement): string {
-  return JSON.stringify(told)
+/** Encodes an announcement as a lease carries it. @param epoch the lease's number; the entry that takes it has none yet */
+export function encodeAnnouncement({ crews }: Announcement, epoch?: number): string {
+  return JSON.stringify(epoch === undefined ? { crews } : { crews, epoch })
+}
+
+/** The name of a worker under one lease, as records have it. */
+export function ownerName(worker: string, epoch: number): string {
+  return `${worker}.${epoch}`
 }
 
 /** The living workers of a namespace, kept up to date until `close`. */
 export class NatsMembership {
   readonly #bucket: KV
   readonly #members = new Map<string, Member>()
+  /** Revisions of the leases that were given back since the list was last asked for. */
+  readonly #left = new Map<string, number>()
+  /** When each owner was seen last, in epoch milliseconds; the one that was seen last comes last. */
+  readonly #seen = new Map<string, number>()
   readonly #pollMs: number
   #stopWatch: () => void = () => undefined
   #timer: NodeJS.Timeout | null = null
   #closed = false
-  /** Called after somebody came or went, never for a renewal. */
+  /** Called after somebody came or went, or announces something else, never for a renewal. */
   onChange: () => void = () => undefined
 
   private constructor(bucket: KV, pollMs: number) {
@@ -68,6 +82,12 @@ export class NatsMembership {
     return this.#members
   }
 
+  /** Epoch milliseconds when a renewal of an owner, `<worker>.<epoch>`, was last seen here; null for never. */
+  lastSeen(owner: string): number | null {
+    return this.#seen.get(owner) ?? null
+  }
+
+  /** Nothing is told any more. */
   close(): void {
     this.#closed = true
     this.#stopWatch()
@@ -86,22 +106,45 @@ export class NatsMembership {
 
   /** Leases that ran out are told by nobody: they are missing. */
   async #poll(): Promise<void> {
+    this.#left.clear()
     const found = new Map<string, Member>()
     for await (const key of await this.#bucket.keys()) {
       const member = memberOf(await this.#bucket.get(key))
       if (member !== null) found.set(member.worker, member)
     }
     // A list that a lost connection cut short must not be taken for the whole: whoever is missing is asked for.
-    for (const worker of this.#members.keys()) {
-      const member = found.has(worker) ? null : memberOf(await this.#bucket.get(worker))
-      if (member !== null) found.set(worker, member)
+    const gone = new Set<Member>()
+    for (const known of this.#members.values()) {
+      const member = found.get(known.worker) ?? memberOf(await this.#bucket.get(known.worker))
+      if (member === null) gone.add(known)
+      else found.set(member.worker, member)
     }
     if (this.#closed) return
-    const gone = [...this.#members.keys()].filter((worker) => !found.has(worker))
-    const come = [...found.keys()].filter((worker) => !this.#members.has(worker))
-    for (const worker of gone) this.#members.delete(worker)
-    for (const member of found.values()) this.#members.set(member.worker, member)
-    if (gone.length > 0 || come.length > 0) this.onChange()
+    // What the watch told meanwhile is newer.
+    const changes = [
+      ...[...gone].map((known) => this.#members.get(known.worker) === known && this.#members.delete(known.worker)),
+      ...[...found.values()].map((member) => this.#put(member)),
+    ]
+    if (changes.includes(true)) this.onChange()
+  }
+
+  /** Whether it is news, and more than a renewal. */
+  #put(member: Member): boolean {
+    const { worker, epoch, revision, crews } = member
+    const known = this.#members.get(worker)
+    if (revision <= Math.max(known?.revision ?? 0, this.#left.get(worker) ?? 0)) return false
+    this.#members.set(worker, member)
+    this.#saw(ownerName(worker, epoch))
+    return known?.epoch !== epoch || JSON.stringify(known.crews) !== JSON.stringify(crews)
+  }
+
+  #saw(owner: string): void {
+    this.#seen.delete(owner)
+    this.#seen.set(owner, Date.now())
+    for (const oldest of this.#seen.keys()) {
+      if (this.#seen.size <= maxSeen) return
+      this.#seen.delete(oldest)
+    }
   }
 
   async #watch(): Promise<void> {
@@ -115,19 +158,17 @@ export class NatsMembership {
   #take(entry: KvEntry): void {
     if (this.#closed) return
     const member = memberOf(entry)
-    const known = this.#members.has(entry.key)
-    if (member === null) this.#members.delete(entry.key)
-    else this.#members.set(member.worker, member)
-    if (known !== (member !== null)) this.onChange()
+    if (member === null) this.#left.set(entry.key, entry.revision)
+    if (member === null ? this.#members.delete(entry.key) : this.#put(member)) this.onChange()
   }
 }
 
 /** The worker of an entry; null for one that gave its lease back, or tells nothing that can be read. */
-function memberOf(entry: KvEntry | null): Member | null {
+export function memberOf(entry: KvEntry | null): Member | null {
   if (entry === null || entry.operation !== 'PUT') return null
   try {
-    const told = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
-    return { worker: entry.key, revision: entry.revision, ...told }
+    const { crews, epoch } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
+    return { worker: entry.key, epoch: epoch ?? entry.revision, revision: entry.revision, crews }
   } catch {
     return null
   }

@@ -90,6 +90,28 @@ test('NM2 membership: whoever is cut off declares nobody dead, and catches up af
   await proxy.close()
 })
 
+test('NM3 membership: another announcement and another lease of a name are told, a renewal is not', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const first = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  const { list, seen } = await opened(subjects)
+  const began = Date.now()
+  const told = () => ({ epoch: list.members.get('a')?.epoch, crews: list.members.get('a')?.crews })
+  await expect.poll(() => list.members.get('a')!.revision, { timeout: 3_000 }).toBeGreaterThan(first.epoch + 1)
+  expect(seen).toEqual([])
+  await first.announce({ crews: { report: '2' } })
+  await expect.poll(told).toEqual({ epoch: first.epoch, crews: { report: '2' } })
+  expect(seen).toEqual(['a'])
+  await first.release()
+  const second = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  await expect.poll(told).toEqual({ epoch: second.epoch, crews: {} })
+  expect(seen.slice(-1)).toEqual(['a'])
+  await expect.poll(() => list.lastSeen(`a.${second.epoch}`), { timeout: 3_000 }).not.toBe(null)
+  expect(list.lastSeen(`a.${first.epoch}`)).toBeGreaterThanOrEqual(began)
+  expect(list.lastSeen('a.0')).toBe(null)
+  list.close()
+  await second.release()
+})
+
 test('NM1 membership: an entry that nobody can read is nobody', async () => {
   const subjects = new Subjects(`members${++count}`)
   const { list } = await opened(subjects)
