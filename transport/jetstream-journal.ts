@@ -10,6 +10,9 @@
  * - JJ1 A record lands only behind the one that its owner saw last: the server compares.
  * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
  *   of another owner is `SHARD_FENCED`.
+ * - JJ5 Among several workers an earlier append of the same owner that landed late is `STORE_FAILED`: after `refresh` its
+ *   record is there.
+ * - JJ6 The name of a shard's crew stays with it: through records, cuts and its removal.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
@@ -28,6 +31,8 @@ import {
 } from '../runtime/journal.js'
 import { ensureContent, JetStreamContent, partBytes, storeError } from './jetstream-content.js'
 import {
+  crewHeader,
+  crewOf,
   type Cut,
   cutHeader,
   cutsOf,
@@ -56,6 +61,11 @@ export interface JetStreamJournalOptions {
   readonly leaseMs?: number
   /** Copies in a cluster. @default 1 */
   readonly replicas?: number
+  /**
+   * Number of the worker's lease, when several workers share the stream: the journal then takes none of its own.
+   * @default the journal takes a lease under the worker's name
+   */
+  readonly epoch?: () => number
 }
 
 const epochHeader = 'Troupe-Epoch'
@@ -76,6 +86,12 @@ interface StreamEntry extends Entry {
 }
 
 type Kind = 'record' | 'cut' | 'tombstone'
+
+/** What a message has besides its row: the crew, and header fields and payload. */
+interface Content {
+  readonly crew: string | undefined
+  readonly body: () => Promise<readonly [MsgHdrs, Uint8Array]>
+}
 
 class JetStreamJournal implements Journal {
   /** The server does not sync before it acknowledges. */
@@ -103,18 +119,14 @@ class JetStreamJournal implements Journal {
   // Life.
 
   async open(): Promise<OpenReport> {
-    const { link, subjects, worker, leaseMs, replicas } = this.#options
+    const { subjects, worker } = this.#options
     if (this.#state !== 'closed') throw new TroupeError('STORE_BUSY', `${worker} is open already`)
     this.#state = 'opening'
     try {
       const [name, subject] = [subjects.stream('journal'), subjects.journals()]
       await ensureStream(link, { name, subjects: [subject], deny_delete: true, allow_direct: true }, replicas)
       await ensureContent(link, subjects, replicas)
-      this.#lease = await NatsLease.take(link, subjects, {
-        worker,
-        ...(leaseMs === undefined ? {} : { ttlMs: leaseMs }),
-        ...(replicas === undefined ? {} : { replicas }),
-      })
+      if (this.#options.epoch === undefined) this.#lease = await this.#take()
       this.#state = 'open'
       return await this.#look()
     } catch (error) {
@@ -124,17 +136,26 @@ class JetStreamJournal implements Journal {
     }
   }
 
+  #take(): Promise<NatsLease> {
+    const { link, subjects, worker, leaseMs, replicas } = this.#options
+    return NatsLease.take(link, subjects, {
+      worker,
+      ...(leaseMs === undefined ? {} : { ttlMs: leaseMs }),
+      ...(replicas === undefined ? {} : { replicas }),
+    })
+  }
+
   async #look(): Promise<OpenReport> {
     const pending: ShardHead[] = []
     const damaged: OpenReport['damaged'][number][] = []
     let shards = 0
-    for await (const [shard, row] of this.#reading.lastRows()) {
+    for await (const [shard, row, crew] of this.#reading.lastRows()) {
       if (row === null) {
         damaged.push({ shard, code: 'JOURNAL_CORRUPT', reason: 'the row of its last message is damaged' })
         shards++
       } else if (!row.removed && row.last > 0) {
         shards++
-        if (row.pending !== nothingPending) pending.push(headOf(entryOf(shard, row)))
+        if (row.pending !== nothingPending) pending.push(headOf({ ...entryOf(shard, row), crew }))
       }
     }
     return { shards, pending, damaged, unclean: false }
@@ -155,9 +176,13 @@ class JetStreamJournal implements Journal {
     this.#state = 'closed'
   }
 
-  #check(): NatsLease {
-    if (this.#state !== 'open' || this.#lease === null) throw new TroupeError('STORE_FAILED', 'the journal is not open')
-    return this.#lease
+  #check(): void {
+    if (this.#state !== 'open') throw new TroupeError('STORE_FAILED', 'the journal is not open')
+  }
+
+  /** The fencing number that is written with each message. */
+  get #epoch(): number {
+    return this.#options.epoch?.() ?? this.#lease?.epoch ?? 0
   }
 
   // Appending.
@@ -172,7 +197,10 @@ class JetStreamJournal implements Journal {
       throw new TroupeError('STORE_FAILED', message, { details: { shard, sequence: entry.sequence, first } })
     }
     const row = { ...record, base: entry.base, removed: false, removing: false }
-    await this.#write(entry, 'record', row, () => this.#bodyOf(record))
+    await this.#write(entry, 'record', row, {
+      crew: (record.crew ?? entry.crew) || undefined,
+      body: () => this.#bodyOf(record),
+    })
   }
 
   /** Header fields and payload of a record. */
@@ -192,9 +220,10 @@ class JetStreamJournal implements Journal {
     entry: StreamEntry,
     kind: Kind,
     row: rows.Row,
-    body: () => Promise<readonly [MsgHdrs, Uint8Array]> = () => Promise.resolve([headers(), new Uint8Array(0)]),
+    { crew, body }: Content = { crew: entry.crew, body: () => Promise.resolve([headers(), new Uint8Array(0)]) },
   ): Promise<void> {
-    const { epoch } = this.#check()
+    this.#check()
+    const epoch = this.#epoch
     entry.busy = true
     const { shard } = entry
     const writing = (async (): Promise<void> => {
@@ -202,6 +231,7 @@ class JetStreamJournal implements Journal {
       head.set(rowHeader, rows.encodeRow(shard, row).toString('base64'))
       head.set(kindHeader, kind)
       head.set(epochHeader, String(epoch))
+      if (crew !== undefined) head.set(crewHeader, crew)
       if (entry.cuts.length > 0) head.set(cutHeader, entry.cuts.map((cut) => cut.join('-')).join(','))
       const hash = rows.asBuffer(row.hash).toString('base64url')
       const ack = await this.#client
@@ -215,7 +245,7 @@ class JetStreamJournal implements Journal {
         .then(({ seq }) => seq)
         .catch((error: unknown) => this.#ambiguous(entry, kind, row, epoch, error))
       Object.assign(entry, { at: ack, sequence: row.last, hash: row.hash, base: row.base })
-      Object.assign(entry, { pending: row.pending, removed: row.removed })
+      Object.assign(entry, { pending: row.pending, removed: row.removed, crew })
     })()
     this.#inFlight.add(writing)
     try {
@@ -243,6 +273,10 @@ class JetStreamJournal implements Journal {
     if (isOurs) return last.seq
     if (last.seq === entry.at) throw storeError(error)
     const by = last.header?.get(epochHeader) ?? 'unknown'
+    if (this.#options.epoch !== undefined && last.seq > entry.at && by === String(epoch)) {
+      const message = `an earlier record of ${entry.shard} landed after its append had failed`
+      throw new TroupeError('STORE_FAILED', message, { retryable: true, details: { shard: entry.shard, epoch } })
+    }
     const message = `${entry.shard} was written by the owner with epoch ${by}, this one has ${epoch}`
     throw new TroupeError('SHARD_FENCED', message, { details: { shard: entry.shard, epoch, by } })
   }
@@ -262,11 +296,11 @@ class JetStreamJournal implements Journal {
 
   async *heads(): AsyncGenerator<ShardHead> {
     this.#check()
-    const found: [string, rows.Row | null][] = []
-    for await (const each of this.#reading.lastRows()) found.push(each)
-    for (const [shard, row] of found.sort(([one], [other]) => (one < other ? -1 : 1))) {
+    const found: [shard: string, row: rows.Row | null, crew: string | undefined][] = []
+    for await (const each of this.#reading.lastRows()) found.push([...each])
+    for (const [shard, row, crew] of found.sort(([one], [other]) => (one < other ? -1 : 1))) {
       if (row === null) throw damaged(shard)
-      if (row.last > 0) yield headOf(entryOf(shard, row))
+      if (row.last > 0) yield headOf({ ...entryOf(shard, row), crew })
     }
   }
 
@@ -275,7 +309,7 @@ class JetStreamJournal implements Journal {
     const last = await this.#reading.last(shard)
     const row = last === null ? undefined : rowOf(shard, last)
     if (row === null && !damagedToo) throw damaged(shard)
-    return { ...entryOf(shard, row), at: last?.seq ?? 0, cuts: cutsOf(last) }
+    return { ...entryOf(shard, row), crew: crewOf(last), at: last?.seq ?? 0, cuts: cutsOf(last) }
   }
 
   // Reading.

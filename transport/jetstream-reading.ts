@@ -18,6 +18,7 @@ import type { Subjects } from './subjects.js'
 export const rowHeader = 'Troupe-Row'
 export const kindHeader = 'Troupe-Kind'
 export const cutHeader = 'Troupe-Cut'
+export const crewHeader = 'Troupe-Crew'
 /** Messages that are asked for one by one before a consumer is made: most reads are short. */
 const singly = 4
 const portion = 500
@@ -58,8 +59,8 @@ export class JetStreamReading {
     }
   }
 
-  /** The row of each shard's last message; null for a damaged one. */
-  async *lastRows(): AsyncGenerator<[string, rows.Row | null]> {
+  /** The row of each shard's last message, null for a damaged one, and its crew. */
+  async *lastRows(): AsyncGenerator<readonly [shard: string, row: rows.Row | null, crew: string | undefined]> {
     const subjects = this.#subjects
     const found = this.#consume({
       deliver_policy: DeliverPolicy.LastPerSubject,
@@ -68,7 +69,7 @@ export class JetStreamReading {
     })
     for await (const message of found) {
       const shard = subjects.shardOf(message.subject)
-      yield [shard, rowOf(shard, message)]
+      yield [shard, rowOf(shard, message), crewOf(message)]
     }
   }
 
@@ -170,6 +171,12 @@ export class JetStreamReading {
 /** The row that a message carries; null when it is none of this shard. */
 export function rowOf(shard: string, { header }: Message): rows.Row | null {
   return rows.decodeRow(shard, Buffer.from(header?.get(rowHeader) ?? '', 'base64'))
+}
+
+/** Name of the crew that a message carries. */
+export function crewOf(message: Message | null): string | undefined {
+  const name = message?.header?.get(crewHeader) ?? ''
+  return name === '' ? undefined : name
 }
 
 /** What does not count any more, as a shard's last message tells it. */

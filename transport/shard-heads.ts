@@ -20,6 +20,8 @@ export interface Entry {
   base: number
   pending: Pending
   removed: boolean
+  /** Name of its crew, where the store keeps it. */
+  crew?: string | undefined
   /** A change of it is under way. */
   busy: boolean
 }
@@ -102,6 +104,6 @@ export class ShardHeads<E extends Entry> {
 }
 
 /** An entry as the port shows it. */
-export function headOf({ shard, sequence, hash, pending, removed }: Entry): ShardHead {
-  return { shard, sequence, hash, pending, removed }
+export function headOf({ shard, sequence, hash, pending, removed, crew }: Entry): ShardHead {
+  return { shard, sequence, hash, pending, removed, ...(crew === undefined ? {} : { crew }) }
 }

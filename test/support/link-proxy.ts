@@ -19,12 +19,19 @@ export interface LinkProxy {
   onUp: (bytes: Buffer) => void
   /** Ends every link that stands. New ones may come. */
   cut(): void
+  /**
+   * Ends the clients' side of every link that stands. What they sent and still waits gets to the server when the returned
+   * function is called: long after they have come back over a new link.
+   */
+  strand(): () => void
   close(): Promise<void>
 }
 
 /** Starts a proxy in front of a port of this machine. */
 export async function startLinkProxy(target: number): Promise<LinkProxy> {
   const sockets = new Set<Socket>()
+  /** The server's side of links that were stranded. */
+  const stranded = new Set<Socket>()
   const held: { readonly way: 'up' | 'down'; readonly to: Socket; readonly bytes: Buffer }[] = []
   const passages: { up: Passage; down: Passage } = { up: 'pass', down: 'pass' }
   const set = (way: 'up' | 'down', passage: Passage): void => {
@@ -45,7 +52,7 @@ export async function startLinkProxy(target: number): Promise<LinkProxy> {
       from.on('error', () => undefined)
       from.on('close', () => {
         sockets.delete(from)
-        to.destroy()
+        if (!stranded.has(to)) to.destroy()
       })
     }
     join(client, behind, 'up')
@@ -73,8 +80,20 @@ export async function startLinkProxy(target: number): Promise<LinkProxy> {
     cut: () => {
       for (const socket of sockets) socket.destroy()
     },
-    close: () => {
+    strand: () => {
+      const waiting = held.filter(({ way }) => way === 'up')
+      held.length = 0
+      for (const { to } of waiting) {
+        stranded.add(to)
+        sockets.delete(to)
+      }
       for (const socket of sockets) socket.destroy()
+      return () => {
+        for (const { to, bytes } of waiting) to.write(bytes)
+      }
+    },
+    close: () => {
+      for (const socket of [...sockets, ...stranded]) socket.destroy()
       return new Promise((resolve) => server.close(() => resolve()))
     },
   }

@@ -5,6 +5,7 @@ import type { Journal } from '../../runtime/journal.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
+import { NatsMembership } from '../../transport/nats-membership.js'
 import { Subjects } from '../../transport/subjects.js'
 import { appendNext, journalConformance, nextRecord } from '../conformance/journal.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
@@ -49,8 +50,10 @@ describe('JetStream journal', () => {
     for (const close of closing.splice(0).reverse()) await close()
   })
 
-  async function owner(worker: string, over = link): Promise<Journal> {
-    const journal = createJetStreamJournal({ link: over, subjects, worker, leaseMs: 2_000 })
+  /** @param epoch of a lease that somebody else keeps */
+  async function owner(worker: string, over = link, epoch?: number): Promise<Journal> {
+    const lease = epoch === undefined ? { leaseMs: 2_000 } : { epoch: () => epoch }
+    const journal = createJetStreamJournal({ link: over, subjects, worker, ...lease })
     await journal.open()
     closing.push(() => journal.close())
     return journal
@@ -124,6 +127,73 @@ describe('JetStream journal', () => {
     await failed
     expect(await journal.refresh('a')).toMatchObject({ sequence: 1 })
     await journal.append(two)
+  })
+
+  test('JJ5 append: an own one that lands late is STORE_FAILED and found by a refresh, a foreign one is SHARD_FENCED', async () => {
+    const { proxy, over } = await proxied()
+    const [journal, other] = [await owner('one', over, 7), await owner('two', link, 8)]
+    const ones = [await appendNext(journal, 'a', 'one'), await appendNext(journal, 'b', 'one')] as const
+    const next = (one: (typeof ones)[number], content: string) => nextRecord({ ...one, sequence: 1 }, content)
+    const late = ones.map((one) => next(one, 'late'))
+    const held = new Promise<void>((resolve) => {
+      let seen = ''
+      proxy.onUp = (bytes) => {
+        proxy.up = 'hold'
+        seen += bytes.toString('latin1')
+        if (seen.includes('.a ') && seen.includes('.b ')) resolve()
+      }
+    })
+    const failing = late.map((record) => expect(journal.append(record)).rejects.toEqual(code('STORE_FAILED')))
+    await held
+    proxy.onUp = () => undefined
+    const land = proxy.strand()
+    proxy.up = 'pass'
+    await Promise.all(failing)
+    expect([await journal.refresh('a'), await journal.refresh('b')]).toMatchObject([{ sequence: 1 }, { sequence: 1 }])
+    await appendNext(other, 'b', 'foreign')
+    land()
+    await expect.poll(() => other.refresh('a')).toMatchObject({ sequence: 2 })
+    await expect(journal.append(next(ones[0], 'again'))).rejects.toMatchObject({
+      code: 'STORE_FAILED',
+      retryable: true,
+    })
+    expect(await journal.refresh('a')).toMatchObject({ sequence: 2, hash: Buffer.from(late[0]!.hash) })
+    await expect(journal.append(next(ones[1], 'again'))).rejects.toEqual(code('SHARD_FENCED'))
+    expect((await collect(other.read('b', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'foreign'])
+  })
+
+  test('open: journals under leases of somebody else share the stream, and leave the name alone', async () => {
+    const lease = await NatsLease.take(link, subjects, { worker: 'one' })
+    const [one, two] = [await owner('one', link, lease.epoch), await owner('one', link, lease.epoch + 1)]
+    await appendNext(one, 'a', 'one')
+    await appendNext(two, 'a', 'two')
+    await one.close()
+    expect(lease.isHeld).toBe(true)
+    await lease.release()
+  })
+
+  test('JJ6 heads: the name of a crew comes back, and stays through records, cuts and removal', async () => {
+    const journal = await owner('one')
+    const busy = { nextDueAt: null, openEffects: 1, outbox: 0 }
+    const one = await appendNext(journal, 'a', 'one', { crew: 'report', pending: busy })
+    await appendNext(journal, 'b', 'one', { crew: '' })
+    const crews = async (of: Journal) => (await collect(of.heads())).map(({ crew }) => crew)
+    const next = createJetStreamJournal({ link, subjects, worker: 'next' })
+    closing.push(() => next.close())
+    expect((await next.open()).pending).toMatchObject([{ shard: 'a', crew: 'report' }])
+    const change: readonly (() => Promise<unknown>)[] = [
+      () => appendNext(next, 'a', 'two'),
+      () => next.acceptLoss('a', 1, one.hash),
+      () => next.remove('a'),
+      () => appendNext(next, 'a', 'two'),
+    ]
+    for (const step of change) {
+      await step()
+      expect([await next.head('a'), await journal.refresh('a')]).toMatchObject([{ crew: 'report' }, { crew: 'report' }])
+      expect(await crews(journal)).toEqual(['report', undefined])
+    }
+    await appendNext(next, 'a', 'three', { crew: 'survey' })
+    expect(await crews(journal)).toEqual(['survey', undefined])
   })
 
   test('JJ3 acceptLoss: what was cut is cut for another owner too, once and twice', async () => {
@@ -285,6 +355,44 @@ describe('JetStream journal', () => {
 })
 
 describe('NATS lease', () => {
+  test('NL4 lease: another announcement is seen at once, and stays under the same epoch', async () => {
+    const subjects = new Subjects(`lease${++count}`)
+    const lease = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: 9_000 })
+    const list = await NatsMembership.open(link, subjects, 9_000)
+    await lease.announce({ crews: { report: '1' } })
+    await expect.poll(() => list.members.get('a')).toMatchObject({ crews: { report: '1' }, epoch: lease.epoch })
+    await Promise.all([lease.announce({ crews: { report: '2' } }), lease.announce({ crews: { report: '3' } })])
+    await expect.poll(() => list.members.get('a')).toMatchObject({ crews: { report: '3' }, epoch: lease.epoch })
+    await lease.release()
+    await lease.announce({ crews: {} })
+    list.close()
+  })
+
+  test('NL5 lease: a renewal that was stored and whose answer is lost does not lose it', async () => {
+    const subjects = new Subjects(`lease${++count}`)
+    const proxy = await startLinkProxy(server.port)
+    const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+    const lease = await NatsLease.take(over, subjects, { worker: 'a', ttlMs: 3_000 })
+    const list = await NatsMembership.open(link, subjects, 3_000)
+    let told = 0
+    lease.onLost = () => void told++
+    proxy.onUp = (bytes) => {
+      if (!bytes.includes('HPUB $KV.')) return
+      proxy.onUp = () => undefined
+      proxy.down = 'swallow'
+    }
+    await expect.poll(() => list.members.get('a')!.revision, { timeout: 3_000 }).toBeGreaterThan(lease.epoch)
+    proxy.down = 'pass'
+    proxy.cut()
+    const before = list.members.get('a')!.revision
+    await expect.poll(() => list.members.get('a')!.revision, { timeout: 6_000 }).toBeGreaterThan(before + 2)
+    expect([lease.isHeld, told, list.members.get('a')!.epoch]).toEqual([true, 0, lease.epoch])
+    list.close()
+    await lease.release()
+    await over.connection.close()
+    await proxy.close()
+  })
+
   test('NL1 NL2 lease: a name has one at a time, and a later one has a higher epoch', async () => {
     const subjects = new Subjects(`lease${++count}`)
     const take = (worker: string) => NatsLease.take(link, subjects, { worker, ttlMs: 1_000 })
