@@ -1,0 +1,157 @@
+/**
+ * Requests between workers: one asks another to leave a shard, which effects it still works on, or to end some.
+ *
+ * Owns: the shapes on the wire and their bounds, asking, answering.
+ * Does not own: what a worker does when it is asked (`runtime/worker.ts`), who lives (`nats-membership.ts`).
+ *
+ * - WQ1 A request is done by a process that holds the very lease it names, or by nobody.
+ * - WQ2 Nothing is read that was not checked against its shape and its bound; what is wrong gets an error for an answer.
+ * - WQ3 Asking ends in time, whatever happened to the one that is asked.
+ */
+import type { Msg, Subscription } from '@nats-io/transport-node'
+import { z } from 'zod'
+import { errorCodes, TroupeError, toTroupeError } from '../runtime/errors.js'
+import type { NatsLink } from './nats-connection.js'
+import type { Subjects } from './subjects.js'
+
+/** What others can ask of a worker: methods of `runtime/worker.ts`. */
+export interface WorkerWork {
+  /** Leaves a shard; resolves when another worker may take it. */
+  leave(shard: string): Promise<void>
+  /** Those of the effects that it still works on. */
+  working(shard: string, effects: readonly string[]): readonly string[]
+  /** Ends them: nobody waits for them any more. */
+  cancel(shard: string, effects: readonly string[]): void
+}
+
+/** Effects in one request. More are asked for in several. */
+const maxEffects = 512
+/** Bytes of a request or an answer. */
+const maxBytes = 64 * 1_024
+
+const id = z.string().min(1).max(64)
+const effects = z.array(id).max(maxEffects)
+
+const request = z.discriminatedUnion('method', [
+  z.strictObject({ method: z.literal('release'), epoch: z.int(), shard: id }),
+  z.strictObject({ method: z.literal('working'), epoch: z.int(), shard: id, effects }),
+  z.strictObject({ method: z.literal('cancel'), epoch: z.int(), shard: id, effects }),
+])
+
+const answer = z.union([
+  z.strictObject({ effects }),
+  z.strictObject({ error: z.strictObject({ code: z.enum(errorCodes), message: z.string() }) }),
+])
+
+/** A request without the lease that it is for. */
+type Question =
+  | { readonly method: 'release'; readonly shard: string }
+  | { readonly method: 'working' | 'cancel'; readonly shard: string; readonly effects: readonly string[] }
+
+/** The requests of one worker: those it asks, and those it answers from `serve` to `close`. */
+export class WorkerRequests {
+  readonly #link: NatsLink
+  readonly #subjects: Subjects
+  readonly #timeoutMs: number
+  #subscription: Subscription | null = null
+
+  /** @param timeoutMs how long an answer is waited for */
+  constructor(link: NatsLink, subjects: Subjects, timeoutMs: number) {
+    this.#link = link
+    this.#subjects = subjects
+    this.#timeoutMs = timeoutMs
+  }
+
+  // Asking.
+
+  /**
+   * Asks a worker under one of its leases. Gives the effects that it named, none for other questions; null when it is gone:
+   * nobody answers in time, or not under this lease. Never rejects.
+   */
+  async ask(worker: string, epoch: number, question: Question): Promise<readonly string[] | null> {
+    if (question.method === 'release') return this.#request(worker, { ...question, epoch })
+    const found: string[] = []
+    for (let at = 0; at < question.effects.length; at += maxEffects) {
+      const portion = question.effects.slice(at, at + maxEffects)
+      const named = await this.#request(worker, { ...question, epoch, effects: portion })
+      if (named === null) return null
+      found.push(...named.filter((effect) => portion.includes(effect)))
+    }
+    return found
+  }
+
+  async #request(worker: string, asked: z.input<typeof request>): Promise<readonly string[] | null> {
+    try {
+      const { connection } = this.#link
+      const text = JSON.stringify(asked)
+      const { data } = await connection.request(this.#subjects.worker(worker), text, { timeout: this.#timeoutMs })
+      const found = read(data, answer)
+      return 'error' in found ? null : found.effects
+    } catch {
+      return null
+    }
+  }
+
+  // Answering.
+
+  /**
+   * Answers from now on.
+   * @param epoch number of the lease that is held; null while there is none
+   * @throws TroupeError `ID_INVALID` for a name that is no token.
+   */
+  serve(worker: string, epoch: () => number | null, work: WorkerWork): void {
+    this.close()
+    this.#subscription = this.#link.connection.subscribe(this.#subjects.worker(worker), {
+      callback: (error, message) => {
+        if (error === null) void this.#answer(message, epoch, work)
+      },
+    })
+  }
+
+  async #answer(message: Msg, epoch: () => number | null, work: WorkerWork): Promise<void> {
+    const holds = epoch()
+    // Another process may have the name by now: the answer is left to it.
+    if (holds === null) return
+    const found = await answerTo(message.data, holds, work).catch((thrown: unknown) => {
+      const { code, message: text } = toTroupeError(thrown, 'STORE_FAILED')
+      return { error: { code, message: text.slice(0, 1_000) } }
+    })
+    try {
+      message.respond(JSON.stringify(found))
+    } catch {
+      // The connection is closed: whoever asked is told by time.
+    }
+  }
+
+  /** Answers nobody any more. */
+  close(): void {
+    this.#subscription?.unsubscribe()
+    this.#subscription = null
+  }
+}
+
+async function answerTo(data: Uint8Array, epoch: number, work: WorkerWork): Promise<z.input<typeof answer>> {
+  const asked = read(data, request)
+  if (asked.epoch !== epoch) {
+    throw new TroupeError('SHARD_ELSEWHERE', `the lease ${asked.epoch} is over, this one is ${epoch}`)
+  }
+  if (asked.method === 'working') return { effects: [...work.working(asked.shard, asked.effects)] }
+  if (asked.method === 'cancel') work.cancel(asked.shard, asked.effects)
+  else await work.leave(asked.shard)
+  return { effects: [] }
+}
+
+function read<Shape extends z.ZodType>(data: Uint8Array, shape: Shape): z.output<Shape> {
+  if (data.length > maxBytes) {
+    throw new TroupeError('ENVELOPE_TOO_LARGE', `more than ${maxBytes} bytes between workers`)
+  }
+  let value: unknown
+  try {
+    value = JSON.parse(Buffer.from(data).toString('utf8'))
+  } catch {
+    throw new TroupeError('ENVELOPE_INVALID', 'what came from another worker is not JSON')
+  }
+  const found = shape.safeParse(value)
+  if (found.success) return found.data
+  throw new TroupeError('ENVELOPE_INVALID', `what came from another worker is not understood: ${found.error.message}`)
+}
