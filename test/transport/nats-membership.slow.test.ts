@@ -112,6 +112,18 @@ test('NM3 membership: another announcement and another lease of a name are told,
   await second.release()
 })
 
+test('NM3 membership: another lease is told also when nobody saw the end of the one before', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const { list, seen } = await opened(subjects)
+  const put = (epoch: number) =>
+    link.connection.request(`$KV.${subjects.stream('workers')}.a`, JSON.stringify({ crews: {}, epoch }))
+  for (const epoch of [5, 5, 9, 9]) await put(epoch)
+  await expect.poll(() => list.members.get('a')).toMatchObject({ epoch: 9, revision: 4 })
+  expect(seen).toEqual(['a', 'a'])
+  expect(list.lastSeen('a.5')).not.toBe(null)
+  list.close()
+})
+
 test('NM1 membership: an entry that nobody can read is nobody', async () => {
   const subjects = new Subjects(`members${++count}`)
   const { list } = await opened(subjects)
