@@ -146,6 +146,7 @@ export class JetStreamPull {
     this.#isPaused = true
   }
 
+  /** Goes on after `pause`. */
   resume(): void {
     if (!this.#isPaused) return
     this.#isPaused = false
