@@ -79,7 +79,16 @@ describe('event stream', () => {
       await own.kill()
       for (const shard of shards) await source.commit(shard, {}, events)
       await own.start()
-      await expect.poll(() => over.connection.flush().then(() => true, () => false), { timeout: 5_000 }).toBe(true)
+      await expect
+        .poll(
+          () =>
+            over.connection.flush().then(
+              () => true,
+              () => false,
+            ),
+          { timeout: 5_000 },
+        )
+        .toBe(true)
     }
     await events.flush()
     const { ids: found, twice } = byShard(await stored({ link: over, subjects }))
