@@ -91,7 +91,9 @@ test('readme: every command of the command line is there, and no other', () => {
       .replace(/ {3,}.*$/, '')
       .split(' | '),
   )
-  const built = [...read('runtime/cli/main.ts').matchAll(/^(?:storeCommand|program\s*\.command)\('([a-z-]+)/gm)]
+  const built = [
+    ...read('runtime/cli/main.ts').matchAll(/^(?:storeCommand|natsCommand|program\s*\.command)\('([a-z-]+)/gm),
+  ]
   const commands = told.map((words) => words.split(' ')[0])
   expect(new Set(commands)).toEqual(new Set(built.map((match) => match[1])))
 })

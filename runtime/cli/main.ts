@@ -32,6 +32,11 @@ function storeCommand(words: string, description: string): Command {
     .option('--json', 'print one JSON object a line')
 }
 
+/** A command on the workers of a namespace. */
+function natsCommand(words: string, description: string): Command {
+  return natsOptions(program.command(words).description(description)).option('--json', 'print one JSON object a line')
+}
+
 /** Does a command's work, then ends the process: what a crew file left open does not hold it. */
 async function end(work: () => Promise<number>, json: boolean | undefined): Promise<void> {
   // The runtime's own timers hold no process.
@@ -103,14 +108,9 @@ storeCommand('repair <id>', 'tell what a damaged crew lost')
     end(async () => (await import('./journal.js')).repair(id, options), options.json),
   )
 
-natsOptions(
-  program
-    .command('events [subject]')
-    .description('follow the event stream of workers over NATS')
-    .option('--since <place>', 'begin behind this number of the stream, at this time, or with `all` (default: now)')
-    .option('--live', 'tokens and progress of tools, too')
-    .option('--json', 'print CloudEvents, one a line'),
-)
+natsCommand('events [subject]', 'follow the event stream of workers over NATS')
+  .option('--since <place>', 'begin behind this number of the stream, at this time, or with `all` (default: now)')
+  .option('--live', 'tokens and progress of tools, too')
   .addHelpText('after', "\nSUBJECT is the id of a crew, or a filter of subjects: '*.agent.>'")
   .action((subject: string | undefined, options: import('./events.js').EventsOptions) =>
     end(async () => (await import('./events.js')).events(subject, options), options.json),

@@ -70,3 +70,24 @@ test('SU2 subjects: a shard is in one partition, and the partitions are of one s
   expect(Math.max(...counts.values())).toBeLessThan(1_200)
   expect([...counts.keys()].every((partition) => partition >= 0 && partition < partitionCount)).toBe(true)
 })
+
+test('SU1 subjects: what follows events is a filter below them, or refused', () => {
+  expect(subjects.followed('event')).toBe('troupe.shop.event.>')
+  expect(subjects.followed('event', 'q3-report')).toBe('troupe.shop.event.q3-report.>')
+  expect(subjects.followed('live', '*.agent')).toBe('troupe.shop.live.*.agent.>')
+  expect(subjects.followed('event', '*.agent.>')).toBe('troupe.shop.event.*.agent.>')
+  expect(subjects.followed('event', 'a.agent.x.run.finished')).toBe('troupe.shop.event.a.agent.x.run.finished')
+  for (const bad of ['', '.', 'a.', '>.a', 'a.>.b', 'a b', 'a*', 'a\r\nPUB x 0', 'ä', 'x'.repeat(129)])
+    expect(() => subjects.followed('event', bad), bad).toThrow(refused)
+})
+
+test('SU3 subjects: an event of any type has a subject of bounded length, and two types do not meet', () => {
+  const event = (type: string) => subjects.event('a', 'agent/x', type)
+  expect(event('run.finished')).toBe('troupe.shop.event.a.agent.x.run.finished')
+  expect(subjects.live('a', 'agent/x', 'model.delta')).toBe('troupe.shop.live.a.agent.x.model.delta')
+  const many = 'a.'.repeat(100_000)
+  expect(event(many).length).toBeLessThan(300)
+  expect(event(`${many}b`)).not.toBe(event(many))
+  expect(event('x'.repeat(1_000).concat('.y').repeat(4)).length).toBeLessThan(1_500)
+  expect(event('a.>.*. ')).toBe('troupe.shop.event.a.agent.x.a._3e._2a._20')
+})
