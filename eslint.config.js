@@ -17,7 +17,7 @@ const mayImport = {
 }
 
 /** The composition root: it imports from every folder of the product, and is imported by package name only. */
-const compositionRoot = /^runtime\/(index\.ts$|cli\/)/
+const compositionRoot = /^runtime\/(index\.ts$|distributed\.ts$|cli\/)/
 const product = Object.keys(mayImport)
 
 /** The one home of each vendor library: files, or folders ending in `/`. A library that is not listed has none. */

@@ -243,6 +243,11 @@ export class CrewHandle<Output = unknown> {
       const message = `the runtime was closed before ${runId} ended; it goes on when ${this.id} is spawned again`
       return new TroupeError('RUNTIME_CLOSED', message, { details: { runId } })
     }
+    if (stopped.code === 'SHARD_FENCED')
+      return new TroupeError('SHARD_ELSEWHERE', `${this.id} went to another worker`, {
+        retryable: true,
+        cause: stopped,
+      })
     return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${stopped.code}: ${stopped.message}`, {
       cause: stopped,
       details: { runId, reason: stopped.code },

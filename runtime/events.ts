@@ -97,8 +97,11 @@ interface Subscriber {
 /** Fans the events of durable commits out to whoever watches. */
 export class EventHub {
   readonly #subscribers = new Map<string, Set<Subscriber>>()
+  /** Called with the events of every shard, before anybody else. */
+  tap: ((shard: string, events: readonly PlacedEvent[]) => void) | null = null
 
   publish(shard: string, events: readonly PlacedEvent[]): void {
+    this.tap?.(shard, events)
     for (const subscriber of this.#subscribers.get(shard) ?? []) subscriber.take(events)
   }
 

@@ -10,6 +10,7 @@ import { createLevelJournal } from '../transport/level-journal.js'
 import { createMemoryJournal } from '../transport/memory-journal.js'
 import { listenControl, type Unlisten } from './control.js'
 import type { Agent, Crew } from './define.js'
+import type { DistributedOptions } from './distributed.js'
 import type { LiveCrew } from './dispatcher.js'
 import { isTroupeError, TroupeError } from './errors.js'
 import type { Runtime } from './face.js'
@@ -21,8 +22,9 @@ import type { RunInput, StartOptions } from './run-input.js'
 import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
 import { Scope } from './scope.js'
 import { systemClock } from './system-clock.js'
-import { Worker } from './worker.js'
+import { Worker, type WorkerOptions } from './worker.js'
 
+export type { DistributedOptions, DistributedRuntime } from './distributed.js'
 export type { ProviderOptions } from '../actors/providers.js'
 export {
   fault,
@@ -65,6 +67,12 @@ export interface RuntimeOptions {
    * @default 'power'
    */
   readonly durability?: 'process' | 'power'
+  /**
+   * Work together with other processes over NATS: where it is, or how to take part. Crews are kept in JetStream then, and
+   * `store` is not used.
+   * @default none: everything is in this process
+   */
+  readonly nats?: string | DistributedOptions | undefined
   /** Live objects for tools; never journalled. */
   readonly deps?: unknown
   /** Providers by name: base URL, key, `fetch`. Known ones need none. */
@@ -128,6 +136,12 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
     const live = { prepared, model, tools }
     bound.set(crew, live)
     return live
+  }
+  if (options.nats !== undefined && options.nats !== '') {
+    const { joinNamespace } = await import('./distributed.js')
+    const nats = typeof options.nats === 'string' ? { servers: options.nats } : options.nats
+    const newWorker = (journal: Journal, more: Partial<WorkerOptions>) => workerOn(journal, options, log, more)
+    return joinNamespace({ nats, log, bind, newWorker, closePorts: () => model.close() })
   }
   if (options.store === undefined) {
     const worker = await open(createMemoryJournal(), options, log)
@@ -211,7 +225,13 @@ function onlySpawned(): never {
 }
 
 async function open(journal: Journal, options: RuntimeOptions, log: Log): Promise<Worker> {
-  const worker = new Worker({
+  const worker = workerOn(journal, options, log)
+  await worker.open()
+  return worker
+}
+
+function workerOn(journal: Journal, options: RuntimeOptions, log: Log, more: Partial<WorkerOptions> = {}): Worker {
+  return new Worker({
     journal,
     log,
     executor: `${process.pid}`,
@@ -219,9 +239,8 @@ async function open(journal: Journal, options: RuntimeOptions, log: Log): Promis
     context: { scope: new Scope(), machines },
     checks: (options.checks ?? defaultChecks()) === 'on',
     ...(options.idleMs === undefined ? {} : { idleMs: options.idleMs }),
+    ...more,
   })
-  await worker.open()
-  return worker
 }
 
 /**

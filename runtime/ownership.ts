@@ -40,6 +40,8 @@ export interface Ownership {
   withdraw(): Promise<void>
   /** Sends an outcome to wherever the shard is now. Resolves when it will get there. */
   send(shard: string, draft: Draft): Promise<void>
+  /** Resolves when the letters that are stored for a shard now were taken, or after a while: an executor that is gone may have sent one last. */
+  mailTaken(shard: string): Promise<void>
   /** Called after workers came or went, or the own lease was lost or taken again. */
   onChange: () => void
 }

@@ -97,7 +97,7 @@ export class Runtime {
     const crew = toCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const live = this.#parts.bind(crew)
-    const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true })
+    const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: crew.name })
     await shard.define(live)
     const handle = new CrewHandle<Output>(id, this.worker, live)
     this.#crews.get(id)?.release()

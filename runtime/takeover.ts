@@ -21,6 +21,9 @@ import { type Effect, type ShardState, type Timer, versionsOf } from './state.js
 /** Crashes over one piece of work before it is given up. */
 export const maxCrashes = 3
 
+/** When an executor that did not answer is asked again. */
+const askAgainMs = 250
+
 /** What a takeover needs of its process. */
 interface TakingHost {
   readonly journal: Journal
@@ -138,9 +141,13 @@ export class Takeover {
     crashes: Readonly<Record<string, number>>,
   ): Promise<void> {
     let kept: readonly string[] | null = null
-    while (kept === null && this.#shard.isActive())
+    while (this.#shard.isActive()) {
       kept = ownership.lives(executor) ? await ownership.working(executor, this.#shard.id, ids) : []
+      if (kept !== null) break
+      await new Promise<void>((resolve) => this.#host.ports.clock.after(askAgainMs, resolve))
+    }
     const gone = ids.filter((id) => kept?.includes(id) === false)
+    if (gone.length > 0) await ownership.mailTaken(this.#shard.id)
     const effects = gone.map((id) => this.#shard.state().effects.get(id)).filter((effect) => effect !== undefined)
     await this.#interruptAll(effects, crashes).catch(() => undefined)
   }
@@ -158,10 +165,16 @@ export class Takeover {
   interruptLost(): void {
     const { ownership } = this.#host
     if (ownership === null) return
-    for (const effect of this.#shard.state().effects.values()) {
-      if (effect.parked || this.#shard.worksOn(effect.id) || ownership.lives(effect.executor)) continue
-      this.#interrupt(effect, false).catch(() => undefined)
-    }
+    const lost = [...this.#shard.state().effects.values()].filter(
+      ({ id, executor, parked }) => !parked && !this.#shard.worksOn(id) && !ownership.lives(executor),
+    )
+    if (lost.length > 0) void ownership.mailTaken(this.#shard.id).then(() => this.#interruptStill(lost))
+  }
+
+  /** Those that are still open. Never rejects. */
+  async #interruptStill(lost: readonly Effect[]): Promise<void> {
+    const open = lost.filter(({ id }) => this.#shard.state().effects.has(id))
+    await this.#interruptAll(open, {}).catch(() => undefined)
   }
 
   async #interrupt(effect: Effect, crashed: boolean): Promise<void> {

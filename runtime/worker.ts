@@ -67,6 +67,8 @@ export class Worker {
   /** Shards that were left while ports still worked for them. */
   readonly #departed = new Set<Shard>()
   readonly #sent = new Set<string>()
+  /** What new shards are to run, until they are defined. */
+  readonly #intended = new Map<string, string>()
   #changing: Promise<void> | null = null
   #changed = false
   #closing = false
@@ -129,6 +131,24 @@ export class Worker {
     return this.#wakeAll(open)
   }
 
+  /** Whether this worker is to own a shard. @param crew name of the crew that a new shard is to run */
+  async owns(id: string, crew = ''): Promise<boolean> {
+    const active = this.#active.get(id)
+    return this.#owns(id, active === undefined ? await this.#crewOf(id, crew) : this.#nameOf(active))
+  }
+
+  /** Name of the crew of a shard that is not active here. @param intended what it is to run when it is new */
+  async #crewOf(id: string, intended: string): Promise<string> {
+    let head = await this.journal.head(id)
+    // What is not known here may be somewhere else by now.
+    if (head.sequence === 0) head = await this.journal.refresh(id)
+    return head.removed || (head.crew ?? '') === '' ? intended : head.crew!
+  }
+
+  #nameOf(shard: Shard): string {
+    return shard.crewName === '' ? (this.#intended.get(shard.id) ?? '') : shard.crewName
+  }
+
   #owns(shard: string, crew: string): boolean {
     return this.#options.ownership?.owns(shard, crew) ?? true
   }
@@ -152,10 +172,10 @@ export class Worker {
    * The shard, rebuilt when it is not active.
    * @throws TroupeError as `Shard.activate`.
    */
-  shard(id: string, options: { readonly acceptUpgrade?: boolean } = {}): Promise<Shard> {
+  shard(id: string, options: { readonly acceptUpgrade?: boolean; readonly crew?: string } = {}): Promise<Shard> {
     if (this.#closing) return Promise.reject(new TroupeError('RUNTIME_CLOSED', 'the runtime is closed'))
     const active = this.#active.get(id)
-    if (active !== undefined && !this.#owns(id, active.crewName)) return Promise.reject(elsewhere(id))
+    if (active !== undefined && !this.#owns(id, this.#nameOf(active))) return Promise.reject(elsewhere(id))
     if (active !== undefined) {
       active.lastUsed = this.#options.ports.clock.monotonic()
       return Promise.resolve(active)
@@ -165,7 +185,7 @@ export class Worker {
     // Whoever woke the shard for its open work did not accept an upgrade: its refusal is not this caller's.
     const before = known?.catch(() => null) ?? Promise.resolve(null)
     const activating = before
-      .then((shard) => shard ?? this.#activate(id, options.acceptUpgrade === true))
+      .then((shard) => shard ?? this.#activate(id, options.acceptUpgrade === true, options.crew ?? ''))
       .finally(() => {
         if (this.#activating.get(id) === activating) this.#activating.delete(id)
       })
@@ -202,10 +222,12 @@ export class Worker {
     }
   }
 
-  async #activate(id: string, acceptUpgrade: boolean): Promise<Shard> {
+  async #activate(id: string, acceptUpgrade: boolean, crew: string): Promise<Shard> {
     await this.#unloading.get(id)
-    if (this.#options.ownership !== undefined && !this.#owns(id, (await this.journal.head(id)).crew ?? ''))
-      throw elsewhere(id)
+    if (this.#options.ownership !== undefined) {
+      if (!this.#owns(id, await this.#crewOf(id, crew))) throw elsewhere(id)
+      this.#intended.set(id, crew)
+    }
     const options: ActivateOptions = { unclean: this.#unclean && !this.#counted.has(id), acceptUpgrade }
     const shard = await Shard.activate(id, this.#host, options)
     this.#counted.add(id)
@@ -214,6 +236,7 @@ export class Worker {
     this.#active.set(id, shard)
     const code = this.#options.crewOf?.(shard.crewName)
     if (code !== undefined) await shard.define(code)
+    if (shard.crewName !== '') this.#intended.delete(id)
     return shard
   }
 
@@ -311,7 +334,7 @@ export class Worker {
       const holds = ownership!.lives(owner)
       // What was taken under a lease that is lost may be somebody else's by now.
       for (const shard of [...this.#active.values()]) if (!holds || shard.owner !== owner) shard.abandon()
-      const foreign = [...this.#active].filter(([id, shard]) => !this.#owns(id, shard.crewName))
+      const foreign = [...this.#active].filter(([id, shard]) => !this.#owns(id, this.#nameOf(shard)))
       await Promise.all(foreign.map(([id]) => this.leave(id)))
       if (this.#closing) return
       for (const shard of this.#active.values()) shard.interruptLost()
@@ -352,7 +375,8 @@ export class Worker {
     this.#active.delete(id)
     this.#schedule(id, null)
     // Whoever took it may not know yet that it is not to own it.
-    if (this.#owns(id, shard.crewName)) this.#tryAgain(id)
+    if (this.#owns(id, this.#nameOf(shard))) this.#tryAgain(id)
+    this.#intended.delete(id)
     if (shard.working === 0) return
     this.#departed.add(shard)
     const look = (): void => {

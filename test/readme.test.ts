@@ -76,7 +76,7 @@ test('readme: the errors are the codes, in their order, and each says something'
 
 test('readme: no other heading looks like a code, and no code is named that is none', () => {
   const named = [...readme.matchAll(/`([A-Z]+(?:_[A-Z]+)+)`/g)].map((match) => match[1] ?? '')
-  const variables = ['NODE_ENV', 'OPENAI_API_KEY', 'OPENAI_BASE_URL']
+  const variables = ['NATS_PASSWORD', 'NATS_USER', 'NODE_ENV', 'OPENAI_API_KEY', 'OPENAI_BASE_URL']
   expect(
     named.filter((name) => !variables.includes(name) && !(errorCodes as readonly string[]).includes(name)),
   ).toEqual([])
@@ -92,7 +92,9 @@ test('readme: every command of the command line is there, and no other', () => {
       .split(' | '),
   )
   const built = [
-    ...read('runtime/cli/main.ts').matchAll(/^(?:storeCommand|natsCommand|program\s*\.command)\('([a-z-]+)/gm),
+    ...read('runtime/cli/main.ts').matchAll(
+      /^(?:storeCommand|localCommand|natsCommand|program\s*\.command)\('([a-z-]+)/gm,
+    ),
   ]
   const commands = told.map((words) => words.split(' ')[0])
   expect(new Set(commands)).toEqual(new Set(built.map((match) => match[1])))

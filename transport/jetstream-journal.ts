@@ -119,7 +119,7 @@ class JetStreamJournal implements Journal {
   // Life.
 
   async open(): Promise<OpenReport> {
-    const { subjects, worker } = this.#options
+    const { link, subjects, worker, replicas } = this.#options
     if (this.#state !== 'closed') throw new TroupeError('STORE_BUSY', `${worker} is open already`)
     this.#state = 'opening'
     try {

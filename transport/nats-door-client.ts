@@ -44,7 +44,8 @@ const maxWaitingBytes = 8 * 1_048_576
 
 /** How to reach the doors of a namespace. */
 export interface DoorClientOptions {
-  readonly link: NatsLink
+  /** JetStream is not needed. */
+  readonly link: Pick<NatsLink, 'connection'>
   readonly subjects: Subjects
   /** Our token in subjects, which the server's permissions may bind. @default a random one */
   readonly client?: string

@@ -16,6 +16,7 @@
  * - ND5 Work for a client that does not listen any more ends within three seconds.
  */
 import { randomUUID } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 import { createInbox, type Msg, type NatsConnection, type Subscription } from '@nats-io/transport-node'
 import { type ControlRequest, controlRequest, maxRequestBytes, readLine, tooLong } from '../runtime/control-wire.js'
 import { checkId } from '../runtime/envelope.js'
@@ -29,12 +30,15 @@ import type { Subjects } from './subjects.js'
 const maxRequests = 256
 /** When nothing else is sent for so long, the client is told that we live. */
 const aliveMs = 1_000
+/** How long closing waits for the server, twice. */
+const closeMs = 500
 /** Who of the workers answers a question that each of them could. */
 const queue = 'workers'
 
 /** What a door needs. */
 export interface DoorOptions {
-  readonly link: NatsLink
+  /** JetStream is not needed. */
+  readonly link: Pick<NatsLink, 'connection'>
   readonly subjects: Subjects
   /**
    * Does what is asked, and yields its answers as `answerRequest` does. The signal says that nobody wants them any more.
@@ -57,7 +61,7 @@ export interface Door {
   readonly underWay: number
   /** Requests that were refused before anything was done for them. */
   readonly refused: number
-  /** Takes no more requests, and sends whoever waits to the next worker. */
+  /** Takes no more requests, and sends whoever waits to the next worker. Takes at most a second. */
   close(): Promise<void>
 }
 
@@ -108,15 +112,15 @@ class NatsDoor implements Door {
     if (this.#closed) return
     this.#closed = true
     clearInterval(this.#alive)
-    const [, ...doors] = this.#subscriptions
-    await Promise.all(doors.map((each) => each.drain().catch(() => undefined)))
+    const [left, ...doors] = this.#subscriptions
+    await inTime(Promise.all(doors.map((each) => each.drain())))
     const elsewhere = new TroupeError('SHARD_ELSEWHERE', 'this worker leaves', { retryable: true })
     for (const asker of this.#askers.values()) {
       void asker.send({ error: elsewhere.toRecord() })
       asker.leave()
     }
-    await this.#connection.flush().catch(() => undefined)
-    this.#subscriptions[0]?.unsubscribe()
+    await inTime(this.#connection.flush())
+    left?.unsubscribe()
   }
 
   #subscribe(subject: string, group: string | undefined, take: (message: Msg) => void): Subscription {
@@ -279,6 +283,15 @@ function isId(id: string): boolean {
   } catch {
     return false
   }
+}
+
+/** Waits for the server, but not for one that is away. */
+async function inTime(work: Promise<unknown>): Promise<void> {
+  const late = new AbortController()
+  const timeout = delay(closeMs, undefined, { signal: late.signal, ref: false })
+  await Promise.race([work, timeout]).catch(() => undefined)
+  late.abort()
+  await timeout.catch(() => undefined)
 }
 
 function tokenOf(subject: string): string {

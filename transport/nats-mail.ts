@@ -58,6 +58,8 @@ export interface MailReceiver {
 
 /** How long the server may take to store a letter before it is tried again. */
 const storeMs = 2_000
+/** How often it is looked whether the letters of a shard were taken. */
+const takenAgainMs = 100
 const longestPauseMs = 5_000
 const parkedMs = 30_000
 const longestReason = 500
@@ -180,6 +182,17 @@ export class NatsMail {
   /** Letters of stopped shards that this process gave back and that are not due yet. */
   get parked(): number {
     return [...this.#readers.values()].reduce((sum, { parked }) => sum + parked, 0)
+  }
+
+  /** Resolves when no letter of a shard is stored, or after `patienceMs`. Never rejects. */
+  async taken(shard: string, patienceMs = 5_000): Promise<void> {
+    const { link, subjects } = this.#options
+    const filter = { subjects_filter: subjects.mailsOf(shard) }
+    for (const until = performance.now() + patienceMs; performance.now() < until && this.#state !== 'closed'; ) {
+      const info = await link.manager.streams.info(subjects.stream('mail'), filter).catch(() => null)
+      if (info !== null && Object.keys(info.state.subjects ?? {}).length === 0) return
+      await wait(takenAgainMs)
+    }
   }
 
   /** Reads no more: resolves when what was begun is taken or refused, the rest is given back, and the server knows. */

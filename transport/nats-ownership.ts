@@ -37,7 +37,7 @@ export interface NatsOwnershipOptions {
   /** Crews whose code is here, with its versions. */
   readonly crews: Crews
   /** Takes letters to shards; resolves when they will get there. */
-  readonly mail: { send(shard: string, draft: Draft): Promise<void> }
+  readonly mail: { send(shard: string, draft: Draft): Promise<void>; taken(shard: string): Promise<void> }
   /** How long the answer of another worker is waited for. @default 5_000 */
   readonly requestMs?: number
 }
@@ -161,6 +161,12 @@ export class NatsOwnership implements Ownership {
     return partitions
   }
 
+  /** Partitions in which shards of this worker may be. */
+  partitions(): ReadonlySet<number> {
+    const crews = this.#lease.isHeld ? Object.keys(this.#crews) : []
+    return new Set(crews.flatMap((crew) => [...this.#partitionsOf(crew)]))
+  }
+
   lives(owner: string): boolean {
     const { worker, epoch } = partsOf(owner)
     if (worker === this.#options.worker) return epoch === this.epoch && this.#lease.isHeld
@@ -193,11 +199,11 @@ export class NatsOwnership implements Ownership {
     await this.#requests.ask(worker, epoch, { method: 'release', shard })
   }
 
-  async working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[]> {
+  async working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
     const { worker, epoch } = partsOf(executor)
     if (executor === this.owner) return this.#work?.working(shard, effects) ?? []
     if (worker === this.#options.worker) return []
-    return (await this.#requests.ask(worker, epoch, { method: 'working', shard, effects })) ?? []
+    return this.#requests.ask(worker, epoch, { method: 'working', shard, effects })
   }
 
   cancel(executor: string, shard: string, effects: readonly string[]): void {
@@ -210,6 +216,10 @@ export class NatsOwnership implements Ownership {
 
   send(shard: string, draft: Draft): Promise<void> {
     return this.#options.mail.send(shard, draft)
+  }
+
+  mailTaken(shard: string): Promise<void> {
+    return this.#options.mail.taken(shard)
   }
 }
 

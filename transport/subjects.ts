@@ -63,6 +63,11 @@ export class Subjects {
     return partition === undefined ? `${this.#prefix}.mail.>` : `${this.#prefix}.mail.${partition}.>`
   }
 
+  /** All mail of a shard. */
+  mailsOf(shard: string): string {
+    return `${this.#prefix}.mail.${partitionOf(shard)}.${token(shard)}.>`
+  }
+
   /** The shard of a mail's subject. */
   shardOfMail(subject: string): string {
     return subject.split('.')[4] ?? ''

@@ -18,7 +18,7 @@ const shownCharacters = 100
 
 /** Prints the commits of a crew. */
 export async function journal(id: string, options: StoreOptions & { readonly from: number }): Promise<number> {
-  return withStore(options.store, async (runtime) => {
+  return withStore(options, async (runtime) => {
     for await (const commit of runtime.journal(id, options.from)) {
       if (options.json === true) writeJson(toJson(commit))
       else writeCommit(commit)

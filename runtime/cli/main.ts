@@ -24,7 +24,7 @@ const program = new Command('troupe')
   .exitOverride()
 
 /** A command on a store. */
-function storeCommand(words: string, description: string): Command {
+function localCommand(words: string, description: string): Command {
   return program
     .command(words)
     .description(description)
@@ -35,6 +35,11 @@ function storeCommand(words: string, description: string): Command {
 /** A command on the workers of a namespace. */
 function natsCommand(words: string, description: string): Command {
   return natsOptions(program.command(words).description(description)).option('--json', 'print one JSON object a line')
+}
+
+/** A command on a store, or on what workers share. */
+function storeCommand(words: string, description: string): Command {
+  return natsOptions(localCommand(words, description))
 }
 
 /** Does a command's work, then ends the process: what a crew file left open does not hold it. */
@@ -50,6 +55,12 @@ async function end(work: () => Promise<number>, json: boolean | undefined): Prom
   }
   await Promise.all([process.stdout, process.stderr].map((stream) => new Promise((done) => stream.write('', done))))
   process.exit(code)
+}
+
+function whole(text: string): number {
+  const value = Number(text)
+  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('a whole number from 1')
+  return value
 }
 
 function sequence(text: string): number {
@@ -102,10 +113,19 @@ storeCommand('cancel <id>', 'end the current run of a crew')
     end(async () => (await import('./show.js')).command('cancel', id, options), options.json),
   )
 
-storeCommand('repair <id>', 'tell what a damaged crew lost')
+localCommand('repair <id>', 'tell what a damaged crew lost')
   .option('--accept-loss', 'go on from its last sound record')
   .action((id: string, options: Options & { acceptLoss?: boolean }) =>
     end(async () => (await import('./journal.js')).repair(id, options), options.json),
+  )
+
+natsCommand('worker <files...>', 'run crews of these files for whoever asks over NATS')
+  .option('--name <name>', 'name of this worker (default: made of host and process)')
+  .option('--lease <ms>', 'a worker that is silent for so long loses its crews', whole, 5_000)
+  .option('--replicas <count>', 'copies in a cluster of NATS servers', whole, 1)
+  .option('--grace <ms>', 'how long a stop waits for what is running', whole, 30_000)
+  .action((files: string[], options: import('./worker.js').WorkerCommandOptions) =>
+    end(async () => (await import('./worker.js')).worker(files, options), options.json),
   )
 
 natsCommand('events [subject]', 'follow the event stream of workers over NATS')

@@ -7,7 +7,7 @@
  * - CN1 A password comes from the environment as well as from the command line, where others of the machine see it.
  */
 import { readFileSync } from 'node:fs'
-import type { NatsLink } from '../../transport/nats-connection.js'
+import type { NatsLink, NatsOptions } from '../../transport/nats-connection.js'
 import type { Subjects } from '../../transport/subjects.js'
 import { TroupeError } from '../errors.js'
 
@@ -40,28 +40,30 @@ export function natsOptions<Command extends Optioned>(command: Command): Command
     .option('--password <text>', 'password (default: NATS_PASSWORD, which nobody else sees)')
 }
 
-/**
- * Connects as the options say.
- * @throws TroupeError `CONFIG_INVALID` without `--nats` or for a file that cannot be read, `ID_INVALID` for a namespace
- * that is none, and what `connectNats` throws.
- */
-export async function connectFrom(flags: NatsFlags): Promise<{ readonly link: NatsLink; readonly subjects: Subjects }> {
+/** How to reach NATS, as the options say. @throws TroupeError `CONFIG_INVALID` without `--nats` or for a file that cannot be read. */
+export function natsFrom(flags: NatsFlags): NatsOptions & { readonly namespace: string } {
   if (flags.nats === undefined) throw new TroupeError('CONFIG_INVALID', 'no NATS: give --nats nats://HOST:PORT')
+  const user = flags.user ?? process.env['NATS_USER']
+  const password = flags.password ?? process.env['NATS_PASSWORD']
+  return {
+    servers: flags.nats.split(','),
+    namespace: flags.namespace,
+    ...(user === undefined ? {} : { user }),
+    ...(password === undefined ? {} : { password }),
+    ...(flags.creds === undefined ? {} : { credsFile: flags.creds }),
+    ...(flags.nkey === undefined ? {} : { nkeySeed: seedIn(flags.nkey) }),
+  }
+}
+
+/** Connects as the options say. @throws TroupeError as `natsFrom`, `ID_INVALID` for a namespace that is none, and what `connectNats` throws. */
+export async function connectFrom(flags: NatsFlags): Promise<{ readonly link: NatsLink; readonly subjects: Subjects }> {
+  const options = natsFrom(flags)
   const [{ connectNats }, { Subjects }] = await Promise.all([
     import('../../transport/nats-connection.js'),
     import('../../transport/subjects.js'),
   ])
   const subjects = new Subjects(flags.namespace)
-  const user = flags.user ?? process.env['NATS_USER']
-  const password = flags.password ?? process.env['NATS_PASSWORD']
-  const link = await connectNats({
-    servers: flags.nats,
-    ...(user === undefined ? {} : { user }),
-    ...(password === undefined ? {} : { password }),
-    ...(flags.creds === undefined ? {} : { credsFile: flags.creds }),
-    ...(flags.nkey === undefined ? {} : { nkeySeed: seedIn(flags.nkey) }),
-  })
-  return { link, subjects }
+  return { link: await connectNats(options), subjects }
 }
 
 function seedIn(file: string): string {

@@ -18,6 +18,7 @@ import type { Run, RunResult } from '../run.js'
 import type { RunInput } from '../run-input.js'
 import type { RunInfo } from '../runtime.js'
 import { loadCrew } from './load.js'
+import { type NatsFlags, natsFrom } from './nats.js'
 import {
   count,
   dollars,
@@ -36,7 +37,7 @@ import {
 import { Progress } from './progress.js'
 
 /** Options of `troupe run`. */
-export interface RunOptions {
+export interface RunOptions extends NatsFlags {
   readonly input?: string
   readonly id?: string
   readonly new?: boolean
@@ -68,7 +69,9 @@ export async function run(file: string, options: RunOptions): Promise<number> {
     const input = await inputOf(options, loaded.input)
     const task = new Task(id, input, options, goOn(false))
     for (;;) {
-      const runtime = await createRuntime({ store: options.store })
+      const runtime = await createRuntime(
+        options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' } },
+      )
       try {
         const spawn = { id, acceptUpgrade: options.acceptUpgrade === true }
         const end = await task.follow(runtime, await runtime.spawn(loaded.crew, spawn), interruption)

@@ -9,6 +9,7 @@ import { TroupeError } from '../errors.js'
 import type { Runtime } from '../face.js'
 import { createRuntime } from '../index.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
+import { type NatsFlags, natsFrom } from './nats.js'
 import {
   count,
   dollars,
@@ -22,16 +23,21 @@ import {
   writeTable,
 } from './output.js'
 
-/** Options of every command on a store. */
-export interface StoreOptions {
+/** Options of every command on a store, or on what workers share over NATS. */
+export interface StoreOptions extends NatsFlags {
   readonly store: string
   readonly json?: boolean
 }
 
-/** Opens an existing store for one command, or reaches its owner. @throws TroupeError `CONFIG_INVALID` when there is none. */
-export async function withStore<T>(store: string, work: (runtime: Runtime) => Promise<T>): Promise<T> {
-  checkStore(store)
-  const runtime = await createRuntime({ store, log: 'silent' })
+/**
+ * Opens an existing store for one command, or reaches its owner, or the workers.
+ * @throws TroupeError `CONFIG_INVALID` when there is none.
+ */
+export async function withStore<T>(options: StoreOptions, work: (runtime: Runtime) => Promise<T>): Promise<T> {
+  if (options.nats === undefined) checkStore(options.store)
+  const where =
+    options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' as const } }
+  const runtime = await createRuntime({ ...where, log: 'silent' })
   try {
     return await work(runtime)
   } finally {
@@ -47,7 +53,7 @@ export function checkStore(store: string): void {
 
 /** Lists the crews of a store. */
 export async function ps(options: StoreOptions): Promise<number> {
-  return withStore(options.store, async (runtime) => {
+  return withStore(options, async (runtime) => {
     const rows: string[][] = [['CREW', 'COMMITS', 'STATE']]
     for await (const crew of runtime.list()) {
       if (options.json === true) writeJson(crew)
@@ -67,7 +73,7 @@ function stateOf({ openEffects, nextDueAt }: CrewInfo): string {
 
 /** Shows one crew. */
 export async function show(id: string, options: StoreOptions): Promise<number> {
-  return withStore(options.store, async (runtime) => {
+  return withStore(options, async (runtime) => {
     const details = await runtime.show(id)
     if (options.json === true) writeJson(details)
     else writeDetails(details)
@@ -120,7 +126,7 @@ async function told(
   done: string,
   work: (runtime: Runtime) => Promise<void>,
 ): Promise<number> {
-  await withStore(options.store, work)
+  await withStore(options, work)
   if (options.json === true) writeJson({ type: done, crew: id })
   else writeLine(`${id} ${done}`)
   return exitCodes.done

@@ -38,7 +38,7 @@ export class SimulatedCluster {
   /** Leases that ran out: their holders count as gone. */
   lost = 0
   /** Letters that nobody has taken yet. */
-  mail = 0
+  readonly #mail = new Set<Letter>()
 
   constructor(world: World) {
     this.#world = world
@@ -76,6 +76,15 @@ export class SimulatedCluster {
     for (const member of this.#members.values()) timeline.after(random.int(0, 30), member.process, () => member.look())
   }
 
+  /** Letters for a shard that nobody has taken yet. */
+  lettersOf(shard: string): readonly Letter[] {
+    return [...this.#mail].filter((letter) => letter.shard === shard)
+  }
+
+  isTaken(letter: Letter): boolean {
+    return this.#taken.has(letter)
+  }
+
   member(owner: string): SimulatedOwnership | undefined {
     return [...this.#members.values()].find((member) => member.owner === owner)
   }
@@ -86,7 +95,7 @@ export class SimulatedCluster {
 
   /** Keeps a letter and brings it to whoever owns its shard, until one has taken it. */
   post(letter: Letter): void {
-    this.mail += 1
+    this.#mail.add(letter)
     this.#bring(letter, this.#world.random.int(1, 50))
   }
 
@@ -119,7 +128,7 @@ export class SimulatedCluster {
     // Its acknowledgement may be lost: then it comes once more.
     if (random.chance(0.1)) return notes.fault('mail twice')
     this.#taken.add(letter)
-    this.mail -= 1
+    this.#mail.delete(letter)
   }
 }
 
@@ -280,6 +289,13 @@ export class SimulatedOwnership implements Ownership {
       this.#cluster.post({ shard, draft })
       return
     }
+  }
+
+  async mailTaken(shard: string): Promise<void> {
+    const { timeline } = this.#world
+    const letters = this.#cluster.lettersOf(shard)
+    for (let tries = 0; tries < 20 && letters.some((letter) => !this.#cluster.isTaken(letter)); tries++)
+      await timeline.wait(250, this.process)
   }
 
   async withdraw(): Promise<void> {

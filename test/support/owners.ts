@@ -92,6 +92,10 @@ export class Member implements Ownership {
     return
   }
 
+  async mailTaken(): Promise<void> {
+    return
+  }
+
   async send(shard: string, draft: Draft): Promise<void> {
     this.#owners.sent.push({ shard, draft })
   }

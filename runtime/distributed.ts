@@ -1,0 +1,245 @@
+/**
+ * The distributed runtime: one worker among others over NATS, or a client of theirs.
+ *
+ * Owns: the wiring of NATS: journal, ownership, mail, events, the door; the order in which they start and end.
+ * Does not own: what each of them does (`transport/`), the embedded runtime (`index.ts`).
+ *
+ * - DI1 Every crew is used through the door, those of this process too: where a crew is now makes no difference.
+ * - DI2 Closing hands the crews over before it waits for what still runs here; others go on with them meanwhile.
+ */
+import { randomBytes } from 'node:crypto'
+import { hostname } from 'node:os'
+import { createJetStreamJournal } from '../transport/jetstream-journal.js'
+import { connectNats, type NatsLink, type NatsOptions } from '../transport/nats-connection.js'
+import { type Door, openDoor } from '../transport/nats-door.js'
+import { createDoorClient } from '../transport/nats-door-client.js'
+import { NatsEvents } from '../transport/nats-events.js'
+import { NatsMail } from '../transport/nats-mail.js'
+import { NatsOwnership } from '../transport/nats-ownership.js'
+import { Subjects } from '../transport/subjects.js'
+import { answerRequest } from './control-answers.js'
+import type { CrewHandle as LocalHandle } from './crew-handle.js'
+import type { Agent, Crew } from './define.js'
+import { toCrew } from './define.js'
+import type { LiveCrew } from './dispatcher.js'
+import { TroupeError } from './errors.js'
+import type { CrewHandle, Runtime } from './face.js'
+import type { Journal } from './journal.js'
+import type { Log } from './log.js'
+import { RemoteRuntime } from './remote-runtime.js'
+import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
+import type { Worker, WorkerOptions } from './worker.js'
+
+/** How a runtime takes part. */
+export interface DistributedOptions extends NatsOptions {
+  /** Crews, workers, mail and events of one name belong together. @default 'default' */
+  readonly namespace?: string
+  /** `worker` runs crews; `client` only uses those that workers run. @default 'worker' */
+  readonly role?: 'worker' | 'client'
+  /** Name of this worker: `^[A-Za-z0-9_-]{1,64}$`, one process at a time. @default host name, process id and some chance */
+  readonly worker?: string
+  /** How long a worker that has gone silent keeps its crews, in milliseconds. @default 5_000 */
+  readonly leaseMs?: number
+  /** Copies of journal, mail and events in a cluster of NATS servers. @default 1 */
+  readonly replicas?: number
+}
+
+/** What the composition root gives. */
+export interface DistributedParts {
+  readonly nats: DistributedOptions
+  readonly log: Log
+  readonly bind: (crew: Crew) => LiveCrew
+  readonly newWorker: (journal: Journal, more: Partial<WorkerOptions>) => Worker
+  /** Ends the ports, when nothing runs any more. */
+  readonly closePorts: () => Promise<void>
+}
+
+/** Joins a namespace. @throws TroupeError `NATS_UNREACHABLE`, `NATS_DENIED`, `NATS_UNSUPPORTED`, `STORE_BUSY`, `CONFIG_INVALID`. */
+export async function joinNamespace(parts: DistributedParts): Promise<DistributedRuntime> {
+  const { nats } = parts
+  const subjects = new Subjects(nats.namespace ?? 'default')
+  const link = await connectNats({ name: nats.worker ?? 'troupe', ...nats })
+  try {
+    const member = nats.role === 'client' ? null : await Membership.join(parts, link, subjects)
+    return new DistributedRuntime(parts, link, subjects, member)
+  } catch (error) {
+    await link.connection.close()
+    throw error
+  }
+}
+
+/** A runtime whose crews are wherever their owner is. */
+export class DistributedRuntime extends RemoteRuntime implements Runtime {
+  readonly #parts: DistributedParts
+  readonly #link: NatsLink
+  readonly #member: Membership | null
+  #closed: Promise<void> | null = null
+
+  /** @internal Made by `joinNamespace`. */
+  constructor(parts: DistributedParts, link: NatsLink, subjects: Subjects, member: Membership | null) {
+    super({
+      channel: createDoorClient({ link, subjects }),
+      hashOf: (crew) => parts.bind(crew).prepared.hash,
+    })
+    this.#parts = parts
+    this.#link = link
+    this.#member = member
+  }
+
+  /** Name of this worker; null for a client. */
+  get worker(): string | null {
+    return this.#member?.name ?? null
+  }
+
+  /** Version of the server. */
+  get server(): string {
+    return this.#link.version
+  }
+
+  /** Lets this worker run crews of this definition. A client cannot. */
+  async offer(definition: Crew | Agent): Promise<void> {
+    if (this.#member === null) throw new TroupeError('CONFIG_INVALID', 'a client runs no crews')
+    await this.#member.offer(toCrew(definition))
+  }
+
+  override async spawn<Output>(
+    definition: Crew<Output> | Agent<Output>,
+    options: SpawnOptions = {},
+  ): Promise<CrewHandle<Output>> {
+    await this.#member?.offer(toCrew(definition))
+    return super.spawn(definition, options)
+  }
+
+  override close(options: { readonly graceMs?: number } = {}): Promise<void> {
+    this.#closed ??= this.#close(options.graceMs ?? 30_000)
+    return this.#closed
+  }
+
+  async #close(graceMs: number): Promise<void> {
+    await this.#member?.leave(graceMs)
+    await super.close()
+    await this.#link.connection.close()
+    await this.#parts.closePorts()
+  }
+}
+
+/** This process as one of the workers. */
+class Membership {
+  readonly name: string
+  readonly #parts: DistributedParts
+  readonly #ownership: NatsOwnership
+  readonly #crews: Map<string, LiveCrew>
+  readonly #worker: Worker
+  readonly #ends: readonly (() => Promise<void> | void)[]
+
+  private constructor(
+    parts: DistributedParts,
+    name: string,
+    ownership: NatsOwnership,
+    crews: Map<string, LiveCrew>,
+    worker: Worker,
+    ends: readonly (() => Promise<void> | void)[],
+  ) {
+    this.#parts = parts
+    this.name = name
+    this.#ownership = ownership
+    this.#crews = crews
+    this.#worker = worker
+    this.#ends = ends
+  }
+
+  static async join(parts: DistributedParts, link: NatsLink, subjects: Subjects): Promise<Membership> {
+    const { nats, log } = parts
+    const name = nats.worker ?? workerName()
+    const shared = { link, subjects, ...(nats.replicas === undefined ? {} : { replicas: nats.replicas }) }
+    const mail = await NatsMail.open({ ...shared, log })
+    const leaseMs = nats.leaseMs ?? 5_000
+    const ownership = await NatsOwnership.open({ ...shared, worker: name, leaseMs, crews: {}, mail })
+    const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch })
+    const crews = new Map<string, LiveCrew>()
+    const worker = parts.newWorker(journal, { executor: name, ownership, crewOf: (crew) => crews.get(crew) })
+    ownership.serve(worker)
+    await worker.open()
+    const events = await NatsEvents.open({ ...shared, journal, log })
+    worker.hub.tap = (shard, placed) => {
+      if (placed.some(({ event }) => event.type === 'shard.taken')) events.catchUp(shard)
+      else events.publish(shard, placed)
+    }
+    receive(mail, worker, ownership, log)
+    const door = await doorTo(worker, ownership, crews, parts, link, subjects)
+    const ends = [
+      () => mail.drain(),
+      () => worker.close(0),
+      () => door.close(),
+      () => events.close(),
+      () => mail.close(),
+      () => ownership.close(),
+    ]
+    return new Membership(parts, name, ownership, crews, worker, ends)
+  }
+
+  async offer(crew: Crew): Promise<void> {
+    const live = this.#parts.bind(crew)
+    if (this.#crews.get(crew.name) === live) return
+    this.#crews.set(crew.name, live)
+    const versions = [...this.#crews].map(([name, { prepared }]) => [name, prepared.hash] as const)
+    await this.#ownership.announce(Object.fromEntries(versions))
+  }
+
+  /** Hands everything over, waits up to `graceMs` for what runs, and goes. */
+  async leave(graceMs: number): Promise<void> {
+    await this.#worker.close(graceMs)
+    for (const end of this.#ends) await end()
+  }
+}
+
+/** Mail of this worker's shards, wherever they are at the moment. */
+function receive(mail: NatsMail, worker: Worker, ownership: NatsOwnership, log: Log): void {
+  mail.receive({
+    owns: (shard) => worker.owns(shard),
+    take: async (shard, draft) => void (await (await worker.shard(shard)).post(draft)),
+    dead: async (shard, _, code, reason) => log.warn('dead letter', { shard, code, reason }),
+  })
+  const settle = ownership.onChange
+  const listen = (): void => mail.listen(ownership.partitions())
+  ownership.onChange = () => {
+    settle()
+    listen()
+  }
+  listen()
+}
+
+function doorTo(
+  worker: Worker,
+  ownership: NatsOwnership,
+  crews: ReadonlyMap<string, LiveCrew>,
+  { log }: DistributedParts,
+  link: NatsLink,
+  subjects: Subjects,
+): Promise<Door> {
+  const bind = (crew: Crew): LiveCrew => crews.get(crew.name)!
+  const runtime = new LocalRuntime({ worker, bind, release: () => Promise.resolve() })
+  const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
+    const head = await worker.journal.head(id)
+    const live = crews.get(head.crew ?? name ?? '')
+    if (live === undefined) return undefined
+    const known = runtime.crew(id)
+    return known?.definition === live.prepared.hash ? known : runtime.spawn(live.prepared.crew, { id })
+  }
+  return openDoor({
+    link,
+    subjects,
+    log,
+    owns: (shard, name) => worker.owns(shard, name),
+    answer: (request, signal) =>
+      answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal),
+  })
+}
+
+/** A name that no other process has. */
+function workerName(): string {
+  const host = hostname()
+    .replaceAll(/[^A-Za-z0-9_-]/g, '-')
+    .slice(0, 40)
+  return `${host}-${process.pid}-${randomBytes(3).toString('hex')}`
+}
