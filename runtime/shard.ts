@@ -334,7 +334,10 @@ export class Shard {
   }
 
   async #loop(): Promise<void> {
+    const { ownership } = this.#host
     while (this.#mailbox.length > 0 && this.#stopped === null) {
+      // Whoever was paused finds out before it writes what nobody would look for.
+      if (ownership?.lives(ownership.owner) === false) throw this.#overtaken()
       const items = this.#mailbox.splice(0, maxCommits)
       const commits = items.map((item) => this.#decide(item.draft))
       for (const commit of commits) for (const run of commit.finished) this.#ending.add(run)

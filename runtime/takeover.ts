@@ -114,9 +114,9 @@ export class Takeover {
     if (previous === owner) return { unclean: false, downMs: 0 }
     const goneAt = previous === '' ? at : Math.max(at, ownership.lastSeen(previous) ?? at)
     const downMs = at === 0 ? 0 : Math.max(0, ports.clock.now() - goneAt)
-    const left = previous === '' || ownership.lives(previous)
     await this.#shard.own({ type: 'shard.taken', owner, downMs })
-    return { unclean: !left, downMs: 0 }
+    // One that lives, as far as is known here, and has not left when it was asked to may be dead as well.
+    return { unclean: previous !== '', downMs: 0 }
   }
 
   async #settleEffects(crashes: Readonly<Record<string, number>>): Promise<void> {

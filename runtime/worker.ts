@@ -46,6 +46,8 @@ const maxDelayMs = 2 ** 30
 const maxSent = 10_000
 /** When a shard that was left is looked after, one that could not be taken is tried again. */
 const againMs = 1_000
+/** When the journal is looked through once more after workers came or went. */
+const secondLookMs = 10_000
 
 /** Owner of shards. */
 export class Worker {
@@ -71,6 +73,7 @@ export class Worker {
   readonly #intended = new Map<string, string>()
   #changing: Promise<void> | null = null
   #changed = false
+  #secondLook: (() => void) | null = null
   #closing = false
   #closed = false
 
@@ -319,8 +322,11 @@ export class Worker {
   // ------------------------------------------------------------------------------------------ other workers
 
   /** Leaves what others are to own, takes up what this one is to own. One change at a time, the last one counts. */
-  #change(): void {
+  #change(again = true): void {
     this.#changed = true
+    // Who had them may have gone on for a moment: what it did last is seen at a second look.
+    this.#secondLook?.()
+    if (again) this.#secondLook = this.#options.ports.clock.after(secondLookMs, () => this.#change(false))
     this.#changing ??= this.#settle().finally(() => {
       this.#changing = null
     })
@@ -371,7 +377,8 @@ export class Worker {
   /** A shard has another owner now: it leaves memory when nothing runs for it here any more. */
   #depart(id: string): void {
     const shard = this.#active.get(id)
-    if (shard === undefined) return
+    // Overtaken while it was being taken: its timers are looked after again, if it is still to be this one's.
+    if (shard === undefined) return this.#tryAgain(id)
     this.#active.delete(id)
     this.#schedule(id, null)
     // Whoever took it may not know yet that it is not to own it.
@@ -413,6 +420,7 @@ export class Worker {
   async close(graceMs: number): Promise<void> {
     this.#closing = true
     await this.#withdraw(graceMs)
+    this.#secondLook?.()
     this.#sweep?.()
     for (const { cancel } of this.#wakes.values()) cancel()
     this.#wakes.clear()

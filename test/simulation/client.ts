@@ -31,7 +31,14 @@ export interface SimulatedCrew {
 }
 
 /** What the runtime may refuse work with, for some time. */
-const passing = new Set(['STORE_FULL', 'STORE_FAILED', 'MAILBOX_FULL', 'RUNTIME_CLOSED', 'SHARD_ELSEWHERE'])
+const passing = new Set([
+  'STORE_FULL',
+  'STORE_FAILED',
+  'MAILBOX_FULL',
+  'RUNTIME_CLOSED',
+  'SHARD_ELSEWHERE',
+  'SHARD_FENCED',
+])
 const pollMs = 7_000
 
 /** The client of one crew in one process. */

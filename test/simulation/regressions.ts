@@ -36,6 +36,9 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [1_026, 'a worker that was overtaken said it would do what it never began'],
   [1_039, 'timers fired behind the commit in which a shard was left'],
   [1_368, 'a living executor that did not answer once was taken for dead: a once call became unknown'],
+  [700_577, 'a shard that was overtaken while it was being taken was never looked after again'],
+  [3_266_589_007_074, 'an owner that was dead and not known to be counted no crash'],
+  [3_266_589_007_080, 'what an owner did last, after the next one had looked, waited for ever'],
   [779_356_458_462, 'what a stopped shard had in flight when its append failed was neither taken nor refused'],
   [1_711, 'a worker that closed took shards again with its next lease'],
 ]

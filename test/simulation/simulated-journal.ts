@@ -87,7 +87,8 @@ export class SimulatedJournal implements Journal {
     }
     if (this.#world.cluster !== null && !this.#world.calm && random.chance(plan.appendAmbiguous))
       return this.#landLate(record)
-    if (!this.#world.calm && random.chance(plan.appendAmbiguous) && this.#land(record)) {
+    const ambiguous = this.#world.cluster === null && !this.#world.calm
+    if (ambiguous && random.chance(plan.appendAmbiguous) && this.#land(record)) {
       notes.fault('append failed, landed')
       this.#ambiguous.set(record.shard, true)
       return this.#refuse(record, 'STORE_FAILED')
