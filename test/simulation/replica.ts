@@ -42,6 +42,8 @@ export interface ReplicaWorld {
   readonly ends: () => number
   /** Of these, the ones that did not close. */
   readonly crashes: () => number
+  /** Several workers: an owner that did not leave counts, whatever became of it. */
+  readonly workers: boolean
   /** When the present process started. */
   readonly startedAt: () => number
   /** Time so far in which there was no process. */
@@ -85,6 +87,8 @@ export class Replica {
   stalled = false
   /** A process ended since the last record. */
   #ended = false
+  /** Owners that did not leave the shard before the next one took it. */
+  #overtaken = 0
   #lastAt = 0
   #hashed = { sequence: -1, hash: '' }
   #run: Started | null = null
@@ -145,7 +149,7 @@ export class Replica {
   #takeCommit(envelope: Envelope, digest: Uint8Array): void {
     const { notes } = this.#world
     this.count.commits += 1
-    this.#crashesAt[this.state.sequence + 1] = this.#world.crashes()
+    this.#crashesAt[this.state.sequence + 1] = this.#crashes()
     notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
     this.#before(envelope)
     const stale = this.#isStale(envelope)
@@ -228,6 +232,7 @@ export class Replica {
   #taken(): void {
     const { notes } = this.#world
     if (this.state.sequence === 0) return
+    if (this.state.owner !== '') this.#overtaken += 1
     notes.reached(this.state.owner === '' ? 'shard taken from one that left it' : 'shard taken from one that was gone')
   }
 
@@ -251,9 +256,13 @@ export class Replica {
     else notes.reached('once call interrupted before its start')
   }
 
+  #crashes(): number {
+    return this.#world.workers ? this.#overtaken : this.#world.crashes()
+  }
+
   /** Three processes must have died since the work was asked for. */
   #checkGivenUp(work: string, since: number): void {
-    const crashes = this.#world.crashes() - (this.#crashesAt[since] ?? 0)
+    const crashes = this.#crashes() - (this.#crashesAt[since] ?? 0)
     this.#world.notes.check('poison', crashes >= 3, () => `${this.#where()}: ${work} is given up after ${crashes}`)
   }
 

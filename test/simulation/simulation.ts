@@ -134,6 +134,7 @@ class Simulation implements World {
       // Whose lease ran out counts as gone, whether it is or not.
       ends: () => this.#ends + (this.cluster?.lost ?? 0),
       crashes: () => this.#crashes + (this.cluster?.lost ?? 0),
+      workers: workers > 1,
       startedAt: () => this.#slots[0]!.startedAt,
       deadMs: () => this.#deadMs,
     }
