@@ -44,11 +44,16 @@ export interface DistributedOptions extends NatsOptions {
   readonly replicas?: number
 }
 
+/** Requests of clients under way at once: a crew that is waited for and followed has two. */
+const maxRequests = 4_096
+
 /** What the composition root gives. */
 export interface DistributedParts {
   readonly nats: DistributedOptions
   readonly log: Log
   readonly bind: (crew: Crew) => LiveCrew
+  /** Hash of a crew's definition. Whoever only uses crews needs no keys of their providers. */
+  readonly hashOf: (crew: Crew) => string
   readonly newWorker: (journal: Journal, more: Partial<WorkerOptions>) => Worker
   /** Ends the ports, when nothing runs any more. */
   readonly closePorts: () => Promise<void>
@@ -77,10 +82,7 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
 
   /** @internal Made by `joinNamespace`. */
   constructor(parts: DistributedParts, link: NatsLink, subjects: Subjects, member: Membership | null) {
-    super({
-      channel: createDoorClient({ link, subjects }),
-      hashOf: (crew) => parts.bind(crew).prepared.hash,
-    })
+    super({ channel: createDoorClient({ link, subjects }), hashOf: parts.hashOf })
     this.#parts = parts
     this.#link = link
     this.#member = member
@@ -157,7 +159,12 @@ class Membership {
     const ownership = await NatsOwnership.open({ ...shared, worker: name, leaseMs, crews: {}, mail })
     const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch })
     const crews = new Map<string, LiveCrew>()
-    const worker = parts.newWorker(journal, { executor: name, ownership, crewOf: (crew) => crews.get(crew) })
+    const worker = parts.newWorker(journal, {
+      ports: { clock: ownership.clock, random: Math.random },
+      executor: name,
+      ownership,
+      crewOf: (crew) => crews.get(crew),
+    })
     ownership.serve(worker)
     await worker.open()
     const events = await NatsEvents.open({ ...shared, journal, log })
@@ -230,6 +237,7 @@ function doorTo(
     link,
     subjects,
     log,
+    maxRequests,
     owns: (shard, name) => worker.owns(shard, name),
     answer: (request, signal) =>
       answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal),

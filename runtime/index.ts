@@ -16,6 +16,7 @@ import { isTroupeError, TroupeError } from './errors.js'
 import type { Runtime } from './face.js'
 import type { Journal } from './journal.js'
 import { createLog, type Log, type LogLevel } from './log.js'
+import type { ModelPort } from './ports.js'
 import { prepareCrew } from './prepared-crew.js'
 import type { RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
@@ -141,7 +142,14 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
     const { joinNamespace } = await import('./distributed.js')
     const nats = typeof options.nats === 'string' ? { servers: options.nats } : options.nats
     const newWorker = (journal: Journal, more: Partial<WorkerOptions>) => workerOn(journal, options, log, more)
-    return joinNamespace({ nats, log, bind, newWorker, closePorts: () => model.close() })
+    const unchecked: ModelPort = {
+      call: (request) => model.call(request),
+      price: (deployment) => model.price(deployment),
+      check: () => undefined,
+      close: () => model.close(),
+    }
+    const hashOf = (crew: Crew): string => prepareCrew(crew, unchecked).hash
+    return joinNamespace({ nats, log, bind, hashOf, newWorker, closePorts: () => model.close() })
   }
   if (options.store === undefined) {
     const worker = await open(createMemoryJournal(), options, log)

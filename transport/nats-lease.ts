@@ -41,12 +41,15 @@ interface Taken {
   readonly told: Announcement
   /** When it was asked for: the server counts from when it took it, which is not before. */
   readonly askedAt: number
+  readonly offsetMs: number
 }
 
 /** One lease. */
 export class NatsLease {
   /** The fencing number. */
   readonly epoch: number
+  /** Epoch milliseconds, by the server's clock, at which this process's monotonic clock stood at zero. */
+  readonly offsetMs: number
   readonly #bucket: KV
   readonly #worker: string
   readonly #ttlMs: number
@@ -62,13 +65,14 @@ export class NatsLease {
   #state: 'held' | 'lost' | 'released' = 'held'
   #onLost: () => void = () => undefined
 
-  private constructor({ bucket, worker, ttlMs, epoch, told, askedAt }: Taken) {
+  private constructor({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs }: Taken) {
     this.#bucket = bucket
     this.#worker = worker
     this.#ttlMs = ttlMs
     this.#told = told
     this.#stored = told
     this.epoch = epoch
+    this.offsetMs = offsetMs
     this.#revision = epoch
     this.#renewedAt = askedAt
     this.#expire()
@@ -83,7 +87,11 @@ export class NatsLease {
       const bucket = await new Kvm(client).create(subjects.stream('workers'), { ttl: ttlMs, history: 1, replicas })
       const askedAt = performance.now()
       const epoch = await bucket.create(worker, encodeAnnouncement(told))
-      return new NatsLease({ bucket, worker, ttlMs, epoch, told, askedAt })
+      const answeredAt = performance.now()
+      const entry = await bucket.get(worker)
+      // The server wrote its time on the entry somewhere in between.
+      const offsetMs = (entry?.created.getTime() ?? Date.now()) - (askedAt + answeredAt) / 2
+      return new NatsLease({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs })
     } catch (error) {
       if (!isOverwritten(error)) throw storeError(error)
       const message = `there is a worker ${worker} already`

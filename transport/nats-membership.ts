@@ -82,7 +82,7 @@ export class NatsMembership {
     return this.#members
   }
 
-  /** Epoch milliseconds when a renewal of an owner, `<worker>.<epoch>`, was last seen here; null for never. */
+  /** When, by the monotonic clock, a renewal of an owner, `<worker>.<epoch>`, was last seen here; null for never. */
   lastSeen(owner: string): number | null {
     return this.#seen.get(owner) ?? null
   }
@@ -140,7 +140,7 @@ export class NatsMembership {
 
   #saw(owner: string): void {
     this.#seen.delete(owner)
-    this.#seen.set(owner, Date.now())
+    this.#seen.set(owner, performance.now())
     for (const oldest of this.#seen.keys()) {
       if (this.#seen.size <= maxSeen) return
       this.#seen.delete(oldest)

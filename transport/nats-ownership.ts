@@ -14,6 +14,8 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Draft } from '../runtime/envelope.js'
 import type { Ownership } from '../runtime/ownership.js'
+import type { Clock } from '../runtime/ports.js'
+import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
 import { NatsLease } from './nats-lease.js'
 import { NatsMembership, ownerName } from './nats-membership.js'
@@ -57,6 +59,8 @@ export class NatsOwnership implements Ownership {
   /** The own partitions of each own crew, as the list is now. */
   readonly #partitions = new Map<string, ReadonlySet<number>>()
   #work: WorkerWork | null = null
+  /** The server's time, as it was when the first lease was taken, and held since. */
+  readonly clock: Clock
   onChange: () => void = () => undefined
 
   private constructor(options: NatsOwnershipOptions, lease: NatsLease, members: NatsMembership) {
@@ -66,6 +70,7 @@ export class NatsOwnership implements Ownership {
     this.#crews = options.crews
     this.#requests = new WorkerRequests(link, subjects, requestMs)
     this.#lease = lease
+    this.clock = clusterClock(lease.offsetMs)
     members.onChange = () => this.#change()
     lease.onLost = () => this.#lose()
   }
@@ -174,7 +179,8 @@ export class NatsOwnership implements Ownership {
   }
 
   lastSeen(owner: string): number | null {
-    return this.#members.lastSeen(owner)
+    const seenAt = this.#members.lastSeen(owner)
+    return seenAt === null ? null : Math.round(this.clock.now() - this.clock.monotonic() + seenAt)
   }
 
   /**

@@ -1,3 +1,6 @@
+import { execFile } from 'node:child_process'
+import { once } from 'node:events'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { type FollowedEvent, followEvents } from '../../transport/nats-follower.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
@@ -32,7 +35,8 @@ async function crowd(names: readonly string[], gates: Readonly<Record<number, Ga
   const workers = new Map<string, Command>()
   for (const name of names) workers.set(name, await start(name))
   const run = (...words: string[]): Command =>
-    troupe(['run', desk, ...flags, '--input', 'go', ...words], { cwd, model: scripted })
+    // Whoever only asks needs no key.
+    troupe(['run', desk, ...flags, '--input', 'go', ...words], { cwd, env: { OPENAI_API_KEY: '' } })
   const ask = (...words: string[]) => ended([...words, ...flags], { cwd })
   /** Events of the namespace so far. */
   const events = async (until: (event: FollowedEvent) => boolean): Promise<FollowedEvent[]> => {
@@ -47,7 +51,7 @@ async function crowd(names: readonly string[], gates: Readonly<Record<number, Ga
     const taken = all.filter(({ event }) => event.type === 'troupe.shard.taken').at(-1)
     return String(taken?.event.data['owner']).split('.')[0]!
   }
-  return { workers, start, run, ask, events, ownerOf, scripted }
+  return { workers, start, run, ask, events, ownerOf, scripted, namespace }
 }
 
 describe('workers over NATS', () => {
@@ -78,6 +82,37 @@ describe('workers over NATS', () => {
     expect(ownerOf(all)).not.toBe(first)
     // Three rounds, and the one that was cut again.
     expect(scripted.requests.count).toBe(4)
+  })
+
+  test('kill -9 of all: the next worker takes up what is open, without anybody asking for it', async () => {
+    const gate = new Gate()
+    const { workers, start, run, events } = await crowd(['w1'], { 2: gate })
+    const running = run()
+    await gate.reached
+    running.child.kill('SIGKILL')
+    workers.get('w1')!.child.kill('SIGKILL')
+    gate.open()
+    await start('w2')
+    const all = await events(({ event }) => event.type === 'troupe.run.finished')
+    expect(all.at(-1)!.event.data).toMatchObject({ code: null })
+  })
+
+  test('protocol: a client with a bare socket gives a task, hears its events and has its result over a kill', async () => {
+    const gate = new Gate()
+    const { workers, events, ownerOf, namespace } = await crowd(['w1', 'w2'], { 3: gate })
+    const script = join(import.meta.dirname, 'bare-client.ts')
+    const words = ['--import', 'jiti/register', script, `${server.port}`, namespace, 'desk', 'go']
+    const client = execFile(process.execPath, words, { cwd: join(import.meta.dirname, '../..') })
+    let said = ''
+    client.stdout!.on('data', (text: string) => (said += text))
+    await gate.reached
+    workers.get(ownerOf(await events(({ event }) => event.type === 'troupe.model.called')))!.child.kill('SIGKILL')
+    gate.open()
+    const [code] = (await once(client, 'close')) as [number]
+    expect(code, said).toBe(0)
+    expect(said).toContain('output All is known.')
+    for (const type of ['run.started', 'tool.finished', 'shard.taken', 'run.finished'])
+      expect(said).toContain(`event troupe.${type}`)
   })
 
   test('DI2 WO1 SIGTERM: a worker hands over; the call that it still has is not made again; a second signal ends it', async () => {

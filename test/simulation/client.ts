@@ -41,6 +41,18 @@ const passing = new Set([
 ])
 const pollMs = 7_000
 
+let causes = 0
+
+/** Tells one message of a client from another: each is decided once. */
+function nextCause(): string {
+  return `c${(causes += 1)}`
+}
+
+/** The causes of a seed begin anew with it. */
+export function resetCauses(): void {
+  causes = 0
+}
+
 /** The client of one crew in one process. */
 export class Client {
   readonly #world: World
@@ -71,7 +83,7 @@ export class Client {
   async command(type: 'crew.pause' | 'crew.resume' | 'crew.cancel', run?: string): Promise<void> {
     await this.#try(async (shard) => {
       const body = run === undefined ? { type } : { type, run }
-      await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
+      await shard.post({ from: 'client/local', to: crewAddress, cause: nextCause(), body, values: [] }, true)
     })
   }
 
@@ -143,7 +155,7 @@ export class Client {
     const values = [...(system === null ? [] : [system]), userMessage(text)]
     const tokens = estimateTokens(values.reduce((sum, value) => sum + value.length, 0))
     const body = { type: 'crew.task', tokens, messages: values.length, key, data: false }
-    const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values }, true)
+    const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: nextCause(), body, values }, true)
     return `r${commit.sequence}`
   }
 }

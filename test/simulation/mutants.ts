@@ -2,7 +2,7 @@
  * Mutants: the product with one mechanism taken out. The simulation must notice.
  *
  * Each is a patch in `test/mutants/` (its first line says what it takes out), applied to a copy of the tree, so that the
- * product has no flags for it. A patch that no longer applies is made anew: change the line in a copy of the file, then
+ * product has no flags for it. Those that begin with `workers-` run with three workers over one journal. A patch that no longer applies is made anew: change the line in a copy of the file, then
  *
  *     diff -U1 --label a/runtime/shard.ts --label b/runtime/shard.ts runtime/shard.ts changed.ts
  */
@@ -45,7 +45,8 @@ export async function runMutant(mutant: string, base: number, seeds: number, pro
     symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
     execFileSync('git', ['apply', '-C1', '--recount', join(folder, `${mutant}.patch`)], { cwd: copy, stdio: 'pipe' })
     const main = join(copy, 'test/simulation/main.ts')
-    return judge(mutant, await runCampaign({ base, seeds, processes, twiceEvery: 0, main }))
+    const workers = mutant.startsWith('workers-') ? 3 : 1
+    return judge(mutant, await runCampaign({ base, seeds, processes, workers, twiceEvery: 0, main }))
   } finally {
     rmSync(copy, { recursive: true, force: true })
   }

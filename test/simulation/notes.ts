@@ -26,6 +26,7 @@ export const invariants = {
   alive: 'no shard stops',
   follows: 'a record follows the last one in the store',
   run: 'a key names one run, and an accepted one is kept',
+  decided: 'a message of a client is decided once',
   owner: 'one owner writes, the one that took the shard last',
   answer: 'the answer of a run is what its model answered',
 } as const

@@ -87,6 +87,7 @@ export class Replica {
   stalled = false
   /** A process ended since the last record. */
   #ended = false
+  readonly #causes = new Set<string>()
   /** Owners that did not leave the shard before the next one took it. */
   #overtaken = 0
   #lastAt = 0
@@ -152,6 +153,7 @@ export class Replica {
     this.#crashesAt[this.state.sequence + 1] = this.#crashes()
     notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
     this.#before(envelope)
+    this.#decidedOnce(envelope)
     const stale = this.#isStale(envelope)
     const commit = decide(this.state, envelope, this.context)
     notes.check('pure', Buffer.from(digest).equals(commit.digest), () => `${this.#where()}: ${envelope.body.type}`)
@@ -159,7 +161,7 @@ export class Replica {
     this.#after(envelope, commit)
     for (const effect of commit.effects) this.#ask(effect)
     for (const [from, event] of commit.events) this.#see(from, event as Seen)
-    for (const effect of commit.dispatched) this.dispatched.set(effect, this.#world.ends())
+    for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')
@@ -256,6 +258,17 @@ export class Replica {
     else notes.reached('once call interrupted before its start')
   }
 
+  #decidedOnce({ from, cause, body }: Envelope): void {
+    if (from !== 'client/local' || cause === '') return
+    this.#world.notes.check('decided', !this.#causes.has(cause), () => `${this.#where()}: ${body.type} ${cause}`)
+    this.#causes.add(cause)
+  }
+
+  /** Ends of processes, and owners that did not leave: over either an outcome may be lost. */
+  #ends(): number {
+    return this.#world.ends() + this.#overtaken
+  }
+
   #crashes(): number {
     return this.#world.workers ? this.#overtaken : this.#world.crashes()
   }
@@ -349,7 +362,7 @@ export class Replica {
   #seeUnknown(callId: string): void {
     const { notes } = this.#world
     const ends = this.#onceDoubted.get(callId)
-    notes.check('unknown', ends !== undefined && ends < this.#world.ends(), () => `${this.#where()}: ${callId}`)
+    notes.check('unknown', ends !== undefined && ends < this.#ends(), () => `${this.#where()}: ${callId}`)
     notes.reached('once call unknown: told')
   }
 

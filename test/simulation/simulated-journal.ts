@@ -85,8 +85,7 @@ export class SimulatedJournal implements Journal {
       this.#ambiguous.set(record.shard, false)
       return this.#refuse(record, 'STORE_FAILED')
     }
-    if (this.#world.cluster !== null && !this.#world.calm && random.chance(plan.appendAmbiguous))
-      return this.#landLate(record)
+    if (this.#world.cluster !== null && this.#losesAnswer(record)) return this.#landLate(record)
     const ambiguous = this.#world.cluster === null && !this.#world.calm
     if (ambiguous && random.chance(plan.appendAmbiguous) && this.#land(record)) {
       notes.fault('append failed, landed')
@@ -106,17 +105,28 @@ export class SimulatedJournal implements Journal {
     throw failed('STORE_FAILED', record)
   }
 
+  /** Whether the answer to an append is lost: what a client asked for is the worst to decide twice. */
+  #losesAnswer(record: JournalRecord): boolean {
+    const { plan, random, calm } = this.#world
+    if (calm || plan.appendAmbiguous === 0) return false
+    const asked = fromRecord(record.shard, record).some(({ envelope }) => envelope.from === 'client/local')
+    return random.chance(asked ? 0.3 : plan.appendAmbiguous * 4)
+  }
+
   /** No acknowledgement comes: the record lands soon, or late, or never, when it still follows then. */
   async #landLate(record: JournalRecord): Promise<never> {
     const { random, notes, timeline } = this.#world
+    const patienceMs = random.int(1, 400)
+    // Before it is given up, just while it is tried again, or long after.
+    const landsMs = random.pick([random.int(1, patienceMs), patienceMs + random.int(1, 4), patienceMs + 600])
     if (random.chance(0.7)) {
-      timeline.after(random.pick([1, 30, 600, 3_000]), null, () => {
+      timeline.after(landsMs, null, () => {
         if (!this.#follows(record)) return
         notes.fault('append landed late')
         this.#land(record, true)
       })
     }
-    await timeline.wait(random.int(1, 400), this.#process)
+    await timeline.wait(patienceMs, this.#process)
     if (!this.#process.alive) return never()
     throw failed('STORE_FAILED', record)
   }

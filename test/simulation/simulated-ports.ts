@@ -297,6 +297,9 @@ export class SimulatedTools implements ToolPort {
       const known = this.#world.replica(this.#shard).dispatched.has(request.effect)
       notes.check('dispatched', known, () => `${this.#shard}: ${request.effect} starts without its record`)
       if (this.#world.strikes('dispatched to start')) return this.#die('crash: dispatched to start')
+      // Right behind the last check: what was dispatched begins late, and its owner is another one by then.
+      const { cluster, calm } = this.#world
+      if (cluster !== null && !calm && random.chance(0.03)) this.#world.pause(this.#process)
     }
     record.starts += 1
     if (once && record.starts > 1) notes.reached('once call executed again after verify')

@@ -13,7 +13,7 @@ import type { Shard } from '../../runtime/shard.js'
 import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
-import { Client, type SimulatedCrew } from './client.js'
+import { Client, resetCauses, type SimulatedCrew } from './client.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
 import { checkEnd } from './final-checks.js'
 import { Judge } from './judge.js'
@@ -142,6 +142,7 @@ class Simulation implements World {
 
   async run(): Promise<SeedResult> {
     resetCalls()
+    resetCauses()
     if (this.plan.checks) this.notes.reached('impurity checked: every commit decided twice')
     this.#addCrew('a', this.random.int(0, variants - 1), this.random.int(3, 5))
     if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
@@ -512,10 +513,13 @@ class Simulation implements World {
       ownership.cut = true
       this.timeline.after(random.pick([500, 2_000, 5_000, 20_000]), null, () => (ownership.cut = false))
     })
-    at(count(0.4, 3), (process) => {
-      this.notes.fault('worker stood still')
-      process.pausedUntil = this.timeline.now + random.pick([500, 2_000, 4_000, 8_000])
-    })
+    at(count(0.4, 3), (process) => this.pause(process))
+    at(count(0.7, 5), (process) => void this.#closeCleanly(process))
+  }
+
+  pause(process: SimulatedProcess): void {
+    this.notes.fault('worker stood still')
+    process.pausedUntil = this.timeline.now + this.random.pick([500, 2_000, 4_000, 8_000])
   }
 
   collide(shard: string, delayMs: number): void {

@@ -57,6 +57,8 @@ export interface World {
   crash(process: SimulatedProcess, fault: Fault): void
   /** Whether this piece of work kills the process each time. */
   poisons(kind: 'tool' | 'once' | 'model' | 'timer', work: string): boolean
+  /** A process stands still for a while, as by a signal. */
+  pause(process: SimulatedProcess): void
   /** A record is in the store. @param process whose state it left behind; null when that may have gone on meanwhile */
   landed(process: SimulatedProcess | null, record: JournalRecord, writer: string): void
   /** Gives an envelope to a shard as a redelivery or a late answer would. */

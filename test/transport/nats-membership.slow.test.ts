@@ -94,7 +94,7 @@ test('NM3 membership: another announcement and another lease of a name are told,
   const subjects = new Subjects(`members${++count}`)
   const first = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
   const { list, seen } = await opened(subjects)
-  const began = Date.now()
+  const began = performance.now()
   const told = () => ({ epoch: list.members.get('a')?.epoch, crews: list.members.get('a')?.crews })
   await expect.poll(() => list.members.get('a')!.revision, { timeout: 3_000 }).toBeGreaterThan(first.epoch + 1)
   expect(seen).toEqual([])

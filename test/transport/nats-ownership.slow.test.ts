@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import type { Draft } from '../../runtime/envelope.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
@@ -192,6 +192,25 @@ describe('NATS ownership', () => {
     await a.withdraw()
     expect([a.lives(a.owner), split([a]).owned]).toEqual([false, [0]])
     heal(proxy)
+  })
+
+  test('CL1 CL2 clock: workers agree on the time, however far their own clocks are off', async () => {
+    const real = Date.now.bind(Date)
+    const at = async (name: string, offMs: number): Promise<NatsOwnership> => {
+      const wrong = vi.spyOn(Date, 'now').mockImplementation(() => real() + offMs)
+      try {
+        return await worker(name)
+      } finally {
+        wrong.mockRestore()
+      }
+    }
+    const [early, late] = [await at('early', -600_000), await at('late', 600_000)]
+    expect(Math.abs(early.clock.now() - late.clock.now())).toBeLessThan(1_000)
+    const [from, since] = [late.clock.now(), performance.now()]
+    const stepped = vi.spyOn(Date, 'now').mockImplementation(() => real() - 3_600_000)
+    await expect.poll(() => late.clock.now() - from).toBeGreaterThan(20)
+    expect(late.clock.now() - from).toBeLessThanOrEqual(performance.now() - since + 2)
+    stepped.mockRestore()
   })
 
   test('send: a letter is given to the mail', async () => {
