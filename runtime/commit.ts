@@ -17,16 +17,9 @@ import { digestOf } from './codec.js'
 import { append, emptyHash, stage } from './conversation.js'
 import type { Envelope } from './envelope.js'
 import { type ErrorCode, isTroupeError } from './errors.js'
+import type { RunEnd } from './runs.js'
 import type { Message, Scope, Step } from './scope.js'
-import {
-  type Actor,
-  type Effect,
-  type Generation,
-  type Machines,
-  type RunEnd,
-  type ShardState,
-  timerKey,
-} from './state.js'
+import { type Actor, type Effect, type Generation, type Machines, type ShardState, timerKey } from './state.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -467,8 +460,7 @@ class Deciding {
     const keeper = this.#state.actors.has(crewKeeper) ? 'crew' : null
     for (const other of [...this.#state.actors.keys()]) if (other !== crewKeeper) this.#stop(other)
     for (const { to, message } of this.#queue.splice(0)) if (to === 'shard/runs') this.#takeRun(message)
-    for (const run of this.#state.runs.values()) {
-      if (run.status === 'finished') continue
+    for (const run of [...this.#state.runs.unfinished.values()]) {
       const end = { type: 'run.finished', run: run.run, code, reason, finish: '', rounds: 0, spent: nothingSpent }
       this.#takeRun(end)
       this.#emit(crewAddress, end)
@@ -520,9 +512,8 @@ class Deciding {
       return
     }
     const { code, reason, finish, rounds, spent } = message as unknown as RunEnd
-    run.status = 'finished'
-    run.until = logs.get(run.conversation)?.length ?? 0
-    run.end = { code, reason, finish, rounds, spent, at: this.#envelope.at }
+    const end = { code, reason, finish, rounds, spent, at: this.#envelope.at }
+    runs.finish(run, logs.get(run.conversation)?.length ?? 0, end)
     this.#finished.push(id)
   }
 

@@ -21,7 +21,7 @@ import type { PlacedEvent } from './record.js'
 import { cancelOn, type ChatMessage, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { Shard } from './shard.js'
-import type { RunState } from './state.js'
+import type { RunState } from './runs.js'
 import type { Worker } from './worker.js'
 
 /** Runs of one crew that may wait. */
@@ -99,7 +99,7 @@ export class CrewHandle<Output = unknown> {
 
   /** The run that is going on, or undefined. */
   async current(): Promise<Run<Output> | undefined> {
-    const running = [...(await this.#shard()).state.runs.values()].find((run) => run.status !== 'finished')
+    const [running] = (await this.#shard()).state.runs.unfinished.values()
     return running === undefined ? undefined : this.run(running.run)
   }
 
@@ -141,7 +141,7 @@ export class CrewHandle<Output = unknown> {
       throw new TroupeError('INPUT_INVALID', 'a run key has 1 to 256 characters')
     const data = options.data === undefined ? null : dataText(options.data)
     const shard = await this.#shard()
-    const same = [...shard.state.runs.values()].find((run) => run.key === key)
+    const same = shard.state.runs.withKey(key)
     if (same !== undefined && shard.isDurable(same.sequence)) return same.run
     const known = shard.starting.get(key)
     if (known !== undefined) return known
@@ -297,10 +297,9 @@ function nobodyWaits(runId: string): TroupeError {
 
 /** Refuses a task when enough wait, those included that are not in the journal yet. @throws TroupeError `RUNS_FULL`. */
 function checkWaiting(shard: Shard): void {
-  const runs = [...shard.state.runs.values()]
-  const keys = new Set(runs.map((run) => run.key))
-  const coming = [...shard.starting.keys()].filter((key) => !keys.has(key)).length
-  if (runs.filter((run) => run.status !== 'finished').length + coming > maxWaitingRuns) {
+  const { runs } = shard.state
+  const coming = [...shard.starting.keys()].filter((key) => runs.withKey(key) === undefined).length
+  if (runs.unfinished.size + coming > maxWaitingRuns) {
     throw new TroupeError('RUNS_FULL', `${shard.id}: ${maxWaitingRuns} runs wait already`, { retryable: true })
   }
 }

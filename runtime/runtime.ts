@@ -16,7 +16,8 @@ import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import type { ShardHead } from './journal.js'
 import { fromRecord, type RecordedCommit } from './record.js'
-import { crewNameOf, type RunState } from './state.js'
+import type { RunState } from './runs.js'
+import { crewNameOf } from './state.js'
 import type { Worker } from './worker.js'
 
 /** How to spawn a crew. */

@@ -11,6 +11,7 @@ import type { ModelCall, ToolCall } from '../machines/index.js'
 import { contentHash, encode } from './codec.js'
 import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
 import { TroupeError } from './errors.js'
+import { Runs, type RunState } from './runs.js'
 import type { Machine, Message, PersistedSnapshot, Scope, Snapshot } from './scope.js'
 
 /** The machines that a shard may run, by actor kind. */
@@ -54,38 +55,6 @@ export interface Timer {
   readonly message: Message
 }
 
-/** What became of a run. */
-export interface RunEnd {
-  readonly code: string | null
-  readonly reason: string
-  readonly finish: string
-  readonly rounds: number
-  readonly spent: {
-    readonly nanoUsd: number
-    readonly tokens: number
-    readonly modelCalls: number
-    readonly toolCalls: number
-  }
-  readonly at: number
-}
-
-/** One task of the crew. */
-export interface RunState {
-  readonly run: string
-  readonly key: string
-  /** Commit that took the task. */
-  readonly sequence: number
-  /** Whether the last value of that commit is the run's `data`. */
-  readonly data: boolean
-  status: 'queued' | 'running' | 'finished'
-  conversation: string
-  /** Entries of the conversation that belong to earlier runs. */
-  skip: number
-  /** Length of the conversation at the run's end. */
-  until: number
-  end: RunEnd | null
-}
-
 /** The whole state. */
 export interface ShardState {
   readonly shard: string
@@ -99,7 +68,7 @@ export interface ShardState {
   readonly logs: Conversations
   readonly effects: Map<string, Effect>
   readonly timers: Map<string, Timer>
-  readonly runs: Map<string, RunState>
+  readonly runs: Runs
   /** Grants of effects that were closed without a real bill, by effect: a late one still counts. */
   readonly owed: Map<string, { readonly keeper: string; readonly grant: string }>
 }
@@ -140,7 +109,7 @@ export function emptyState(shard: string): ShardState {
     logs: new Map(),
     effects: new Map(),
     timers: new Map(),
-    runs: new Map(),
+    runs: new Runs(),
     owed: new Map(),
   }
 }

@@ -2,6 +2,8 @@
  * Does a round cost more late in a conversation? Enters at round 90 and at round 990 from a prepared store, 20 rounds
  * each; (ours − raw) in microseconds, and bytes written by `/proc/self/io`, snapshots included.
  * The port is stubbed: what is measured is everything but the provider.
+ *
+ * And does a run cost more after many runs of the same crew? 200 of them behind 1,000 and behind 10,000.
  */
 import { readFileSync } from 'node:fs'
 import OpenAI from 'openai'
@@ -134,9 +136,41 @@ async function measure(start: number, bytes: number): Promise<Growth> {
   }
 }
 
+const runsBefore = [1_000, 10_000] as const
+const measuredRuns = 200
+
+/** Microseconds of a run of one round, after so many runs of the crew. */
+async function measureRuns(): Promise<readonly number[]> {
+  const folder = scratch('growth-runs')
+  const fetch = stubFetch(() => 0)
+  const runtime = await createRuntime({
+    store: folder.path,
+    durability: 'process',
+    providers: { openai: { baseURL: 'http://127.0.0.1:9/v1', apiKey: 'none', fetch } },
+  })
+  const crew = await runtime.spawn(benchAgent(2, resultOf(16)), { id: 'bench' })
+  const found: number[] = []
+  let done = 0
+  for (const before of runsBefore) {
+    for (; done < before; done += 1) await crew.ask('go')
+    const micros: number[] = []
+    for (let count = 0; count < measuredRuns; count += 1, done += 1) {
+      const start = performance.now()
+      await crew.ask('go')
+      micros.push((performance.now() - start) * 1_000)
+    }
+    found.push(median(micros))
+  }
+  await runtime.close({ graceMs: 0 })
+  folder.drop()
+  return found
+}
+
 export async function benchGrowth(): Promise<object> {
   const [at100, at1000] = [await measure(starts[0], 1_024), await measure(starts[1], 1_024)]
   const [large100, large1000] = [await measure(starts[0], 32_768), await measure(starts[1], 32_768)]
+  const [early = 0, late = 0] = await measureRuns()
+  say(`a run behind ${runsBefore.join(' and ')} others: ${early.toFixed(0)} and ${late.toFixed(0)} µs`)
   say('entered at  ours µs   p99 µs   raw µs  ours-raw µs  bytes/round  bytes/round at 32 KB')
   for (const [start, small, large] of [
     [starts[0], at100, large100],
@@ -161,5 +195,6 @@ export async function benchGrowth(): Promise<object> {
     overheadMicros1000: round3(at1000.overhead),
     oursMicros1000Over100: round3(at1000.ours / at100.ours),
     p99Micros1000: round3(at1000.p99),
+    runMicros10000Over1000: round3(late / early),
   }
 }

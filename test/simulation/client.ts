@@ -7,7 +7,6 @@ import { instructionsOf, userMessage } from '../../runtime/edge.js'
 import { isTroupeError } from '../../runtime/errors.js'
 import { estimateTokens } from '../../runtime/prepared-crew.js'
 import type { Shard } from '../../runtime/shard.js'
-import type { RunState } from '../../runtime/state.js'
 import { SimulatedModel, SimulatedTools } from './simulated-ports.js'
 import { variantOf } from './workload.js'
 import type { SimulatedProcess, World } from './world.js'
@@ -147,7 +146,7 @@ export class Client {
 
   /** As `CrewHandle.start` does it. */
   async #start(shard: Shard, { key }: Task): Promise<string> {
-    const same = [...shard.state.runs.values()].find((run: RunState) => run.key === key)
+    const same = shard.state.runs.withKey(key)
     if (same !== undefined) return same.run
     const { prepared } = variantOf(this.#crew.variant)
     const text = `task ${key}`

@@ -43,6 +43,8 @@ export interface StageOptions {
   /** What `open` of the journal says. */
   readonly unclean?: boolean
   readonly idleMs?: number
+  /** @default true */
+  readonly checks?: boolean
   readonly deps?: unknown
   /** Instead of the real tool port. */
   readonly tools?: ToolPort
@@ -106,7 +108,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     executor: 'test',
     ports: { clock, random: () => 0 },
     context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
-    checks: true,
+    checks: options.checks ?? true,
     idleMs: options.idleMs ?? 30_000,
     ...(options.member === undefined ? {} : { ownership: options.member }),
     crewOf: (name) => known.get(name),
