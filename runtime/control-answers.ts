@@ -56,6 +56,8 @@ export async function* answerRequest(
       return yield { result: (await runtime.resume(request.crew)) ?? null }
     case 'cancel':
       return yield { result: (await runtime.cancel(request.crew, request.run)) ?? null }
+    case 'move':
+      return yield { result: await runtime.move(request.crew, request.to) }
     default:
       return yield* answerOfCrew(await crewOf(target, request), request, signal)
   }

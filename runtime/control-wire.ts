@@ -45,6 +45,7 @@ export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('pause'), crew: id }),
   z.strictObject({ method: z.literal('resume'), crew: id }),
   z.strictObject({ method: z.literal('cancel'), crew: id, run: z.string().max(64).optional() }),
+  z.strictObject({ method: z.literal('move'), crew: id, to: id.optional() }),
   /** Does the crew run there, with this very definition? Can it, under its name's code? */
   z.strictObject({ method: z.literal('attach'), crew: id, ...code }),
   z.strictObject({

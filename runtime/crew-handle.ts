@@ -128,6 +128,11 @@ export class CrewHandle<Output = unknown> {
     return command(this.#shard(), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
   }
 
+  /** Gives the crew to another worker, or to whomever it falls. Resolves with that one's name. */
+  move(to?: string): Promise<string> {
+    return this.#worker.move(this.id, to ?? null)
+  }
+
   /** The shard with this crew's definition: another instance may have taken its place in memory. */
   async #shard(): Promise<Shard> {
     const shard = await this.#worker.shard(this.id)

@@ -55,6 +55,8 @@ export const errorCodes = [
   'NATS_DENIED',
   'NATS_UNSUPPORTED',
   'WORKER_MISSING',
+  'WORKER_UNKNOWN',
+  'WORKER_UNFIT',
 ] as const
 
 /** One of the runtime's error codes. */

@@ -34,6 +34,8 @@ export interface CrewHandle<Output = unknown> {
   resume(): Promise<void>
   /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
   cancel(run?: string): Promise<void>
+  /** As `Runtime.move`. */
+  move(to?: string): Promise<string>
 }
 
 /** A program's door to its crews. Close it when done: `await using` does. */
@@ -61,6 +63,15 @@ export interface Runtime extends AsyncDisposable {
   resume(id: string): Promise<void>
   /** Ends a crew's current run, or the given one, with `RUN_CANCELLED`. @throws TroupeError `CREW_UNKNOWN`. */
   cancel(id: string, run?: string): Promise<void>
+  /**
+   * Gives a crew to another worker: its owner takes nothing new, finishes its commit and hands it over; what runs goes on,
+   * its outcomes follow. It stays there while that worker lives and has the crew's code.
+   * @param to name of a worker @default the worker that the crew falls to by the rule
+   * @returns name of the worker that has it now
+   * @throws TroupeError `CREW_UNKNOWN`, `WORKER_UNKNOWN`, `WORKER_UNFIT`, why the other one cannot go on with it, and
+   * `CONFIG_INVALID` without NATS.
+   */
+  move(id: string, to?: string): Promise<string>
   /** Waits up to `graceMs` (default 30,000) for what is running, writes snapshots, closes the store. Idempotent. */
   close(options?: { readonly graceMs?: number }): Promise<void>
 }

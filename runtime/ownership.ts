@@ -42,6 +42,22 @@ export interface Ownership {
   send(shard: string, draft: Draft): Promise<void>
   /** Resolves when the letters that are stored for a shard now were taken, or after a while: an executor that is gone may have sent one last. */
   mailTaken(shard: string): Promise<void>
-  /** Called after workers came or went, or the own lease was lost or taken again. */
-  onChange: () => void
+  /** Name of the worker that is to own a shard; null when there is none. */
+  ownerOf(shard: string, crew: string): string | null
+  /**
+   * Gives a shard to a worker, for as long as that lives and has the code of its crew; null: to whomever the rule says.
+   * Resolves with the name of the worker that is to own it now, when others know or will.
+   * @throws TroupeError `WORKER_UNKNOWN`, `WORKER_UNFIT` for one without that code.
+   */
+  assign(shard: string, crew: string, worker: string | null): Promise<string>
+  /**
+   * Asks a worker to take a shard that it is to own, and waits until it has, or knows that nothing is to be done for it.
+   * @throws TroupeError why it cannot, `WORKER_UNKNOWN` when it is gone.
+   */
+  handOver(shard: string, worker: string): Promise<void>
+  /**
+   * Called after workers came or went, or the own lease was lost or taken again.
+   * @param shard the only one that may have another owner now
+   */
+  onChange: (shard?: string) => void
 }

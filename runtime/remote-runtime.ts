@@ -100,6 +100,10 @@ export class RemoteRuntime implements Runtime {
     await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
   }
 
+  async move(id: string, to?: string): Promise<string> {
+    return moved(this.#channel, checkId(id, 'a crew id'), to)
+  }
+
   /** Leaves the other processes alone: their runs go on. */
   async close(): Promise<void> {
     this.#channel.close()
@@ -108,6 +112,11 @@ export class RemoteRuntime implements Runtime {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }
+}
+
+async function moved(channel: Channel, crew: string, to: string | undefined): Promise<string> {
+  const worker = to === undefined ? {} : { to: checkId(to, 'a worker') }
+  return (await channel.ask({ method: 'move', crew, ...worker })) as string
 }
 
 /** A crew that runs in another process. */
@@ -160,6 +169,10 @@ class RemoteCrew<Output> implements CrewHandle<Output> {
   async cancel(run?: string): Promise<void> {
     const { id: crew } = this
     await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
+  }
+
+  move(to?: string): Promise<string> {
+    return moved(this.#channel, this.id, to)
   }
 
   async #start(input: RunInput, options: StartOptions): Promise<string> {

@@ -172,6 +172,12 @@ export class Runtime {
     await command(this.worker.shard(id), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
   }
 
+  /** Gives a crew to another worker. @throws TroupeError `CREW_UNKNOWN` and as `Worker.move`. */
+  async move(id: string, to?: string): Promise<string> {
+    await this.#known(id)
+    return this.worker.move(id, to ?? null)
+  }
+
   /** Waits up to `graceMs` for what is running, writes snapshots, closes the store. Idempotent. @param options `graceMs` default 30,000. */
   close(options: { readonly graceMs?: number } = {}): Promise<void> {
     this.#closed ??= this.#close(options.graceMs ?? 30_000)

@@ -118,6 +118,7 @@ export class Shard {
   #closing = false
   /** Nothing comes after its `shard.left`. */
   #left = false
+  #leaving: Promise<void> = Promise.resolve()
   #crewName = { definition: '', name: '' }
   /** Records whose append failed since the last one that did not: one of them may be in the journal, or come there late. */
   readonly #doubtful: Attempt[] = []
@@ -585,15 +586,19 @@ export class Shard {
    * Gives the shard up in order: takes nothing new, finishes what it has, and says in the journal that it left. What the
    * ports have goes on, its outcome is sent after the shard.
    */
-  async leave(): Promise<void> {
+  leave(): Promise<void> {
     const { ownership } = this.#host
-    if (ownership === null || this.#closing) return
+    if (ownership !== null && !this.#closing) this.#leaving = this.#leave(ownership)
+    return this.#leaving
+  }
+
+  async #leave({ owner }: Ownership): Promise<void> {
     this.#closing = true
     this.#dispatcher.depart()
     while (this.#pumping !== null) await this.#pumping
     const parked = this.#dispatcher.drain()
     if (this.#stopped === null) {
-      const leaving = this.#own({ type: 'shard.left', owner: ownership.owner, parked }).catch(() => undefined)
+      const leaving = this.#own({ type: 'shard.left', owner, parked }).catch(() => undefined)
       this.#left = true
       await leaving
     }

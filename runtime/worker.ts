@@ -106,7 +106,7 @@ export class Worker {
         for (const [oldest] of this.#sent.entries()) if (this.#sent.size > maxSent) this.#sent.delete(oldest)
       },
     }
-    if (options.ownership !== undefined) options.ownership.onChange = () => this.#change()
+    if (options.ownership !== undefined) options.ownership.onChange = (shard) => this.#changeOf(shard)
   }
 
   /** Opens the journal and takes up what is due or open. Resolves when the journal is open; the work goes on. */
@@ -123,15 +123,18 @@ export class Worker {
 
   /** Rebuilds those of the shards that have something to do, and plans when the others will. */
   #takeUp(heads: readonly ShardHead[]): Promise<void> {
-    const now = this.#options.ports.clock.now()
     const open: string[] = []
     for (const head of heads) {
       if (!this.#owns(head.shard, head.crew ?? '')) continue
-      if (head.pending.openEffects > 0 || (head.pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= now)
-        open.push(head.shard)
+      if (this.#hasWork(head)) open.push(head.shard)
       else if (!this.#active.has(head.shard)) this.#schedule(head.shard, head.pending.nextDueAt)
     }
     return this.#wakeAll(open)
+  }
+
+  /** Whether something of a shard is open or due now. */
+  #hasWork({ pending }: ShardHead): boolean {
+    return pending.openEffects > 0 || (pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= this.#options.ports.clock.now()
   }
 
   /** Whether this worker is to own a shard. @param crew name of the crew that a new shard is to run */
@@ -332,6 +335,26 @@ export class Worker {
     })
   }
 
+  /** @param shard the only one that may have another owner now; undefined: any */
+  #changeOf(shard: string | undefined): void {
+    if (shard === undefined) return this.#change()
+    const active = this.#active.get(shard)
+    if (active === undefined) void this.#lookAfter(shard)
+    else if (!this.#owns(shard, this.#nameOf(active))) void this.leave(shard)
+  }
+
+  /** Takes a shard up when it is this worker's and has something to do. Never rejects. */
+  async #lookAfter(id: string): Promise<void> {
+    try {
+      const head = await this.journal.refresh(id)
+      if (isPending(head)) await this.#takeUp([head])
+    } catch {
+      this.#options.ports.clock.after(againMs, () => {
+        if (!this.#closing) this.#changeOf(id)
+      })
+    }
+  }
+
   async #settle(): Promise<void> {
     while (this.#changed) {
       this.#changed = false
@@ -359,6 +382,39 @@ export class Worker {
   async leave(id: string): Promise<void> {
     const shard = this.#active.get(id) ?? (await this.#activating.get(id)?.catch(() => undefined))
     await shard?.leave()
+  }
+
+  /**
+   * Gives a shard to another worker, for as long as that one lives; null: to whomever the rule says. Resolves with the name
+   * of the worker that has it now.
+   * @throws TroupeError `CONFIG_INVALID` where one process owns everything, `WORKER_UNKNOWN`, `WORKER_UNFIT`, and why the
+   * other one cannot go on with it: then it is given back to the rule.
+   */
+  async move(id: string, to: string | null): Promise<string> {
+    const { ownership } = this.#options
+    if (ownership === undefined) {
+      const message = 'one process owns this store: a crew moves between workers over NATS (--nats URL)'
+      throw new TroupeError('CONFIG_INVALID', message)
+    }
+    const crew = await this.#crewOf(id, '')
+    const owner = await ownership.assign(id, crew, to)
+    if (this.#owns(id, crew)) return owner
+    try {
+      await this.leave(id)
+      await ownership.handOver(id, owner)
+      return owner
+    } catch (error) {
+      await ownership.assign(id, crew, null).catch(() => undefined)
+      throw error
+    }
+  }
+
+  /** Takes up a shard that was given to this worker. @throws TroupeError `SHARD_ELSEWHERE` for another's, and why it cannot go on. */
+  async take(id: string): Promise<void> {
+    const head = await this.journal.refresh(id)
+    if (!this.#owns(id, head.crew ?? '')) throw elsewhere(id)
+    if (this.#hasWork(head)) (await this.shard(id)).fireDue()
+    else this.#schedule(id, head.pending.nextDueAt)
   }
 
   /** Of these effects, those whose outcome this process still owes, or has sent. */
@@ -400,6 +456,7 @@ export class Worker {
     await active?.close(0)
     this.#schedule(id, null)
     await this.journal.remove(id)
+    await this.#options.ownership?.assign(id, '', null).catch(() => undefined)
   }
 
   /** Hands every shard to other workers, and waits for what still runs here. */

@@ -1,25 +1,29 @@
 /**
  * Ownership over NATS: a lease under the worker's name, the list of those that have one, and requests between them.
  *
- * Owns: which shards are this worker's by lease, list and announcements; taking a lost lease again.
- * Does not own: leases (`nats-lease.ts`), the list (`nats-membership.ts`), the rule (`partitions.ts`), requests on the wire
- * (`worker-requests.ts`), letters (`mail`), what an owner does (`runtime/worker.ts`).
+ * Owns: which shards are this worker's by lease, list, announcements and pins; taking a lost lease again.
+ * Does not own: leases (`nats-lease.ts`), the list (`nats-membership.ts`), the list of pins (`nats-pins.ts`), the rule
+ * (`partitions.ts`), requests on the wire (`worker-requests.ts`), letters (`mail`), what an owner does
+ * (`runtime/worker.ts`).
  *
  * - NO1 Workers that see the same list agree: a shard has one owner among those who announce its crew, and none without.
  * - NO2 Without a lease nothing is owned, from the moment it may have run out; it is taken again until `close`, with another
  *   epoch.
  * - NO3 A worker that withdrew lives and owns nothing, also under a later lease.
  * - NO4 Whoever has another lease, does not answer or cannot be reached is gone for whoever asks, in time.
+ * - NO5 A shard that was given to a worker is that worker's while it lives and offers the crew, and else the rule's.
  */
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Draft } from '../runtime/envelope.js'
+import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import type { Ownership } from '../runtime/ownership.js'
 import type { Clock } from '../runtime/ports.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
 import { NatsLease } from './nats-lease.js'
 import { NatsMembership, ownerName } from './nats-membership.js'
-import { partitionsOf } from './partitions.js'
+import { NatsPins } from './nats-pins.js'
+import { ownersAmong } from './partitions.js'
 import { partitionOf, type Subjects } from './subjects.js'
 import { WorkerRequests, type WorkerWork } from './worker-requests.js'
 
@@ -45,7 +49,10 @@ export interface NatsOwnershipOptions {
 }
 
 const defaultLeaseMs = 5_000
-const noPartitions: ReadonlySet<number> = new Set()
+/** How long a worker may take until it has a shard that was given to it. */
+const handOverMs = 60_000
+/** When one that did not answer is asked again. */
+const askAgainMs = 100
 
 /** Who owns what, seen by one worker. */
 export class NatsOwnership implements Ownership {
@@ -56,22 +63,25 @@ export class NatsOwnership implements Ownership {
   #lease: NatsLease
   #taking: Promise<void> | null = null
   #crews: Crews
-  /** The own partitions of each own crew, as the list is now. */
-  readonly #partitions = new Map<string, ReadonlySet<number>>()
+  readonly #pins: NatsPins
+  /** By crew: the owner of each partition by the rule, as the list is now. */
+  readonly #owners = new Map<string, readonly (string | null)[]>()
   #work: WorkerWork | null = null
   /** The server's time, as it was when the first lease was taken, and held since. */
   readonly clock: Clock
-  onChange: () => void = () => undefined
+  onChange: (shard?: string) => void = () => undefined
 
-  private constructor(options: NatsOwnershipOptions, lease: NatsLease, members: NatsMembership) {
+  private constructor(options: NatsOwnershipOptions, lease: NatsLease, members: NatsMembership, pins: NatsPins) {
     const { link, subjects, requestMs = 5_000 } = options
     this.#options = options
     this.#members = members
+    this.#pins = pins
     this.#crews = options.crews
     this.#requests = new WorkerRequests(link, subjects, requestMs)
     this.#lease = lease
     this.clock = clusterClock(lease.offsetMs)
     members.onChange = () => this.#change()
+    pins.onChange = (shard) => this.#change(shard)
     lease.onLost = () => this.#lose()
   }
 
@@ -81,12 +91,15 @@ export class NatsOwnership implements Ownership {
    * the server refuses.
    */
   static async open(options: NatsOwnershipOptions): Promise<NatsOwnership> {
-    const { link, subjects, worker, leaseMs = defaultLeaseMs } = options
+    const { link, subjects, worker, leaseMs = defaultLeaseMs, replicas = 1 } = options
     subjects.worker(worker)
     const lease = await take(options, options.crews)
+    let pins: NatsPins | null = null
     try {
-      return new NatsOwnership(options, lease, await NatsMembership.open(link, subjects, leaseMs))
+      pins = await NatsPins.open({ link, subjects, pollMs: leaseMs / 3, replicas })
+      return new NatsOwnership(options, lease, await NatsMembership.open(link, subjects, leaseMs), pins)
     } catch (error) {
+      pins?.close()
       await lease.release()
       throw error
     }
@@ -95,7 +108,16 @@ export class NatsOwnership implements Ownership {
   /** Answers other workers from now on. */
   serve(work: WorkerWork): void {
     this.#work = work
-    this.#requests.serve(this.#options.worker, () => (this.#lease.isHeld ? this.epoch : null), work)
+    this.#requests.serve(this.#options.worker, () => (this.#lease.isHeld ? this.epoch : null), {
+      leave: (shard) => work.leave(shard),
+      take: async (shard) => {
+        // Whoever gave it to this worker knows it before the watch does.
+        await this.#pins.refresh(shard)
+        await work.take(shard)
+      },
+      working: (shard, effects) => work.working(shard, effects),
+      cancel: (shard, effects) => work.cancel(shard, effects),
+    })
   }
 
   /** Gives the lease back, and does not take it again. */
@@ -103,6 +125,7 @@ export class NatsOwnership implements Ownership {
     this.#closing.abort()
     this.#requests.close()
     this.#members.close()
+    this.#pins.close()
     await this.#taking
     await this.#lease.release()
   }
@@ -142,34 +165,47 @@ export class NatsOwnership implements Ownership {
     lease.onLost = () => this.#lose()
   }
 
-  #change(): void {
-    this.#partitions.clear()
-    if (!this.#closing.signal.aborted) this.onChange()
+  #change(shard?: string): void {
+    if (shard === undefined) this.#owners.clear()
+    if (!this.#closing.signal.aborted) this.onChange(shard)
   }
 
   // Who owns what.
 
   owns(shard: string, crew: string): boolean {
-    return this.#lease.isHeld && this.#partitionsOf(crew).has(partitionOf(shard))
+    return this.#lease.isHeld && this.ownerOf(shard, crew) === this.#options.worker
   }
 
-  #partitionsOf(crew: string): ReadonlySet<number> {
-    if (!offers(this.#crews, crew)) return noPartitions
-    let partitions = this.#partitions.get(crew)
-    if (partitions === undefined) {
-      const { worker: own } = this.#options
-      const others = [...this.#members.members.values()].filter(({ worker }) => worker !== own)
-      const names = others.filter(({ crews }) => offers(crews, crew)).map(({ worker }) => worker)
-      partitions = partitionsOf(own, [...names, own])
-      this.#partitions.set(crew, partitions)
+  ownerOf(shard: string, crew: string): string | null {
+    const pinned = this.#pins.workerOf(shard)
+    if (pinned !== null && offers(this.#crewsOf(pinned), crew)) return pinned
+    return this.#ownersOf(crew)[partitionOf(shard)] ?? null
+  }
+
+  #ownersOf(crew: string): readonly (string | null)[] {
+    let owners = this.#owners.get(crew)
+    if (owners === undefined) {
+      const names = [...this.#members.members.keys(), this.#options.worker]
+      owners = ownersAmong([...new Set(names)].filter((name) => offers(this.#crewsOf(name), crew)))
+      this.#owners.set(crew, owners)
     }
-    return partitions
+    return owners
+  }
+
+  /** The crews of a worker; none for one that is gone. What this one has it knows before others tell it. */
+  #crewsOf(worker: string): Crews {
+    return worker === this.#options.worker ? this.#crews : (this.#members.members.get(worker)?.crews ?? {})
   }
 
   /** Partitions in which shards of this worker may be. */
   partitions(): ReadonlySet<number> {
-    const crews = this.#lease.isHeld ? Object.keys(this.#crews) : []
-    return new Set(crews.flatMap((crew) => [...this.#partitionsOf(crew)]))
+    const { worker: own } = this.#options
+    const found = new Set<number>()
+    if (!this.#lease.isHeld) return found
+    for (const crew of Object.keys(this.#crews))
+      for (const [partition, owner] of this.#ownersOf(crew).entries()) if (owner === own) found.add(partition)
+    for (const [shard, worker] of this.#pins.all()) if (worker === own) found.add(partitionOf(shard))
+    return found
   }
 
   lives(owner: string): boolean {
@@ -189,12 +225,42 @@ export class NatsOwnership implements Ownership {
    */
   async announce(crews: Crews): Promise<void> {
     this.#crews = crews
-    this.#partitions.clear()
+    this.#owners.clear()
     await this.#lease.announce({ crews })
   }
 
   withdraw(): Promise<void> {
     return this.announce({})
+  }
+
+  async assign(shard: string, crew: string, worker: string | null): Promise<string> {
+    if (worker !== null) {
+      const lives = worker === this.#options.worker || this.#members.members.has(worker)
+      if (!lives) throw new TroupeError('WORKER_UNKNOWN', `there is no worker ${worker}`, { details: { worker } })
+      if (!offers(this.#crewsOf(worker), crew))
+        throw new TroupeError('WORKER_UNFIT', `${worker} does not have the code of ${crew}`, {
+          details: { worker, crew },
+        })
+    }
+    await this.#pins.set(shard, worker)
+    const owner = this.ownerOf(shard, crew)
+    if (owner === null) throw new TroupeError('WORKER_UNKNOWN', `no worker has the code of ${crew}`)
+    return owner
+  }
+
+  async handOver(shard: string, worker: string): Promise<void> {
+    const until = performance.now() + handOverMs
+    while (performance.now() < until) {
+      const epoch = this.#members.members.get(worker)?.epoch
+      if (epoch === undefined) break
+      try {
+        if ((await this.#requests.tell(worker, epoch, { method: 'take', shard })) !== null) return
+      } catch (error) {
+        if (!isTroupeError(error) || !error.retryable) throw error
+      }
+      await pause(askAgainMs)
+    }
+    throw new TroupeError('WORKER_UNKNOWN', `${worker} does not answer`, { retryable: true, details: { worker } })
   }
 
   // Other workers.

@@ -26,8 +26,7 @@ export function ownerOf(partition: number, workers: readonly string[]): string |
   return owner
 }
 
-/** The partitions that a worker owns among living ones. */
-export function partitionsOf(worker: string, workers: readonly string[]): ReadonlySet<number> {
-  const all = Array.from({ length: partitionCount }, (_, partition) => partition)
-  return new Set(all.filter((partition) => ownerOf(partition, workers) === worker))
+/** The owner of each partition among living workers, by the partition's number. */
+export function ownersAmong(workers: readonly string[]): readonly (string | null)[] {
+  return Array.from({ length: partitionCount }, (_, partition) => ownerOf(partition, workers))
 }

@@ -34,7 +34,7 @@ export class Subjects {
   }
 
   /** The name of a stream or bucket of this namespace. */
-  stream(of: 'journal' | 'content' | 'workers' | 'mail' | 'events'): string {
+  stream(of: 'journal' | 'content' | 'workers' | 'pins' | 'mail' | 'events'): string {
     return `${this.#name}_${of}`
   }
 

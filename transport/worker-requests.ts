@@ -1,5 +1,6 @@
 /**
- * Requests between workers: one asks another to leave a shard, which effects it still works on, or to end some.
+ * Requests between workers: one asks another to leave a shard or to take it, which effects it still works on, or to end
+ * some.
  *
  * Owns: the shapes on the wire and their bounds, asking, answering.
  * Does not own: what a worker does when it is asked (`runtime/worker.ts`), who lives (`nats-membership.ts`).
@@ -18,6 +19,8 @@ import type { Subjects } from './subjects.js'
 export interface WorkerWork {
   /** Leaves a shard; resolves when another worker may take it. */
   leave(shard: string): Promise<void>
+  /** Takes a shard that it is to own; resolves when it has, or when nothing is to be done for it. */
+  take(shard: string): Promise<void>
   /** Those of the effects that it still works on. */
   working(shard: string, effects: readonly string[]): readonly string[]
   /** Ends them: nobody waits for them any more. */
@@ -34,18 +37,21 @@ const effects = z.array(id).max(maxEffects)
 
 const request = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('release'), epoch: z.int(), shard: id }),
+  z.strictObject({ method: z.literal('take'), epoch: z.int(), shard: id }),
   z.strictObject({ method: z.literal('working'), epoch: z.int(), shard: id, effects }),
   z.strictObject({ method: z.literal('cancel'), epoch: z.int(), shard: id, effects }),
 ])
 
 const answer = z.union([
   z.strictObject({ effects }),
-  z.strictObject({ error: z.strictObject({ code: z.enum(errorCodes), message: z.string() }) }),
+  z.strictObject({
+    error: z.strictObject({ code: z.enum(errorCodes), message: z.string(), retryable: z.boolean().optional() }),
+  }),
 ])
 
 /** A request without the lease that it is for. */
 type Question =
-  | { readonly method: 'release'; readonly shard: string }
+  | { readonly method: 'release' | 'take'; readonly shard: string }
   | { readonly method: 'working' | 'cancel'; readonly shard: string; readonly effects: readonly string[] }
 
 /** The requests of one worker: those it asks, and those it answers from `serve` to `close`. */
@@ -69,7 +75,12 @@ export class WorkerRequests {
    * nobody answers in time, or not under this lease. Never rejects.
    */
   async ask(worker: string, epoch: number, question: Question): Promise<readonly string[] | null> {
-    if (question.method === 'release') return this.#request(worker, { ...question, epoch })
+    return this.tell(worker, epoch, question).catch(() => null)
+  }
+
+  /** As `ask`, but rejects with what the worker refused it for. */
+  async tell(worker: string, epoch: number, question: Question): Promise<readonly string[] | null> {
+    if (!('effects' in question)) return this.#request(worker, { ...question, epoch })
     const found: string[] = []
     for (let at = 0; at < question.effects.length; at += maxEffects) {
       const portion = question.effects.slice(at, at + maxEffects)
@@ -81,15 +92,18 @@ export class WorkerRequests {
   }
 
   async #request(worker: string, asked: z.input<typeof request>): Promise<readonly string[] | null> {
+    const { connection } = this.#link
+    let found: z.output<typeof answer>
     try {
-      const { connection } = this.#link
       const text = JSON.stringify(asked)
       const { data } = await connection.request(this.#subjects.worker(worker), text, { timeout: this.#timeoutMs })
-      const found = read(data, answer)
-      return 'error' in found ? null : found.effects
+      found = read(data, answer)
     } catch {
       return null
     }
+    if (!('error' in found)) return found.effects
+    const { code, message, retryable = false } = found.error
+    throw new TroupeError(code, message, { retryable })
   }
 
   // Answering.
@@ -113,8 +127,8 @@ export class WorkerRequests {
     // Another process may have the name by now: the answer is left to it.
     if (holds === null) return
     const found = await answerTo(message.data, holds, work).catch((thrown: unknown) => {
-      const { code, message: text } = toTroupeError(thrown, 'STORE_FAILED')
-      return { error: { code, message: text.slice(0, 1_000) } }
+      const { code, message: text, retryable } = toTroupeError(thrown, 'STORE_FAILED')
+      return { error: { code, message: text.slice(0, 1_000), retryable } }
     })
     try {
       message.respond(JSON.stringify(found))
@@ -137,6 +151,7 @@ async function answerTo(data: Uint8Array, epoch: number, work: WorkerWork): Prom
   }
   if (asked.method === 'working') return { effects: [...work.working(asked.shard, asked.effects)] }
   if (asked.method === 'cancel') work.cancel(asked.shard, asked.effects)
+  else if (asked.method === 'take') await work.take(asked.shard)
   else await work.leave(asked.shard)
   return { effects: [] }
 }

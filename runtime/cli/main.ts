@@ -113,6 +113,12 @@ storeCommand('cancel <id>', 'end the current run of a crew')
     end(async () => (await import('./show.js')).command('cancel', id, options), options.json),
   )
 
+storeCommand('move <id>', 'give a crew to another worker')
+  .option('--to <worker>', 'the worker that is to have it while it lives (default, and `auto`: the one it falls to)')
+  .action((id: string, options: Options & { to?: string }) =>
+    end(async () => (await import('./show.js')).move(id, options), options.json),
+  )
+
 localCommand('repair <id>', 'tell what a damaged crew lost')
   .option('--accept-loss', 'go on from its last sound record')
   .action((id: string, options: Options & { acceptLoss?: boolean }) =>

@@ -1,5 +1,5 @@
 /**
- * `troupe ps`, `show`, `rm`, `pause`, `resume`, `cancel`: looking at crews and telling them what to do.
+ * `troupe ps`, `show`, `rm`, `pause`, `resume`, `cancel`, `move`: looking at crews and telling them what to do.
  *
  * Owns: how crews are shown.
  * Does not own: reaching them: beside a running process through its control socket, else by opening the store.
@@ -106,6 +106,15 @@ function runLine(run: RunInfo): string {
 /** Deletes a crew. */
 export async function rm(id: string, options: StoreOptions): Promise<number> {
   return told(id, options, 'removed', (runtime) => runtime.remove(id))
+}
+
+/** Gives a crew to another worker, or to whomever it falls. */
+export async function move(id: string, options: StoreOptions & { readonly to?: string }): Promise<number> {
+  const to = options.to === 'auto' ? undefined : options.to
+  const worker = await withStore(options, (runtime) => runtime.move(id, to))
+  if (options.json === true) writeJson({ type: 'moved', crew: id, worker })
+  else writeLine(`${id} is with ${worker}`)
+  return exitCodes.done
 }
 
 /** Holds, lets go or ends a crew's current run. */

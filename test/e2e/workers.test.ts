@@ -2,16 +2,13 @@ import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { type FollowedEvent, followEvents } from '../../transport/nats-follower.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
-import { Subjects } from '../../transport/subjects.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
-import { clerk, type Command, crewFile, ended, Gate, model, scratch, troupe } from './command-line.js'
+import { clerk, Gate } from './command-line.js'
+import { gather } from './crowd.js'
 
-const desk = crewFile('desk.mjs')
 let server: NatsServer
 let link: NatsLink
-let count = 0
 beforeAll(async () => {
   server = await startNatsServer()
   link = await connectNats({ servers: server.url })
@@ -20,39 +17,8 @@ afterAll(async () => {
   await link.connection.close()
   await server.dispose()
 })
-
-/** Workers of a namespace of their own. */
-async function crowd(names: readonly string[], gates: Readonly<Record<number, Gate>> = {}) {
-  const namespace = `e2e${process.pid}-${(count += 1)}`
-  const cwd = await scratch()
-  const scripted = await model(clerk(gates))
-  const flags = ['--nats', server.url, '--namespace', namespace]
-  const start = async (name: string): Promise<Command> => {
-    const command = troupe(['worker', desk, ...flags, '--name', name, '--lease', '1000'], { cwd, model: scripted })
-    await command.says(`worker ${name} of namespace`)
-    return command
-  }
-  const workers = new Map<string, Command>()
-  for (const name of names) workers.set(name, await start(name))
-  const run = (...words: string[]): Command =>
-    // Whoever only asks needs no key.
-    troupe(['run', desk, ...flags, '--input', 'go', ...words], { cwd, env: { OPENAI_API_KEY: '' } })
-  const ask = (...words: string[]) => ended([...words, ...flags], { cwd })
-  /** Events of the namespace so far. */
-  const events = async (until: (event: FollowedEvent) => boolean): Promise<FollowedEvent[]> => {
-    const found: FollowedEvent[] = []
-    for await (const each of followEvents({ link, subjects: new Subjects(namespace), since: 'all' })) {
-      found.push(each)
-      if (until(each)) return found
-    }
-    return found
-  }
-  const ownerOf = (all: readonly FollowedEvent[]): string => {
-    const taken = all.filter(({ event }) => event.type === 'troupe.shard.taken').at(-1)
-    return String(taken?.event.data['owner']).split('.')[0]!
-  }
-  return { workers, start, run, ask, events, ownerOf, scripted, namespace }
-}
+const crowd = (names: readonly string[], gates: Readonly<Record<number, Gate>> = {}) =>
+  gather({ server, link, names, script: clerk(gates) })
 
 describe('workers over NATS', () => {
   test('workers: a run is done by one of three, and whoever asks sees what a local one shows', async () => {

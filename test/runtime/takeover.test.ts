@@ -237,4 +237,35 @@ describe('takeover', () => {
       (await one.runtime.spawn(crew)).run((await one.worker.shard('pair')).state.runs.keys().next().value!).result,
     ).resolves.toMatchObject({ output: 'done' })
   })
+
+  test('move: the owner leaves, then the other one takes what is open; the outcome follows', async () => {
+    const { store, crew, works, started, worker } = await two('once')
+    const one = await worker('one')
+    const other = await worker('other')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    expect(await one.runtime.move('pair', 'other')).toBe('other')
+    expect(other.worker.active.has('pair')).toBe(true)
+    expect(commits(store).filter((type) => type === 'shard.left')).toHaveLength(1)
+    works.open('result')
+  })
+
+  test('move: when the other one cannot go on with it, its owner does, and says why', async () => {
+    const { owners, store, crew, works, started, worker } = await two('once')
+    const one = await worker('one')
+    await worker('other')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    const member = owners.byName('one')!
+    member.handOver = () => Promise.reject(new TroupeError('UPGRADE_REFUSED', 'no'))
+    await expect(one.runtime.move('pair', 'other')).rejects.toEqual(code('UPGRADE_REFUSED'))
+    await until(() => one.worker.active.has('pair'))
+    works.open('result')
+    await until(() => owners.sent.length === 1)
+    await owners.deliver(one.worker)
+    await until(() => finished(one) != null)
+    expect(finished(one)).toMatchObject({ code: null })
+    expect(started).toHaveLength(1)
+    expect(commits(store)).not.toContain('effect.interrupted')
+  })
 })

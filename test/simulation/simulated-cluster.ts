@@ -34,6 +34,8 @@ export class SimulatedCluster {
   readonly #world: World
   readonly #members = new Map<string, SimulatedOwnership>()
   readonly leases = new Map<string, Lease>()
+  /** Shards that were given to a worker. */
+  readonly pins = new Map<string, string>()
   #epochs = 0
   /** Leases that ran out: their holders count as gone. */
   lost = 0
@@ -142,13 +144,14 @@ export class SimulatedOwnership implements Ownership {
   #owner: string
   readonly #seen = new Map<string, number>()
   #view = new Map<string, Lease>()
+  #pins = new Map<string, string>()
   #renewedAt: number
   #lost = false
   #left = false
   #withdrawn = false
   /** Cut off from everybody, journal included. */
   cut = false
-  onChange: () => void = () => undefined
+  onChange: (shard?: string) => void = () => undefined
 
   constructor(cluster: SimulatedCluster, world: World, process: SimulatedProcess, owner: string, clock: VirtualClock) {
     this.#cluster = cluster
@@ -213,6 +216,9 @@ export class SimulatedOwnership implements Ownership {
   look(tell = true): void {
     if (this.cut || this.#lost || this.#left) return
     this.#cluster.expire()
+    const moved = [...this.#cluster.pins].filter(([shard, worker]) => this.#pins.get(shard) !== worker)
+    this.#pins = new Map(this.#cluster.pins)
+    if (tell) for (const [shard] of moved) this.onChange(shard)
     for (const { owner } of this.#cluster.leases.values()) this.#seen.set(owner, this.#clock.now())
     const before = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
     this.#view = new Map([...this.#cluster.leases].map(([name, lease]) => [name, { ...lease }]))
@@ -221,9 +227,26 @@ export class SimulatedOwnership implements Ownership {
   }
 
   owns(shard: string): boolean {
-    if (!this.holds) return false
+    return this.holds && this.ownerOf(shard) === this.#name
+  }
+
+  ownerOf(shard: string): string | null {
     const offering = [...this.#view.values()].filter(({ offers }) => offers).map(({ worker }) => worker)
-    return ownerOf(partitionOf(shard), offering) === this.#name
+    const pinned = this.#pins.get(shard)
+    return pinned !== undefined && offering.includes(pinned) ? pinned : ownerOf(partitionOf(shard), offering)
+  }
+
+  async assign(shard: string, _crew: string, worker: string | null): Promise<string> {
+    if (worker === null) this.#cluster.pins.delete(shard)
+    else this.#cluster.pins.set(shard, worker)
+    this.#pins = new Map(this.#cluster.pins)
+    this.#cluster.tell()
+    return this.ownerOf(shard) ?? this.#name
+  }
+
+  async handOver(shard: string, worker: string): Promise<void> {
+    const owner = this.#view.get(worker)?.owner
+    if (owner !== undefined) await this.#ask(owner, (other) => other.take(shard).catch(() => undefined), undefined)
   }
 
   lives(owner: string): boolean {

@@ -40,6 +40,10 @@ export class Owners {
     return [...this.#members.values()].find((member) => member.owner === owner)
   }
 
+  byName(name: string): Member | undefined {
+    return this.#members.get(name)
+  }
+
   /** Brings what was sent to a worker. */
   async deliver(worker: Worker): Promise<void> {
     for (const { shard, draft } of this.sent.splice(0)) await (await worker.shard(shard)).post(draft)
@@ -90,6 +94,19 @@ export class Member implements Ownership {
 
   async withdraw(): Promise<void> {
     return
+  }
+
+  ownerOf(): string | null {
+    return this.#owners.current
+  }
+
+  async assign(_shard: string, _crew: string, worker: string | null): Promise<string> {
+    this.#owners.moveTo(worker ?? this.#name)
+    return worker ?? this.#name
+  }
+
+  async handOver(shard: string, worker: string): Promise<void> {
+    await this.#owners.byName(worker)?.worker?.take(shard)
   }
 
   async mailTaken(): Promise<void> {

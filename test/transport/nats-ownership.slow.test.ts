@@ -1,9 +1,10 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import type { Draft } from '../../runtime/envelope.js'
+import { TroupeError } from '../../runtime/errors.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
 import { NatsOwnership, type NatsOwnershipOptions } from '../../transport/nats-ownership.js'
-import { Subjects } from '../../transport/subjects.js'
+import { partitionOf, Subjects } from '../../transport/subjects.js'
 import { WorkerRequests, type WorkerWork } from '../../transport/worker-requests.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
@@ -70,6 +71,7 @@ function work(more: Partial<WorkerWork> = {}): WorkerWork & { readonly asked: st
   return {
     asked,
     leave: async (shard) => void asked.push(`leave ${shard}`),
+    take: async (shard) => void asked.push(`take ${shard}`),
     working: (shard, effects) => {
       asked.push(`working ${shard} ${effects.length}`)
       return effects.filter((effect) => effect.startsWith('mine'))
@@ -211,6 +213,80 @@ describe('NATS ownership', () => {
     await expect.poll(() => late.clock.now() - from).toBeGreaterThan(20)
     expect(late.clock.now() - from).toBeLessThanOrEqual(performance.now() - since + 2)
     stepped.mockRestore()
+  })
+
+  test('NO5 NPI1 assign: everybody sees whom a shard was given to, for as long as that one lives and has the code', async () => {
+    const [a, b, c] = [await worker('a'), await worker('b'), await worker('c', { crews: { survey: '1' } })]
+    await expect.poll(() => split([a, b]).wrong).toBe(0)
+    const [shard] = shards.filter((each) => a.owns(each, 'report'))
+    const told: unknown[] = []
+    b.onChange = (changed) => void told.push(changed)
+    expect(await a.assign(shard!, 'report', 'b')).toBe('b')
+    expect([a.owns(shard!, 'report'), a.ownerOf(shard!, 'report')]).toEqual([false, 'b'])
+    await expect.poll(() => b.owns(shard!, 'report')).toBe(true)
+    expect(told).toEqual([shard])
+    expect(b.partitions().has(partitionOf(shard!))).toBe(true)
+    expect(split([a, b]).wrong).toBe(0)
+    const late = await worker('d')
+    expect([late.owns(shard!, 'report'), late.ownerOf(shard!, 'report')]).toEqual([false, 'b'])
+    await late.close()
+    // Whoever has no code of the crew, or is gone, has no shards of it.
+    await expect
+      .poll(() => a.assign(shard!, 'report', 'c').catch(({ code }: { code: string }) => code))
+      .toBe('WORKER_UNFIT')
+    await expect(a.assign(shard!, 'report', 'd')).rejects.toMatchObject({ code: 'WORKER_UNKNOWN' })
+    await expect(a.assign(shard!, 'report', 'nobody')).rejects.toMatchObject({ code: 'WORKER_UNKNOWN' })
+    expect(b.owns(shard!, 'report')).toBe(true)
+    await b.withdraw()
+    await expect.poll(() => a.owns(shard!, 'report')).toBe(true)
+    await b.announce({ report: '1' })
+    await expect.poll(() => b.owns(shard!, 'report')).toBe(true)
+    await b.close()
+    await expect.poll(() => a.owns(shard!, 'report')).toBe(true)
+    const again = await worker('b')
+    await expect.poll(() => again.owns(shard!, 'report')).toBe(true)
+    expect(await again.assign(shard!, 'report', null)).toBe('a')
+    await expect.poll(() => a.owns(shard!, 'report')).toBe(true)
+    expect(c.ownerOf(shard!, 'report')).toBe('a')
+  })
+
+  test('NPI1 NPI2 assign: what a dead link swallowed is seen when it is there again', async () => {
+    const { proxy, over } = await proxied()
+    const [a, b] = [await worker('a'), await worker('b', { link: over })]
+    await expect.poll(() => split([a, b]).wrong).toBe(0)
+    const [shard] = shards.filter((each) => a.owns(each, 'report'))
+    proxy.down = 'swallow'
+    await a.assign(shard!, 'report', 'b')
+    proxy.down = 'pass'
+    // The link was never cut: nothing tells the watch that it missed something.
+    await expect.poll(() => b.owns(shard!, 'report'), wait).toBe(true)
+    await a.assign(shard!, 'report', 'a')
+    await a.assign(shard!, 'report', null)
+    await a.assign(shard!, 'report', 'b')
+    await expect.poll(() => [a.ownerOf(shard!, 'report'), b.ownerOf(shard!, 'report')]).toEqual(['b', 'b'])
+  })
+
+  test('handOver: the one that is to own it is asked to take it; what it refuses for is told, one that is gone is not waited for', async () => {
+    const [a, b] = [await worker('a'), await worker('b')]
+    await expect.poll(() => split([a, b]).wrong).toBe(0)
+    const [shard] = shards.filter((each) => a.owns(each, 'report'))
+    let busy = 2
+    const ofB = work({
+      take: async (each) => {
+        // It knows of the pin when it is asked, whatever its watch has seen.
+        if (!b.owns(each, 'report')) throw new TroupeError('OUTCOME_FORGED', 'too early')
+        if (each !== shard) throw new TroupeError('UPGRADE_REFUSED', 'no')
+        if (busy-- > 0) throw new TroupeError('SHARD_ELSEWHERE', 'not yet', { retryable: true })
+      },
+    })
+    b.serve(ofB)
+    await a.assign(shard!, 'report', 'b')
+    await a.handOver(shard!, 'b')
+    expect(busy).toBe(-1)
+    await a.assign('other', 'report', 'b')
+    await expect(a.handOver('other', 'b')).rejects.toMatchObject({ code: 'UPGRADE_REFUSED' })
+    await b.close()
+    await expect(a.handOver(shard!, 'b')).rejects.toMatchObject({ code: 'WORKER_UNKNOWN' })
   })
 
   test('send: a letter is given to the mail', async () => {

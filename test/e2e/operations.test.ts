@@ -1,0 +1,150 @@
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
+import { fault, type ModelScript, reply } from '../../actors/scripted-model.js'
+import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import { clerk, crewFile, ended, Gate, jsonLines, model, scratch } from './command-line.js'
+import { type Crowd, gather } from './crowd.js'
+
+let server: NatsServer
+let link: NatsLink
+beforeAll(async () => {
+  server = await startNatsServer()
+  link = await connectNats({ servers: server.url })
+})
+afterAll(async () => {
+  await link.connection.close()
+  await server.dispose()
+})
+
+/** What the tool waits for: counts its calls, and answers when the gate is open. */
+async function outside(gate: Gate): Promise<{ readonly url: string; readonly calls: () => number }> {
+  let calls = 0
+  const http = createServer((_, response) => {
+    calls += 1
+    void gate.pass().then(() => response.end('a fact'))
+  })
+  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve))
+  onTestFinished(() => void http.close())
+  return { url: `http://127.0.0.1:${(http.address() as AddressInfo).port}`, calls: () => calls }
+}
+
+/** Calls the tool, then answers. */
+const caller: ModelScript = ({ messages }) =>
+  messages.at(-1)?.role === 'tool' ? 'All is known.' : reply.call('wait', {})
+
+/** Two workers that wait with a run, and who has it. */
+async function waiting(crowd: Crowd, until: string): Promise<{ readonly owner: string; readonly other: string }> {
+  const owner = crowd.ownerOf(await crowd.events(({ event }) => event.type === until))
+  return { owner, other: owner === 'w1' ? 'w2' : 'w1' }
+}
+
+/** Moves the crew, and has the event stream say that it went. */
+async function moved(crowd: Crowd, other: string): Promise<void> {
+  const end = await crowd.ask('move', 'desk', '--to', other)
+  expect(end, end.stderr).toMatchObject({ code: 0, stderr: `desk is with ${other}\n` })
+  const events = await crowd.events(({ event }) => String(event.data['owner']).startsWith(`${other}.`))
+  expect(events.filter(({ event }) => event.type === 'troupe.shard.left')).toHaveLength(1)
+}
+
+/** How the run ended for whoever waited, and that each of its calls was made and told once. */
+async function wentOn(
+  crowd: Crowd,
+  end: { readonly code: number | null },
+  calls: Record<string, number>,
+): Promise<void> {
+  expect(end).toMatchObject({ code: 0, stdout: 'All is known.\n' })
+  const events = await crowd.events(({ event }) => event.type === 'troupe.run.finished')
+  const types = events.map(({ event }) => event.type.replace('troupe.', ''))
+  for (const [type, count] of Object.entries(calls))
+    expect([type, types.filter((each) => each === type).length]).toEqual([type, count])
+  expect(JSON.stringify(events)).not.toMatch(/interrupted|unknown/i)
+}
+
+describe('move', () => {
+  test('move: a crew that waits for a model goes on with another worker; its reply follows it', async () => {
+    const gate = new Gate()
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script: clerk({ 2: gate }) })
+    const running = crowd.run()
+    await gate.reached
+    const { other } = await waiting(crowd, 'troupe.model.called')
+    await moved(crowd, other)
+    gate.open()
+    await wentOn(crowd, await running.end, { 'model.called': 3, 'model.replied': 3, 'tool.called': 2 })
+    expect(crowd.scripted.requests.count).toBe(3)
+  })
+
+  test('move: a crew that waits for a once tool goes on with another worker; the tool runs once', async () => {
+    const gate = new Gate()
+    const { url, calls } = await outside(gate)
+    const crowd = await gather({
+      server,
+      link,
+      names: ['w1', 'w2'],
+      script: caller,
+      crew: 'waiting.mjs',
+      env: { OUTSIDE: url },
+    })
+    const running = crowd.run()
+    await gate.reached
+    const { other } = await waiting(crowd, 'troupe.tool.called')
+    await moved(crowd, other)
+    gate.open()
+    await wentOn(crowd, await running.end, { 'tool.called': 1, 'tool.finished': 1, 'model.called': 2 })
+    expect(calls()).toBe(1)
+  })
+
+  test('move: a crew that waits for a timer has it fire with another worker, once and not early', async () => {
+    const refused = new Gate()
+    let refusedAt = 0
+    let againAt = 0
+    const script: ModelScript = () => {
+      if (refusedAt > 0) {
+        againAt = performance.now()
+        return 'All is known.'
+      }
+      refusedAt = performance.now()
+      void refused.pass()
+      return fault.status(503, { retryAfter: 4 })
+    }
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script })
+    const running = crowd.run()
+    await refused.reached
+    const { other } = await waiting(crowd, 'troupe.model.failed')
+    await moved(crowd, other)
+    expect(crowd.scripted.requests.count).toBe(1)
+    await wentOn(crowd, await running.end, { 'model.called': 2 })
+    expect(againAt - refusedAt).toBeGreaterThan(3_900)
+    expect(crowd.scripted.requests.count).toBe(2)
+  })
+
+  test('move: to somebody who is not there is refused; auto gives it back; it stays over a kill', async () => {
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script: clerk() })
+    expect((await crowd.run().end).code).toBe(0)
+    const { owner, other } = await waiting(crowd, 'troupe.run.finished')
+    expect((await crowd.ask('move', 'desk', '--to', 'w9')).stderr).toContain('WORKER_UNKNOWN')
+    expect((await crowd.ask('move', 'nobody', '--to', other)).stderr).toContain('CREW_UNKNOWN')
+    expect((await crowd.ask('move', 'desk', '--to', 'a b')).stderr).toContain('ID_INVALID')
+    expect((await crowd.ask('move', 'desk', '--to', other)).code).toBe(0)
+    const again = await crowd.ask('move', 'desk', '--to', other, '--json')
+    expect(jsonLines(again.stdout)).toEqual([{ type: 'moved', crew: 'desk', worker: other }])
+    // The one that it was given to dies: the rule counts, and when it is back, its pin.
+    crowd.workers.get(other)!.child.kill('SIGKILL')
+    expect(await crowd.run('--new').end).toMatchObject({ code: 0 })
+    await crowd.start(other)
+    await expect
+      .poll(async () => (await crowd.ask('move', 'desk', '--to', 'auto')).stderr, { timeout: 30_000 })
+      .toBe(`desk is with ${owner}\n`)
+    expect((await crowd.ask('rm', 'desk')).code).toBe(0)
+  })
+
+  test('move: in a store it is said that it takes workers', async () => {
+    const cwd = await scratch()
+    const scripted = await model(clerk())
+    expect((await ended(['run', crewFile('desk.mjs'), '--input', 'go'], { cwd, model: scripted })).code).toBe(0)
+    const end = await ended(['move', 'desk', '--to', 'w1'], { cwd })
+    expect(end.code).toBe(2)
+    expect(end.stderr).toContain('CONFIG_INVALID: one process owns this store: a crew moves between workers over NATS')
+  })
+})
