@@ -8,167 +8,32 @@
  */
 import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
 import {
-  type Amounts,
-  type CrewData,
-  type CrewMessage,
-  type DelegateCall,
-  type Limits,
-  nothing,
-  to,
-} from './messages.js'
+  accountOf,
+  answerable,
+  type CrewContext,
+  type CrewEvent,
+  type CrewInput,
+  delegatesOf,
+  dropped,
+  type End,
+  grows,
+  isLead,
+  keeperOf,
+  keptByCrew,
+  keptOf,
+  leadName,
+  mayStart,
+  minOutputTokens,
+  minus,
+  perCrew,
+  runOf,
+  startOf,
+  without,
+  type Worker,
+} from './crew-context.js'
+import { type CrewMessage, nothing, to } from './messages.js'
 
-interface Task {
-  readonly run: string
-  readonly tokens: number
-  readonly messages: number
-}
-
-/** An agent at work: the lead, or a delegate with whoever called it. */
-interface Worker {
-  readonly agent: string
-  readonly conversation: string
-  readonly call: DelegateCall | null
-}
-
-interface End {
-  readonly code: string | null
-  readonly reason: string
-  readonly finish: string
-  readonly rounds: number
-  readonly conversation: string | null
-}
-
-/** A kept conversation of an agent with `continue`. */
-interface Kept {
-  readonly conversation: string
-  readonly length: number
-  readonly tokens: number
-}
-
-interface CrewContext {
-  readonly self: string
-  readonly data: CrewData
-  readonly queue: readonly Task[]
-  readonly task: Task | null
-  readonly workers: Readonly<Record<string, Worker>>
-  readonly waiting: readonly DelegateCall[]
-  readonly kept: Readonly<Record<string, Kept>>
-  readonly paused: boolean
-  readonly end: End | null
-  /** The keeper failed: nobody can send the bill. */
-  readonly bankrupt: boolean
-  /** Name of the keeper at work: `crew` for a budget of the crew, else the run's; null when the next run starts one. */
-  readonly keeper: string | null
-  /** For a budget of the crew: what was spent before this run. */
-  readonly before: Amounts
-}
-
-interface CrewInput {
-  readonly self: string
-  readonly data: CrewData
-  /** The keeper of a crew that failed and begins anew: what was spent is not forgotten. */
-  readonly keeper?: 'crew' | null
-}
-
-/** What the outside may watch a crew do. */
-export type CrewEvent =
-  | { type: 'run.queued'; run: string }
-  | { type: 'run.started'; run: string; agent: string }
-  | { type: 'run.paused'; run: string }
-  | { type: 'run.resumed'; run: string }
-  | {
-      type: 'run.finished'
-      run: string
-      code: string | null
-      reason: string
-      finish: string
-      rounds: number
-      spent: Amounts
-    }
-  | { type: 'agent.started'; agent: string; address: string }
-  | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
-
-const minus = (a: Amounts, b: Amounts): Amounts => ({
-  nanoUsd: a.nanoUsd - b.nanoUsd,
-  tokens: a.tokens - b.tokens,
-  modelCalls: a.modelCalls - b.modelCalls,
-  toolCalls: a.toolCalls - b.toolCalls,
-})
-const runOf = (context: CrewContext) => context.task?.run ?? ''
-const perCrew = (context: CrewContext) => context.data.per === 'crew'
-/** Whether the keeper at work is the crew's: the definition may say otherwise from the next run on. */
-const keptByCrew = (context: CrewContext) => context.keeper === 'crew'
-const keeperOf = (context: CrewContext) => `budget/${context.keeper ?? runOf(context)}`
-const leadName = (context: CrewContext) => `${context.data.lead}-${runOf(context)}`
-const limitsOf = (context: CrewContext, agent: string): Limits | null => context.data.agents[agent]?.limits ?? null
-const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
-const counted = (context: CrewContext, agent: string) =>
-  context.data.limits.toolCalls !== undefined || limitsOf(context, agent)?.toolCalls !== undefined
-const keeps = (context: CrewContext, agent: string) => context.data.agents[agent]?.keep === true
-const keptOf = (context: CrewContext, task: Task): Kept => {
-  const kept = keeps(context, context.data.lead) ? context.kept[context.data.lead] : undefined
-  return kept ?? { conversation: task.run, length: 0, tokens: 0 }
-}
-/** Whether an end moves a kept conversation: also when the definition does not ask for it any more. */
-const grows = (context: CrewContext, agent: string, conversation: string) =>
-  keeps(context, agent) || context.kept[agent]?.conversation === conversation
-const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
-  const { [key]: _, ...rest } = record
-  return rest
-}
-const isLead = (context: CrewContext, address: string) => context.workers[address]?.call === null
-const delegateWorkers = (context: CrewContext) =>
-  Object.entries(context.workers).filter(([, worker]) => worker.call !== null)
-const delegatesOf = (context: CrewContext, caller: string) =>
-  delegateWorkers(context)
-    .filter(([, worker]) => worker.call?.caller === caller)
-    .map(([address]) => address)
-/** The call that a delegate's end answers; none when its caller, and with it the conversation, is gone. */
-const answerable = (context: CrewContext, address: string): DelegateCall[] =>
-  [context.workers[address]?.call ?? null].filter(
-    (call) => call !== null && context.workers[call.caller] !== undefined,
-  ) as DelegateCall[]
-const callers = (context: CrewContext) =>
-  new Set(
-    [...context.waiting, ...delegateWorkers(context).map(([, worker]) => worker.call!)].map((call) => call.caller),
-  )
-/** A delegate that waits for one of its own takes no place: else those that wait would wait for each other. */
-const mayStart = (context: CrewContext) =>
-  delegateWorkers(context).filter(([address]) => !callers(context).has(address)).length < context.data.delegates
-/** Calls that will not be made any more. */
-const dropped = (calls: readonly DelegateCall[]) => calls.map((call) => to(`log/${call.name}`))
-const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
-
-/** The messages that start an agent actor: its account when it has one, then itself. */
-function startOf(
-  context: CrewContext,
-  agent: string,
-  name: string,
-  part: { depth: number; length: number; tokens: number; conversation: string },
-) {
-  const address = `agent/${name}`
-  const keeper = keeperOf(context)
-  const account = accountOf(context, agent)
-  const data = context.data.agents[agent]
-  const limits = limitsOf(context, agent)
-  const open =
-    limits === null ? [] : [{ target: keeper, message: { type: 'budget.open', account, parent: 'run', limits } }]
-  const input = {
-    self: address,
-    run: runOf(context),
-    crew: context.self,
-    keeper,
-    account,
-    conversation: part.conversation,
-    depth: part.depth,
-    length: part.length,
-    tokens: part.tokens + (data?.baseTokens ?? 0),
-    paused: context.paused,
-    counted: counted(context, agent),
-    data,
-  }
-  return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
-}
+export type { CrewEvent }
 
 /** Raised by the crew itself. */
 type Own = { type: 'crew.wall' }

@@ -1,0 +1,161 @@
+/**
+ * What the crew machine knows, and what it reads off it.
+ *
+ * Owns: the crew's context, questions to it, the messages that start an agent.
+ * Does not own: when anything happens (`crew.ts`).
+ */
+import { type Amounts, type CrewData, type DelegateCall, type Limits, to } from './messages.js'
+
+export interface Task {
+  readonly run: string
+  readonly tokens: number
+  readonly messages: number
+}
+
+/** An agent at work: the lead, or a delegate with whoever called it. */
+export interface Worker {
+  readonly agent: string
+  readonly conversation: string
+  readonly call: DelegateCall | null
+}
+
+export interface End {
+  readonly code: string | null
+  readonly reason: string
+  readonly finish: string
+  readonly rounds: number
+  readonly conversation: string | null
+}
+
+/** A kept conversation of an agent with `continue`. */
+export interface Kept {
+  readonly conversation: string
+  readonly length: number
+  readonly tokens: number
+}
+
+export interface CrewContext {
+  readonly self: string
+  readonly data: CrewData
+  readonly queue: readonly Task[]
+  readonly task: Task | null
+  readonly workers: Readonly<Record<string, Worker>>
+  readonly waiting: readonly DelegateCall[]
+  readonly kept: Readonly<Record<string, Kept>>
+  readonly paused: boolean
+  readonly end: End | null
+  /** The keeper failed: nobody can send the bill. */
+  readonly bankrupt: boolean
+  /** Name of the keeper at work: `crew` for a budget of the crew, else the run's; null when the next run starts one. */
+  readonly keeper: string | null
+  /** For a budget of the crew: what was spent before this run. */
+  readonly before: Amounts
+}
+
+export interface CrewInput {
+  readonly self: string
+  readonly data: CrewData
+  /** The keeper of a crew that failed and begins anew: what was spent is not forgotten. */
+  readonly keeper?: 'crew' | null
+}
+
+/** What the outside may watch a crew do. */
+export type CrewEvent =
+  | { type: 'run.queued'; run: string }
+  | { type: 'run.started'; run: string; agent: string }
+  | { type: 'run.paused'; run: string }
+  | { type: 'run.resumed'; run: string }
+  | {
+      type: 'run.finished'
+      run: string
+      code: string | null
+      reason: string
+      finish: string
+      rounds: number
+      spent: Amounts
+    }
+  | { type: 'agent.started'; agent: string; address: string }
+  | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
+
+export const minus = (a: Amounts, b: Amounts): Amounts => ({
+  nanoUsd: a.nanoUsd - b.nanoUsd,
+  tokens: a.tokens - b.tokens,
+  modelCalls: a.modelCalls - b.modelCalls,
+  toolCalls: a.toolCalls - b.toolCalls,
+})
+export const runOf = (context: CrewContext) => context.task?.run ?? ''
+export const perCrew = (context: CrewContext) => context.data.per === 'crew'
+/** Whether the keeper at work is the crew's: the definition may say otherwise from the next run on. */
+export const keptByCrew = (context: CrewContext) => context.keeper === 'crew'
+export const keeperOf = (context: CrewContext) => `budget/${context.keeper ?? runOf(context)}`
+export const leadName = (context: CrewContext) => `${context.data.lead}-${runOf(context)}`
+export const limitsOf = (context: CrewContext, agent: string): Limits | null =>
+  context.data.agents[agent]?.limits ?? null
+export const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
+export const counted = (context: CrewContext, agent: string) =>
+  context.data.limits.toolCalls !== undefined || limitsOf(context, agent)?.toolCalls !== undefined
+export const keeps = (context: CrewContext, agent: string) => context.data.agents[agent]?.keep === true
+export const keptOf = (context: CrewContext, task: Task): Kept => {
+  const kept = keeps(context, context.data.lead) ? context.kept[context.data.lead] : undefined
+  return kept ?? { conversation: task.run, length: 0, tokens: 0 }
+}
+/** Whether an end moves a kept conversation: also when the definition does not ask for it any more. */
+export const grows = (context: CrewContext, agent: string, conversation: string) =>
+  keeps(context, agent) || context.kept[agent]?.conversation === conversation
+export const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
+  const { [key]: _, ...rest } = record
+  return rest
+}
+export const isLead = (context: CrewContext, address: string) => context.workers[address]?.call === null
+export const delegateWorkers = (context: CrewContext) =>
+  Object.entries(context.workers).filter(([, worker]) => worker.call !== null)
+export const delegatesOf = (context: CrewContext, caller: string) =>
+  delegateWorkers(context)
+    .filter(([, worker]) => worker.call?.caller === caller)
+    .map(([address]) => address)
+/** The call that a delegate's end answers; none when its caller, and with it the conversation, is gone. */
+export const answerable = (context: CrewContext, address: string): DelegateCall[] =>
+  [context.workers[address]?.call ?? null].filter(
+    (call) => call !== null && context.workers[call.caller] !== undefined,
+  ) as DelegateCall[]
+export const callers = (context: CrewContext) =>
+  new Set(
+    [...context.waiting, ...delegateWorkers(context).map(([, worker]) => worker.call!)].map((call) => call.caller),
+  )
+/** A delegate that waits for one of its own takes no place: else those that wait would wait for each other. */
+export const mayStart = (context: CrewContext) =>
+  delegateWorkers(context).filter(([address]) => !callers(context).has(address)).length < context.data.delegates
+/** Calls that will not be made any more. */
+export const dropped = (calls: readonly DelegateCall[]) => calls.map((call) => to(`log/${call.name}`))
+export const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
+
+/** The messages that start an agent actor: its account when it has one, then itself. */
+export function startOf(
+  context: CrewContext,
+  agent: string,
+  name: string,
+  part: { depth: number; length: number; tokens: number; conversation: string },
+) {
+  const address = `agent/${name}`
+  const keeper = keeperOf(context)
+  const account = accountOf(context, agent)
+  const data = context.data.agents[agent]
+  const limits = limitsOf(context, agent)
+  const open =
+    limits === null ? [] : [{ target: keeper, message: { type: 'budget.open', account, parent: 'run', limits } }]
+  const input = {
+    self: address,
+    run: runOf(context),
+    crew: context.self,
+    keeper,
+    account,
+    conversation: part.conversation,
+    depth: part.depth,
+    length: part.length,
+    tokens: part.tokens + (data?.baseTokens ?? 0),
+    paused: context.paused,
+    counted: counted(context, agent),
+    data,
+  }
+  return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
+}
