@@ -10,6 +10,8 @@ const benches: Readonly<Record<string, () => Promise<object>>> = {
   resume: async () => (await import('./resume.js')).benchResume(),
   cold: async () => (await import('./cold.js')).benchCold(),
   throughput: async () => (await import('./throughput.js')).benchThroughput(),
+  mail: async () => (await import('./mail.js')).benchMail(),
+  stored: async () => (await import('./stored.js')).benchStored(),
 }
 
 const args = process.argv.slice(2)

@@ -91,12 +91,16 @@ export function rawContender(name: string, baseURL: string, ownFetch: boolean): 
 }
 
 /** An agent with the one tool of the benchmarks. */
-export function benchAgent(rounds: number, result: (at: number) => string = lookResult) {
+export function benchAgent(
+  rounds: number,
+  result: (at: number) => string = lookResult,
+  effect: 'idempotent' | 'once' = 'idempotent',
+) {
   const look = defineTool({
     name: 'look',
     description,
     input: z.object({ at: z.number() }),
-    effect: 'idempotent',
+    effect,
     run: ({ at }) => result(at),
   })
   return defineAgent({
