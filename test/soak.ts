@@ -16,6 +16,11 @@ const { values, positionals } = parseArgs({
   options: { scale: { type: 'string', default: '1' }, bench: { type: 'boolean', default: true } },
   allowNegative: true,
 })
+/** Benches of each area. */
+const benches: Readonly<Record<string, readonly string[]>> = {
+  core: ['round', 'growth', 'store', 'journal', 'resume', 'cold', 'throughput'],
+  workers: ['mail', 'stored'],
+}
 const areas = ['core']
 const area = positionals[0] ?? 'core'
 if (!areas.includes(area)) {
@@ -113,7 +118,7 @@ async function budget(): Promise<object> {
 
 async function bench(): Promise<object> {
   say('benches')
-  const part = await run(['--expose-gc', ...typescript, 'test/bench/main.ts', '--json'], true)
+  const part = await run(['--expose-gc', ...typescript, 'test/bench/main.ts', ...benches[area]!, '--json'], true)
   const lines = part.stdout
     .trim()
     .split('\n')

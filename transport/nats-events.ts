@@ -1,8 +1,8 @@
 /**
  * The event stream over NATS: the events of every shard, stored in one stream for whoever watches from outside.
  *
- * One event of a shard is on its way at a time, and many shards at once. Sending the next one before the last one is
- * acknowledged would leave a hole where the link breaks in between: later ones land by the next link, and neither a
+ * Events of a shard that are there together are one message. One message of a shard is on its way at a time, and many
+ * shards at once. Sending the next one before the last one is acknowledged would leave a hole where the link breaks in between: later ones land by the next link, and neither a
  * reader nor the next owner could see that one is missing. So what is in the stream is always a beginning of what the
  * journal has, and the last one of a shard is where whoever owns it goes on.
  *
@@ -60,6 +60,9 @@ export interface NatsEventsOptions {
 
 /** Events in memory, over all shards. */
 export const maxQueued = 10_000
+/** Events of one message, and characters of their JSON: below the server's usual limit, whatever they are in UTF-8. */
+const maxTogether = 256
+const maxCharacters = 256 * 1024
 /** Shards that are sent for at once. */
 const maxAtOnce = 64
 /** Shards whose place in the stream is remembered; another one's is looked up. */
@@ -288,22 +291,21 @@ export class NatsEvents {
       // What is published from here on is queued, and passed over if the journal had it already.
       lane.behind = false
       for await (const { bytes } of this.#options.journal.readEvents(lane.shard, Math.max(1, lane.cursor!.sequence))) {
-        for (const placed of fromEvents(bytes)) await this.#pass(lane, placed, placed.at > lane.until)
+        await this.#pass(lane, fromEvents(bytes), lane.until)
       }
       return
     }
-    const placed = lane.queue[0]!
-    await this.#pass(lane, placed, true)
-    if (lane.queue[0] !== placed) return
-    lane.queue.shift()
-    this.#queued--
+    const placed = lane.queue.slice(0, maxTogether)
+    await this.#pass(lane, placed)
+    if (lane.queue[0] !== placed[0]) return
+    lane.queue.splice(0, placed.length)
+    this.#queued -= placed.length
   }
 
   /** Where the stream ends for a shard. */
   async #find(lane: Lane): Promise<void> {
     const { link, subjects } = this.#options
-    const filter = subjects.events(lane.shard)
-    const asked = link.manager.streams.getMessage(this.#stream, { last_by_subj: filter })
+    const asked = link.manager.streams.getMessage(this.#stream, { last_by_subj: subjects.events(lane.shard) })
     const last = placeIn(await this.#answered(asked))
     lane.until = this.#maxAgeMs > 0 ? Date.now() - this.#maxAgeMs : 0
     if (last === null || (await this.#isInJournal(lane.shard, last))) lane.cursor = last ?? beginning
@@ -323,29 +325,50 @@ export class NatsEvents {
     return false
   }
 
-  async #pass(lane: Lane, placed: PlacedEvent, isWanted: boolean): Promise<void> {
-    this.#closing.signal.throwIfAborted()
-    if (lane.cursor === null || !isAfter(placed, lane.cursor)) return
-    if (isWanted) await this.#send(lane.shard, placed)
-    // Somebody may have said meanwhile that it is not known any more.
-    if (lane.cursor !== null) lane.cursor = { sequence: placed.sequence, index: placed.index }
+  /** @param until events up to this time are passed over */
+  async #pass(lane: Lane, all: readonly PlacedEvent[], until = 0): Promise<void> {
+    for (let rest = all; rest.length > 0; ) {
+      this.#closing.signal.throwIfAborted()
+      const { cursor } = lane
+      if (cursor === null) return
+      const wanted = rest.filter((placed) => placed.at > until && isAfter(placed, cursor))
+      const sent = wanted.length === 0 ? 0 : await this.#send(lane.shard, wanted)
+      const last = sent === wanted.length ? rest.at(-1)! : wanted[sent - 1]!
+      rest = rest.slice(rest.indexOf(last) + 1)
+      // Somebody may have said meanwhile that it is not known any more.
+      if (lane.cursor !== null && isAfter(last, lane.cursor)) {
+        lane.cursor = { sequence: last.sequence, index: last.index }
+      }
+    }
   }
 
-  async #send(shard: string, placed: PlacedEvent): Promise<void> {
-    const event = toCloudEvent(shard, placed)
-    try {
-      await this.#store(shard, placed, event)
-    } catch (error) {
-      if (!isUnsendable(error)) throw error
-      await this.#store(shard, placed, { ...event, data: { truncated: true } })
+  /** Stores as many of these events as one message takes, at least one. Gives their number. */
+  async #send(shard: string, placed: readonly PlacedEvent[]): Promise<number> {
+    const texts: string[] = []
+    let characters = 0
+    for (const each of placed.slice(0, maxTogether)) {
+      const text = textOf(toCloudEvent(shard, each))
+      characters += text.length
+      if (texts.length > 0 && characters > maxCharacters) break
+      texts.push(text)
     }
+    const sent = await this.#store(shard, placed, texts).catch((error: unknown) => {
+      if (!isUnsendable(error)) throw error
+      if (texts.length > 1) return this.#send(shard, placed.slice(0, 1))
+      return this.#store(shard, placed, [JSON.stringify(truncated(toCloudEvent(shard, placed[0]!)))])
+    })
     if (this.#failing) this.#options.log.info('events are stored again')
     this.#failing = false
+    return sent
   }
 
-  async #store(shard: string, { from, event: { type } }: PlacedEvent, event: TroupeEvent): Promise<void> {
-    const subject = this.#options.subjects.event(shard, from, type)
-    await this.#answered(this.#client.publish(subject, JSON.stringify(event), { msgID: event.id, timeout: ackMs }))
+  async #store(shard: string, placed: readonly PlacedEvent[], texts: readonly string[]): Promise<number> {
+    const [first, last] = [placed[0]!, placed[texts.length - 1]!]
+    // Both ends and the time are part of it: with more events, or behind a cut, it is another message.
+    const msgID = `${shard}-${first.sequence}-${first.index}-${last.sequence}-${last.index}-${last.at}`
+    const body = `[${texts.join(',')}]`
+    await this.#answered(this.#client.publish(this.#options.subjects.events(shard), body, { msgID, timeout: ackMs }))
+    return texts.length
   }
 
   /** An answer of the server, or at once an error when there will be none. */
@@ -375,19 +398,30 @@ function wordsOf({ type }: TroupeEvent): string {
   return type.slice(type.indexOf('.') + 1)
 }
 
-/** Too large for the client, which knows the server's limit, or for the stream; or what JSON cannot say. */
+function textOf(event: TroupeEvent): string {
+  try {
+    return JSON.stringify(event)
+  } catch {
+    return JSON.stringify(truncated(event))
+  }
+}
+
+function truncated(event: TroupeEvent): TroupeEvent {
+  return { ...event, data: { truncated: true } }
+}
+
+/** Too large for the client, which knows the server's limit, or for the stream. */
 function isUnsendable(error: unknown): boolean {
   return (
     error instanceof errors.InvalidArgumentError ||
-    error instanceof TypeError ||
     (error instanceof JetStreamApiError && error.code === messageTooLarge)
   )
 }
 
-/** The place of the event in a message; null when it holds none. */
+/** The place of the last event in a message; null when it holds none. */
 function placeIn(message: { json<T>(): T } | null): Place | null {
   try {
-    const event = message?.json<TroupeEvent>()
+    const event = message?.json<readonly TroupeEvent[]>().at(-1)
     const cursor = event === undefined ? null : parseCursor(event.id)
     return event === undefined || cursor === null ? null : { ...cursor, at: Date.parse(event.time) }
   } catch {

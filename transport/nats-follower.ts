@@ -8,6 +8,7 @@
  *   whatever happens to links and servers, none is left out while the stream keeps it.
  * - NF2 An event that is in the stream twice comes once, unless 10,000 others came in between.
  * - NF3 A slow reader holds at most some hundred events in memory; live ones that do not fit are lost.
+ * - NF4 Whoever goes on from the number of any event that came misses none behind it.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import {
@@ -25,7 +26,7 @@ import { TroupeError } from '../runtime/errors.js'
 import type { TroupeEvent } from '../runtime/events.js'
 import { storeError } from './jetstream-content.js'
 import { natsError, type NatsLink, watchLink } from './nats-connection.js'
-import type { Subjects } from './subjects.js'
+import { isMatch, type Subjects } from './subjects.js'
 
 /** What to follow. */
 export interface FollowOptions {
@@ -47,12 +48,16 @@ export interface FollowOptions {
 /** An event and its place in the stream. */
 export interface FollowedEvent {
   readonly event: TroupeEvent
-  /** Its number in the stream, from which `since` goes on; null for a live event. */
+  /**
+   * The number of the stream from which `since` goes on and misses nothing; null for a live event. Of several events in one
+   * message only the last has the message's own: from the others on the message comes again.
+   */
   readonly sequence: number | null
 }
 
-/** Events that wait for a slow reader. */
+/** Events that wait for a slow reader, and messages that are on their way to it. */
 const maxReady = 500
+const maxMessages = 100
 /** Ids that are remembered. */
 const maxSeen = 10_000
 /** A request for more lasts so long; a server that stays silent for twice half of it is asked anew. */
@@ -88,7 +93,7 @@ export async function* followEvents(options: FollowOptions): AsyncGenerator<Foll
 class Follower {
   readonly #options: FollowOptions
   readonly #stream: string
-  readonly #subject: string
+  readonly #filter: string
   readonly #closing = new AbortController()
   readonly #ready: FollowedEvent[] = []
   readonly #seen = new Set<string>()
@@ -104,7 +109,7 @@ class Follower {
   constructor(options: FollowOptions) {
     this.#options = options
     this.#stream = options.subjects.stream('events')
-    this.#subject = options.subjects.followed('event', options.filter)
+    this.#filter = options.subjects.followed('event', options.filter)
   }
 
   async start(): Promise<void> {
@@ -115,7 +120,7 @@ class Follower {
       this.#live = link.connection.subscribe(subjects.followed('live', filter), {
         callback: (error, message) => {
           if (error !== null) this.#fail(natsError(error, 'NATS'))
-          else if (this.#ready.length < maxReady) this.#take(message, null)
+          else if (this.#ready.length < maxReady) for (const event of eventsIn(message)) this.#take(event, null)
         },
       })
     }
@@ -184,10 +189,10 @@ class Follower {
     // A server that lost the end of its stream counts from there.
     this.#at = Math.min(this.#at, state.last_seq + 1)
     const consumer = await jetstream(connection).consumers.get(this.#stream, {
-      filter_subjects: this.#subject,
+      filter_subjects: this.#options.subjects.eventsOf(this.#filter),
       opt_start_seq: this.#at,
     })
-    this.#messages = await consumer.consume({ max_messages: maxReady, expires: expiresMs })
+    this.#messages = await consumer.consume({ max_messages: maxMessages, expires: expiresMs })
     try {
       if (this.#closing.signal.aborted) return
       for await (const message of this.#messages) {
@@ -202,17 +207,27 @@ class Follower {
   }
 
   async #accept(message: JsMsg): Promise<void> {
+    const events = eventsIn(message).filter((event) => this.#isWanted(event))
+    events.forEach((event, index) => this.#take(event, message.seq - (index < events.length - 1 ? 1 : 0)))
     this.#at = message.seq + 1
-    this.#take(message, message.seq)
     while (this.#ready.length >= maxReady && !this.#closing.signal.aborted) {
       await new Promise<void>((resolve) => (this.#room = resolve))
     }
   }
 
-  /** What is no event of ours is passed over. */
-  #take(message: Pick<Msg, 'json'>, sequence: number | null): void {
-    const event = eventIn(message)
-    if (event === null || this.#closing.signal.aborted) return
+  #isWanted({ source, type }: TroupeEvent): boolean {
+    if (this.#options.filter === undefined) return true
+    const [shard = '', ...actor] = source.split('/').slice(2)
+    try {
+      const name = this.#options.subjects.event(shard, actor.join('/'), type.slice(type.indexOf('.') + 1))
+      return isMatch(this.#filter, name)
+    } catch {
+      return false
+    }
+  }
+
+  #take(event: TroupeEvent, sequence: number | null): void {
+    if (this.#closing.signal.aborted) return
     if (sequence !== null) {
       if (this.#seen.has(event.id)) return
       this.#seen.add(event.id)
@@ -262,10 +277,12 @@ function startError(error: unknown, stream: string): TroupeError {
   return new TroupeError('CONFIG_INVALID', `there is no stream ${stream}: no worker of this namespace has run yet`)
 }
 
-function eventIn(message: Pick<Msg, 'json'>): TroupeEvent | null {
+/** The events of a message: what is none of ours is passed over. */
+function eventsIn(message: Pick<Msg, 'json'>): TroupeEvent[] {
   try {
-    return cloudEvent.parse(message.json())
+    const found = message.json<unknown>()
+    return (Array.isArray(found) ? found : [found]).flatMap((each) => cloudEvent.safeParse(each).data ?? [])
   } catch {
-    return null
+    return []
   }
 }

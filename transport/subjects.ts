@@ -94,19 +94,27 @@ export class Subjects {
     return `${this.#prefix}.ask.${client === undefined ? '*' : token(client)}`
   }
 
-  /** An event of an actor. @param type `run.finished` and the like: each word is a token */
+  /**
+   * The name of an event of an actor, which followers' filters are matched with. Messages hold several events, and are on
+   * `events`. @param type `run.finished` and the like: each word is a token
+   */
   event(shard: string, address: string, type: string): string {
     return `${this.#prefix}.event.${token(shard)}.${addressTokens(address)}.${typeTokens(type)}`
   }
 
-  /** What passes by and is stored nowhere: the same shape as `event`, outside of the stream of events. */
+  /** What passes by and is stored nowhere, one a message. */
   live(shard: string, address: string, type: string): string {
     return `${this.#prefix}.live.${token(shard)}.${addressTokens(address)}.${typeTokens(type)}`
   }
 
-  /** Events of all shards, or of one. */
+  /** Events of all shards, or of one: several a message. */
   events(shard?: string): string {
-    return shard === undefined ? `${this.#prefix}.event.>` : `${this.#prefix}.event.${token(shard)}.>`
+    return shard === undefined ? `${this.#prefix}.event.>` : `${this.#prefix}.event.${token(shard)}`
+  }
+
+  /** The messages that may hold an event of which the name fits a filter. @param filter what `followed` gives for events */
+  eventsOf(filter: string): string {
+    return filter.split('.').slice(0, 4).join('.')
   }
 
   /**
@@ -150,6 +158,13 @@ export class Subjects {
   pieces(shard: string, kind: string): string {
     return `${this.#prefix}.content.${token(shard)}.${token(kind)}.*.0`
   }
+}
+
+/** Whether a subject fits a filter: `*` is any one token, `>` at the end one or more. */
+export function isMatch(filter: string, subject: string): boolean {
+  const [wanted, tokens] = [filter.split('.'), subject.split('.')]
+  if (wanted.at(-1) === '>' ? tokens.length < wanted.length : tokens.length !== wanted.length) return false
+  return wanted.every((each, index) => each === '>' || each === '*' || each === tokens[index])
 }
 
 /** Where a shard belongs: a number below `partitionCount`. */

@@ -50,13 +50,18 @@ export async function benchStored(): Promise<object> {
   const provider = await startProvider()
   try {
     const sum = (counts: Counts) => round3(streams.reduce((total, of) => total + counts[of], 0))
-    const [idempotent, once] = [await perRound('idempotent', provider.baseURL), await perRound('once', provider.baseURL)]
+    const [idempotent, once] = [
+      await perRound('idempotent', provider.baseURL),
+      await perRound('once', provider.baseURL),
+    ]
     say(`a round of     ${streams.map((of) => of.padStart(8)).join(' ')}      all`)
     for (const [name, counts] of [
       ['idempotent', idempotent],
       ['once', once],
     ] as const)
-      say(`${name.padEnd(14)} ${[...streams.map((of) => counts[of]), sum(counts)].map((n) => String(n).padStart(8)).join(' ')}`)
+      say(
+        `${name.padEnd(14)} ${[...streams.map((of) => counts[of]), sum(counts)].map((n) => String(n).padStart(8)).join(' ')}`,
+      )
     return {
       bench: 'stored',
       journalPerRound: idempotent.journal,

@@ -102,9 +102,8 @@ function askOnce(request: object): Promise<Answer | null> {
   })
 }
 
-subscribe(`${prefix}.event.${crew}.>`, (_, text) => {
-  const { type } = JSON.parse(text) as { type: string }
-  console.log(`event ${type}`)
+subscribe(`${prefix}.event.${crew}`, (_, text) => {
+  for (const { type } of JSON.parse(text) as { type: string }[]) console.log(`event ${type}`)
 })
 const run = await ask({ method: 'start', crew, name: crew, key: randomBytes(8).toString('hex'), input })
 console.log(`run ${String(run)}`)

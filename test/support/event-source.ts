@@ -74,7 +74,7 @@ export async function stored({ link, subjects }: FollowOptions): Promise<TroupeE
   const all: TroupeEvent[] = []
   for (let seq = state.first_seq; seq <= state.last_seq && state.messages > 0; seq++) {
     const message = await link.manager.streams.getMessage(name, { seq })
-    if (message !== null) all.push(message.json<TroupeEvent>())
+    if (message !== null) all.push(...[message.json<TroupeEvent | TroupeEvent[]>()].flat())
   }
   return all
 }

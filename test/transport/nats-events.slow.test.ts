@@ -52,7 +52,7 @@ const ids = async () => byShard(await stored({ link, subjects })).ids
 const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 describe('event stream', () => {
-  test('NE1 events: each is a CloudEvent on the subject of its actor, in order', async () => {
+  test('NE1 events: those of a commit are one message of its shard, each a CloudEvent, in order', async () => {
     const events = await publisher()
     for (let n = 0; n < 5; n++) for (const shard of shards) await source.commit(shard, {}, events)
     await events.flush()
@@ -61,9 +61,22 @@ describe('event stream', () => {
     const last = await link.manager.streams.getMessage(subjects.stream('events'), {
       last_by_subj: subjects.events('b'),
     })
-    expect(last?.subject).toBe(subjects.event('b', 'agent/writer', 'model.replied'))
-    expect(last?.json()).toMatchObject({ specversion: '1.0', id: 'b-5-1', source: '/troupe/b/agent/writer' })
-    expect(last?.json()).toMatchObject({ type: 'troupe.model.replied', data: { n: 1 } })
+    const [first, second] = last!.json<object[]>().slice(-2)
+    expect(first).toMatchObject({ specversion: '1.0', id: 'b-5-0', source: '/troupe/b/agent/writer' })
+    expect(second).toMatchObject({ id: 'b-5-1', type: 'troupe.model.replied', data: { n: 1 } })
+    expect(await lastNumber()).toBeLessThanOrEqual(15)
+  })
+
+  test('NE1 events: many at once are few messages, and none is larger than a message may be', async () => {
+    const events = await publisher()
+    for (let n = 0; n < 10; n++) await source.commit('a', { count: 100 }, events)
+    await source.commit('a', { count: 20, data: { text: 'ä'.repeat(100_000) } }, events)
+    await source.commit('a', { count: 1, data: { text: 'x'.repeat(700_000) } }, events)
+    await events.flush()
+    const all = await stored({ link, subjects })
+    expect(byShard(all)).toEqual({ ids: source.expected, twice: 0 })
+    expect(all.some(({ data }) => data['truncated'] === true)).toBe(false)
+    expect(await lastNumber()).toBeLessThan(30)
   })
 
   test('NE1 events: a server that is killed and comes back misses none, and has them in order', async () => {
@@ -153,9 +166,11 @@ describe('event stream', () => {
       events.catchUp('a')
       await events.flush()
     }
-    // An id that the server remembers is the same event for it: the last ones are new ids.
+    // Numbers that come again are other events: the server does not take them for those it remembers.
     const found = (await stored({ link, subjects })).map(({ id, type }) => `${id} ${type}`)
-    expect(found.slice(8)).toEqual(['a-2-2 troupe.new.2', 'a-3-2 troupe.new.3', 'a-4-2 troupe.new.4'])
+    const commit = (sequence: number, count: number) =>
+      Array.from({ length: count }, (_, index) => `a-${sequence}-${index} troupe.new.${sequence}`)
+    expect(found.slice(8)).toEqual([...[3, 4].flatMap((n) => commit(n, 2)), ...[2, 3, 4].flatMap((n) => commit(n, 3))])
   })
 
   test('NE2 publish: a server that takes nothing costs no memory and no time, and misses nothing afterwards', async () => {

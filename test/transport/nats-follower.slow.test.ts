@@ -122,7 +122,30 @@ describe('follow', () => {
       await expect.poll(() => seen.length, { timeout: 10_000 }).toBe(total())
     }
     expect(byShard(seen.map(({ event }) => event))).toEqual({ ids: source.expected, twice: 0 })
-    expect(seen.map(({ sequence }) => sequence)).toEqual(seen.map((_, index) => index + 1))
+    const numbers = seen.map(({ sequence }) => sequence!)
+    expect(numbers).toEqual([...numbers].sort((one, other) => one - other))
+  })
+
+  test('NF4 follow: the number of any event that came is a place to go on from', async () => {
+    await commits('a', 1)
+    for (let n = 0; n < 3; n++) {
+      const one = await source.commit('a', { count: 3 })
+      const other = await source.commit('a', { count: 1, from: 'crew/main', type: 'run.finished' })
+      events.publish('a', [...one, ...other])
+      await events.flush()
+    }
+    expect((await link.manager.streams.info(subjects.stream('events'))).state.last_seq).toBe(4)
+    for (const [filter, many] of [
+      ['a', 13],
+      ['*.agent.>', 10],
+    ] as const) {
+      const all = await take({ link, subjects, filter, since: 'all' }, many)
+      for (const [index, { sequence }] of all.slice(0, -1).entries()) {
+        const seen = following({ filter, since: sequence! })
+        await expect.poll(() => ids(seen)).toContain(all.at(-1)!.event.id)
+        expect(ids(seen)).toEqual(expect.arrayContaining(ids(all).slice(index + 1)))
+      }
+    }
   })
 
   test('NF1 follow: a server that is killed and started again leaves nothing out', async () => {

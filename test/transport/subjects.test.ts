@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
-import { partitionCount, partitionOf, Subjects } from '../../transport/subjects.js'
+import { isMatch, partitionCount, partitionOf, Subjects } from '../../transport/subjects.js'
 
 const subjects = new Subjects('shop')
 const refused = expect.objectContaining({ code: 'ID_INVALID' })
@@ -79,6 +79,17 @@ test('SU1 subjects: what follows events is a filter below them, or refused', () 
   expect(subjects.followed('event', 'a.agent.x.run.finished')).toBe('troupe.shop.event.a.agent.x.run.finished')
   for (const bad of ['', '.', 'a.', '>.a', 'a.>.b', 'a b', 'a*', 'a\r\nPUB x 0', 'ä', 'x'.repeat(129)])
     expect(() => subjects.followed('event', bad), bad).toThrow(refused)
+})
+
+test('SU1 subjects: a filter finds the messages that may hold what it names, and then the events in them', () => {
+  const filter = (text: string) => subjects.followed('event', text)
+  expect(subjects.eventsOf(filter('>'))).toBe('troupe.shop.event.>')
+  expect(subjects.eventsOf(filter('*.agent'))).toBe('troupe.shop.event.*')
+  expect(subjects.eventsOf(filter('q3'))).toBe(subjects.events('q3'))
+  const name = subjects.event('q3', 'agent/writer', 'run.finished')
+  const fits = (text: string) => isMatch(filter(text), name)
+  expect(['>', 'q3', '*.agent', '*.*.*.run.finished', 'q3.agent.writer.>'].every(fits)).toBe(true)
+  expect(['q', '*.crew', '*.*.*.run', 'q3.agent.writer.run.finished.>', '*.*.*.*'].some(fits)).toBe(false)
 })
 
 test('SU3 subjects: an event of any type has a subject of bounded length, and two types do not meet', () => {
