@@ -341,6 +341,10 @@ export class Shard {
       if (ownership?.lives(ownership.owner) === false) throw this.#overtaken()
       const items = this.#mailbox.splice(0, maxCommits)
       const commits = items.map((item) => this.#decide(item.draft))
+      if (this.#isForeign()) {
+        this.#mailbox.unshift(...items)
+        throw this.#overtaken()
+      }
       for (const commit of commits) for (const run of commit.finished) this.#ending.add(run)
       const pending = this.#pendingNow(commits)
       const record = { ...toRecord(this.id, this.#hash, commits, pending), crew: this.crewName }
@@ -379,6 +383,12 @@ export class Shard {
       this.#mailbox.splice(0, this.#mailbox.length, ...this.#mailbox.filter((item) => !landed.items.includes(item)))
       return landed
     }
+  }
+
+  /** It was taken under a lease that has been replaced since: whoever looks at its owner takes it for gone. */
+  #isForeign(): boolean {
+    const { ownership } = this.#host
+    return ownership !== null && this.#state.owner !== '' && this.#state.owner !== ownership.owner
   }
 
   #overtaken(): TroupeError {

@@ -6,7 +6,8 @@
  *
  * - TA1 Where there are other workers, nothing is done for a shard before its `shard.taken` is durable.
  * - TA2 An effect that a living executor works on is left to it; one whose executor is gone is interrupted once.
- * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up.
+ * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up, also by a later
+ *   owner when the one that counted it left before it could.
  * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
  */
 import type { DecideContext } from './commit.js'
@@ -23,6 +24,8 @@ export const maxCrashes = 3
 
 /** When an executor that did not answer is asked again. */
 const askAgainMs = 250
+/** When one that works on something is asked whether it still does. */
+const lookAgainMs = 10_000
 
 /** What a takeover needs of its process. */
 interface TakingHost {
@@ -79,6 +82,8 @@ export function byExecutor(effects: readonly Effect[]): Map<string, string[]> {
 export class Takeover {
   readonly #host: TakingHost
   readonly #shard: TakenShard
+  /** How often the process died over what was open when the shard was taken. */
+  #crashes: Readonly<Record<string, number>> = {}
 
   constructor(host: TakingHost, shard: TakenShard) {
     this.#host = host
@@ -98,11 +103,12 @@ export class Takeover {
     }
     const active = [...shard.state().timers.values()].some((timer) => timer.id.startsWith('active:'))
     if (active && taking.downMs > 0) await shard.own({ type: 'shard.resumed', downMs: taking.downMs })
-    const crashes = taking.unclean ? await this.#countCrashes() : {}
+    this.#crashes = await this.#countCrashes(taking.unclean)
     for (const [key, timer] of [...shard.state().timers]) {
-      if ((crashes[timerWork(key, timer)] ?? 0) >= maxCrashes) await shard.own({ type: 'timer.crashed', timer: key })
+      if ((this.#crashes[timerWork(key, timer)] ?? 0) >= maxCrashes)
+        await shard.own({ type: 'timer.crashed', timer: key })
     }
-    await this.#settleEffects(crashes)
+    await this.#settleEffects()
   }
 
   /** Makes the shard this process's own, durably where there are others. Says how its last owner went. */
@@ -119,43 +125,48 @@ export class Takeover {
     return { unclean: previous !== '', downMs: 0 }
   }
 
-  async #settleEffects(crashes: Readonly<Record<string, number>>): Promise<void> {
+  async #settleEffects(): Promise<void> {
     const shard = this.#shard
     const open = [...shard.state().effects.values()]
     const parked = open.filter((effect) => effect.parked)
     const rest = open.filter((effect) => !effect.parked)
     const { ownership } = this.#host
     // Embedded only the process that is gone could have them.
-    if (ownership === null) await this.#interruptAll(rest, crashes)
-    else for (const [executor, ids] of byExecutor(rest)) void this.#settleWith(ownership, executor, ids, crashes)
+    if (ownership === null) await this.#interruptAll(rest)
+    else for (const [executor, ids] of byExecutor(rest)) void this.#settleWith(ownership, executor, ids)
     if (parked.length === 0) return
     await shard.own({ type: 'effects.parked', effects: [] })
     shard.dispatch(parked.map(({ id }) => shard.state().effects.get(id)).filter((effect) => effect !== undefined))
   }
 
-  /** Leaves to an executor what it works on, for as long as it lives; the rest is interrupted. Never rejects. */
-  async #settleWith(
-    ownership: Ownership,
-    executor: string,
-    ids: readonly string[],
-    crashes: Readonly<Record<string, number>>,
-  ): Promise<void> {
-    let kept: readonly string[] | null = null
-    while (this.#shard.isActive()) {
-      kept = ownership.lives(executor) ? await ownership.working(executor, this.#shard.id, ids) : []
-      if (kept !== null) break
-      await new Promise<void>((resolve) => this.#host.ports.clock.after(askAgainMs, resolve))
+  /**
+   * Leaves to an executor what it works on, for as long as it lives and says so; the rest is interrupted. It is asked again
+   * in a while: what it meant to begin when it was asked it may have had to leave to others since. Never rejects.
+   */
+  async #settleWith(ownership: Ownership, executor: string, ids: readonly string[]): Promise<void> {
+    for (let open = ids; open.length > 0; open = open.filter((id) => this.#shard.state().effects.has(id))) {
+      const kept = ownership.lives(executor) ? await ownership.working(executor, this.#shard.id, open) : []
+      if (!this.#shard.isActive()) return
+      await this.#giveUp(kept === null ? [] : open.filter((id) => !kept.includes(id)), ownership)
+      open = kept ?? open
+      await new Promise<void>((resolve) =>
+        this.#host.ports.clock.after(kept === null ? askAgainMs : lookAgainMs, resolve),
+      )
     }
-    const gone = ids.filter((id) => kept?.includes(id) === false)
-    if (gone.length > 0) await ownership.mailTaken(this.#shard.id)
-    const effects = gone.map((id) => this.#shard.state().effects.get(id)).filter((effect) => effect !== undefined)
-    await this.#interruptAll(effects, crashes).catch(() => undefined)
   }
 
-  async #interruptAll(effects: readonly Effect[], crashes: Readonly<Record<string, number>>): Promise<void> {
+  /** Interrupts what nobody works on. Never rejects. */
+  async #giveUp(ids: readonly string[], ownership: Ownership): Promise<void> {
+    if (ids.length === 0) return
+    await ownership.mailTaken(this.#shard.id)
+    const effects = ids.map((id) => this.#shard.state().effects.get(id)).filter((effect) => effect !== undefined)
+    await this.#interruptAll(effects).catch(() => undefined)
+  }
+
+  async #interruptAll(effects: readonly Effect[]): Promise<void> {
     await Promise.all(
       effects.map((effect) => {
-        const crashed = (crashes[workOf(effect.from, effect.length)] ?? 0) >= maxCrashes
+        const crashed = (this.#crashes[workOf(effect.from, effect.length)] ?? 0) >= maxCrashes
         return this.#interrupt(effect, crashed)
       }),
     )
@@ -168,13 +179,10 @@ export class Takeover {
     const lost = [...this.#shard.state().effects.values()].filter(
       ({ id, executor, parked }) => !parked && !this.#shard.worksOn(id) && !ownership.lives(executor),
     )
-    if (lost.length > 0) void ownership.mailTaken(this.#shard.id).then(() => this.#interruptStill(lost))
-  }
-
-  /** Those that are still open. Never rejects. */
-  async #interruptStill(lost: readonly Effect[]): Promise<void> {
-    const open = lost.filter(({ id }) => this.#shard.state().effects.has(id))
-    await this.#interruptAll(open, {}).catch(() => undefined)
+    void this.#giveUp(
+      lost.map(({ id }) => id),
+      ownership,
+    )
   }
 
   async #interrupt(effect: Effect, crashed: boolean): Promise<void> {
@@ -204,8 +212,11 @@ export class Takeover {
     )
   }
 
-  /** Counts a crash for everything that is about to be tried again, durably and before it is. */
-  async #countCrashes(): Promise<Readonly<Record<string, number>>> {
+  /**
+   * How often the process died over each piece of work that is about to be tried again. After an unclean end one more,
+   * durably and before it is; else what an owner counted that left before it came to it.
+   */
+  async #countCrashes(unclean: boolean): Promise<Readonly<Record<string, number>>> {
     const { journal, ports } = this.#host
     const { effects, timers } = this.#shard.state()
     const now = ports.clock.now()
@@ -215,6 +226,7 @@ export class Takeover {
     ]
     if (work.length === 0) return {}
     const before = await journal.getAttempts(this.#shard.id)
+    if (!unclean) return before
     const attempts = Object.fromEntries(work.map((key) => [key, (before[key] ?? 0) + 1]))
     await journal.putAttempts(this.#shard.id, attempts)
     return attempts

@@ -41,4 +41,8 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [3_266_589_007_080, 'what an owner did last, after the next one had looked, waited for ever'],
   [779_356_458_462, 'what a stopped shard had in flight when its append failed was neither taken nor refused'],
   [1_711, 'a worker that closed took shards again with its next lease'],
+  [1_350_448_503_057, 'what an executor meant to begin when it was asked, and left then, was waited for for ever'],
+  [1_350_448_503_718, 'crashes that an owner counted which left before it came to them were forgotten'],
+  [1_350_448_503_740, 'an executor that was given up later was given up without its crashes'],
+  [1_350_448_504_475, 'a shard was taken under a lease that had been replaced before the append'],
 ]
