@@ -10,7 +10,7 @@
 import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
 import { createJetStreamJournal } from '../transport/jetstream-journal.js'
-import { connectNats, type NatsLink, type NatsOptions } from '../transport/nats-connection.js'
+import { connectNats, type NatsLink, type NatsOptions, watchDenied } from '../transport/nats-connection.js'
 import { type Door, openDoor } from '../transport/nats-door.js'
 import { createDoorClient } from '../transport/nats-door-client.js'
 import { NatsEvents } from '../transport/nats-events.js'
@@ -63,7 +63,11 @@ export interface DistributedParts {
 export async function joinNamespace(parts: DistributedParts): Promise<DistributedRuntime> {
   const { nats } = parts
   const subjects = new Subjects(nats.namespace ?? 'default')
-  const link = await connectNats({ name: nats.worker ?? 'troupe', ...nats })
+  const isClient = nats.role === 'client'
+  const link = await connectNats({ name: nats.worker ?? 'troupe', ...nats }, { jetStream: !isClient })
+  // A client's requests are told so themselves.
+  if (!isClient)
+    watchDenied(link, ({ code, details }) => parts.log.error('NATS does not allow it', { code, ...details }))
   try {
     const member = nats.role === 'client' ? null : await Membership.join(parts, link, subjects)
     return new DistributedRuntime(parts, link, subjects, member)

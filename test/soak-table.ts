@@ -36,7 +36,12 @@ const figures: readonly (readonly [bench: string, field: string, what: string, b
   ['throughput', 'durableOverRaw', 'rounds a second of 100 crews, durable, over 100 such loops', '≥ 1.0'],
   ['throughput', 'cpuProcessOverRaw', 'their CPU a round, `process`', '≤ 1.30'],
   ['throughput', 'cpuPowerOverRaw', 'their CPU a round, `power`', '≤ 1.40'],
-  ['growth', 'overheadRound1000Over100', 'what round 1,000 costs more than by hand, over round 100 (0: it costs less)', '≤ 1.3'],
+  [
+    'growth',
+    'overheadRound1000Over100',
+    'what round 1,000 costs more than by hand, over round 100 (0: it costs less)',
+    '≤ 1.3',
+  ],
   ['growth', 'bytesRound1000Over100', 'bytes written in round 1,000 over round 100', '≤ 1.3'],
   ['growth', 'runMicros10000Over1000', 'a run after 10,000 runs of its crew over one after 1,000', '≤ 1.3'],
   ['store', 'storedOverPayload', 'stored bytes over those of the tool results', '≤ 2'],

@@ -135,7 +135,7 @@ export class JetStreamPull {
     this.#stream = stream
     this.#config = config
     this.#take = take
-    this.#inbox = createInbox()
+    this.#inbox = createInbox(link.inboxPrefix)
     const callback = (_error: Error | null, message: Msg): void => this.#came(message)
     this.#subscription = link.connection.subscribe(`${this.#inbox}.*`, { callback })
     void this.#make()

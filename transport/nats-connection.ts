@@ -8,7 +8,9 @@
  *   that a server tells of are not used.
  * - NC2 A link that has gone silent is noticed within three seconds; the connection is tried again for ever.
  * - NC3 No credential is in an error or a log.
- * - NC4 A server that is too old, or without JetStream, is refused when it is connected to.
+ * - NC4 A server that is too old, or without JetStream for whoever needs it, is refused when it is connected to.
+ * - NC5 What a server's permissions refuse is `NATS_DENIED` and says what: for whoever waits for an answer at once, and
+ *   for whoever watches. Whose name is known has an inbox of his own.
  */
 import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
@@ -19,6 +21,7 @@ import {
   credsAuthenticator,
   errors,
   nkeyAuthenticator,
+  nkeys,
   type NatsConnection,
   type NodeConnectionOptions,
   type Status,
@@ -29,6 +32,10 @@ import { TroupeError } from '../runtime/errors.js'
 export interface NatsOptions {
   /** `nats://host:port`, or several; user and password may be in it. */
   readonly servers: string | readonly string[]
+  /**
+   * Name of the user. It is also our name in subjects and inboxes, which the server's permissions bind: give it beside
+   * an nkey or a creds file, too. Other characters than `A-Z a-z 0-9 _ -` make it a credential only.
+   */
   readonly user?: string
   readonly password?: string
   readonly token?: string
@@ -36,10 +43,12 @@ export interface NatsOptions {
   readonly nkeySeed?: string
   /** Path of a `.creds` file with JWT and seed. */
   readonly credsFile?: string
-  /** Files in PEM. `tls: {}` asks for TLS with the system's authorities. */
+  /** Files in PEM. `tls: {}` asks for TLS with the system's authorities; a server without TLS is refused then. */
   readonly tls?: { readonly caFile?: string; readonly certFile?: string; readonly keyFile?: string }
   /** Allows a connection off loopback without credentials. @default false */
   readonly insecure?: boolean
+  /** What inboxes begin with: one token. @default `_INBOX_<user>`; `_INBOX` without a user */
+  readonly inboxPrefix?: string
   /** How the connection is listed on the server. @default 'troupe' */
   readonly name?: string
   /** How long the first connection may take. @default 5_000 */
@@ -52,6 +61,10 @@ export interface NatsLink {
   readonly manager: JetStreamManager
   /** The server's version, for people. */
   readonly version: string
+  /** Our name, as permissions know it; null when there is none that could stand in a subject. */
+  readonly user: string | null
+  /** What our inboxes begin with. */
+  readonly inboxPrefix: string
 }
 
 /** The oldest series whose fence was measured to hold (2.9.10); what is older is refused. */
@@ -60,36 +73,21 @@ export const oldestServer = '2.9.0'
 const pingMs = 1_000
 const maxPingOut = 2
 const defaultPort = 4222
+/** Refusals that are told of one link. */
+const maxTold = 1_000
+const longestSubject = 512
 
 /**
  * Connects.
+ * @param needs whether JetStream is used over the link. Whoever only asks workers needs no right to it
  * @throws TroupeError `CONFIG_INVALID` for unsafe or unreadable options, `NATS_UNREACHABLE`, `NATS_DENIED` for credentials
  * that are wrong or missing, `NATS_UNSUPPORTED` for a server that is too old or without JetStream.
  */
-export async function connectNats(options: NatsOptions): Promise<NatsLink> {
+export async function connectNats(options: NatsOptions, needs = { jetStream: true }): Promise<NatsLink> {
   const servers = (typeof options.servers === 'string' ? options.servers.split(',') : [...options.servers]).map(
     addressOf,
   )
-  const authenticator = authenticatorOf(options)
-  checkSafe(servers, options, authenticator)
-  const timeout = options.timeoutMs ?? 5_000
-  const [first] = servers
-  const given: NodeConnectionOptions = {
-    servers: servers.map(({ address }) => address),
-    name: options.name ?? 'troupe',
-    timeout,
-    pingInterval: pingMs,
-    maxPingOut,
-    maxReconnectAttempts: -1,
-    reconnectTimeWait: 250,
-    reconnectJitter: 250,
-    // Addresses that a server tells of were not checked.
-    ignoreClusterUpdates: true,
-    ...(authenticator === null ? {} : { authenticator }),
-    ...(options.user === undefined ? userOf(first) : { user: options.user, pass: options.password ?? '' }),
-    ...(options.token === undefined ? {} : { token: options.token }),
-    ...(options.tls === undefined ? {} : { tls: { ...options.tls } }),
-  }
+  const given = givenTo(servers, options)
   const where = servers.map(({ address }) => address).join(', ')
   const connection = await connect(given).catch((error: unknown) => {
     throw natsError(error, where)
@@ -102,11 +100,39 @@ export async function connectNats(options: NatsOptions): Promise<NatsLink> {
         `${where} is nats-server ${version}, at least ${oldestServer} is needed`,
       )
     }
-    const manager = await jetstreamManager(connection, { timeout })
-    return { connection, manager, version }
+    const manager = await jetstreamManager(connection, { timeout: given.timeout!, checkAPI: needs.jetStream })
+    return { connection, manager, version, user: nameOf(servers, options), inboxPrefix: given.inboxPrefix! }
   } catch (error) {
     await connection.close()
     throw natsError(error, where)
+  }
+}
+
+/** What the library is given. */
+function givenTo(servers: readonly Address[], options: NatsOptions): NodeConnectionOptions {
+  const authenticator = authenticatorOf(options)
+  checkSafe(servers, options, authenticator)
+  const tls = tlsOf(servers, options)
+  const user = nameOf(servers, options)
+  const inboxPrefix = options.inboxPrefix ?? (user === null ? '_INBOX' : `_INBOX_${user}`)
+  if (!/^[A-Za-z0-9_-]{1,80}$/.test(inboxPrefix)) {
+    throw new TroupeError('CONFIG_INVALID', 'the prefix of inboxes is one token of a subject: _INBOX_<name>')
+  }
+  return {
+    servers: servers.map(({ address }) => address),
+    name: options.name ?? 'troupe',
+    timeout: options.timeoutMs ?? 5_000,
+    pingInterval: pingMs,
+    maxPingOut,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: 250,
+    reconnectJitter: 250,
+    // Addresses that a server tells of were not checked.
+    ignoreClusterUpdates: true,
+    inboxPrefix,
+    ...(authenticator === null ? passwordOf(servers[0], options) : { authenticator }),
+    ...(options.token === undefined ? {} : { token: options.token }),
+    ...(tls === undefined ? {} : { tls: { ...tls } }),
   }
 }
 
@@ -126,15 +152,43 @@ export function watchLink({ connection }: NatsLink, tell: (what: 'gone' | 'back'
   return () => status.stop()
 }
 
+/**
+ * Tells of everything that the server's permissions refuse, once each: a publish without an answer has nobody who waits
+ * for its error. Returns a function that ends it.
+ */
+export function watchDenied(
+  { connection }: Pick<NatsLink, 'connection'>,
+  tell: (error: TroupeError) => void,
+): () => void {
+  const status = connection.status() as AsyncIterable<Status> & { stop(): void }
+  const told = new Set<string>()
+  void (async () => {
+    for await (const each of status) {
+      if (each.type !== 'error' || !(each.error instanceof errors.PermissionViolationError)) continue
+      const { message } = each.error
+      if (told.has(message) || told.size >= maxTold) continue
+      told.add(message)
+      tell(natsError(each.error, 'the server'))
+    }
+  })()
+  return () => status.stop()
+}
+
 /** What a failure of NATS is for the runtime. */
 export function natsError(thrown: unknown, where: string): TroupeError {
   if (thrown instanceof TroupeError) return thrown
+  // The library wraps what an answer failed with.
+  if (thrown instanceof errors.RequestError && thrown.cause instanceof errors.PermissionViolationError) {
+    return natsError(thrown.cause, where)
+  }
   const message = thrown instanceof Error ? thrown.message : String(thrown)
   if (thrown instanceof errors.AuthorizationError || thrown instanceof errors.UserAuthenticationExpiredError) {
     return new TroupeError('NATS_DENIED', `${where} refused the credentials: ${message}`)
   }
   if (thrown instanceof errors.PermissionViolationError) {
-    return new TroupeError('NATS_DENIED', `${where} does not allow it: ${thrown.operation} ${thrown.subject}`)
+    const { operation, subject } = thrown
+    const details = { operation, subject: subject.slice(0, longestSubject) }
+    return new TroupeError('NATS_DENIED', `${where} does not allow it: ${operation} ${details.subject}`, { details })
   }
   if (/jetstream.*not enabled|no responders/i.test(`${(thrown as Error).name} ${message}`)) {
     return new TroupeError('NATS_UNSUPPORTED', `JetStream is not enabled on ${where}, or not for this user`)
@@ -176,27 +230,61 @@ function addressOf(text: string): Address {
   }
 }
 
-function userOf(address: Address | undefined): { user?: string; pass?: string } {
+function passwordOf(address: Address | undefined, { user, password }: NatsOptions): { user?: string; pass?: string } {
+  if (user !== undefined) return { user, pass: password ?? '' }
   return address === undefined || address.user === '' ? {} : { user: address.user, pass: address.password }
 }
 
+/** Our name, when it may stand in a subject. */
+function nameOf([first]: readonly Address[], { user = first?.user ?? '' }: NatsOptions): string | null {
+  return /^[A-Za-z0-9_-]{1,64}$/.test(user) ? user : null
+}
+
 function authenticatorOf({ nkeySeed, credsFile }: NatsOptions): Authenticator | null {
-  if (nkeySeed !== undefined) return nkeyAuthenticator(new TextEncoder().encode(nkeySeed))
+  if (nkeySeed !== undefined) {
+    const seed = new TextEncoder().encode(nkeySeed)
+    try {
+      // Of a copy: clearing a key clears the bytes that it was made of.
+      nkeys.fromSeed(seed.slice()).clear()
+    } catch {
+      throw new TroupeError('CONFIG_INVALID', 'the nkey seed is none: it begins with SU')
+    }
+    return nkeyAuthenticator(seed)
+  }
   if (credsFile === undefined) return null
+  const creds = bytesIn(credsFile, 'credentials')
   try {
-    return credsAuthenticator(readFileSync(credsFile))
+    const authenticator = credsAuthenticator(creds)
+    // The library would read it with each connect only.
+    authenticator('')
+    return authenticator
+  } catch {
+    throw new TroupeError('CONFIG_INVALID', 'the credentials file has no JWT and no seed')
+  }
+}
+
+/** TLS as it was asked for, also by an address that begins with `tls://`. */
+function tlsOf(servers: readonly Address[], { tls }: NatsOptions): NatsOptions['tls'] {
+  for (const file of Object.values(tls ?? {})) if (typeof file === 'string') bytesIn(file, 'TLS')
+  if ((tls?.certFile === undefined) !== (tls?.keyFile === undefined)) {
+    throw new TroupeError('CONFIG_INVALID', 'a certificate of the client and its key are given together, or not at all')
+  }
+  return tls ?? (servers.some(({ address }) => address.startsWith('tls:')) ? {} : undefined)
+}
+
+function bytesIn(file: string, what: string): Buffer {
+  try {
+    return readFileSync(file)
   } catch (error) {
-    throw new TroupeError(
-      'CONFIG_INVALID',
-      `the credentials file cannot be read: ${(error as NodeJS.ErrnoException).code ?? ''}`,
-    )
+    const { code } = error as NodeJS.ErrnoException
+    throw new TroupeError('CONFIG_INVALID', `the ${what} file ${file} cannot be read: ${code ?? 'unknown'}`)
   }
 }
 
 function checkSafe(servers: readonly Address[], options: NatsOptions, authenticator: Authenticator | null): void {
   const hasCredentials =
     authenticator !== null ||
-    options.user !== undefined ||
+    (options.user !== undefined && (options.password ?? '') !== '') ||
     options.token !== undefined ||
     options.tls?.certFile !== undefined ||
     servers.every(({ user }) => user !== '')

@@ -45,12 +45,10 @@ const maxWaitingBytes = 8 * 1_048_576
 /** How to reach the doors of a namespace. */
 export interface DoorClientOptions {
   /** JetStream is not needed. */
-  readonly link: Pick<NatsLink, 'connection'>
+  readonly link: Pick<NatsLink, 'connection' | 'user' | 'inboxPrefix'>
   readonly subjects: Subjects
-  /** Our token in subjects, which the server's permissions may bind. @default a random one */
+  /** Our token in subjects, which the server's permissions may bind. @default the link's user, else a random one */
   readonly client?: string
-  /** Where answers come: `_INBOX`, or `_INBOX_<client>` where permissions bind it. @default '_INBOX' */
-  readonly inboxPrefix?: string
   /** Gives up when nobody has answered for so long. @default 30_000 */
   readonly patienceMs?: number
 }
@@ -77,8 +75,8 @@ class DoorClient implements Channel {
   constructor(options: DoorClientOptions) {
     this.#connection = options.link.connection
     this.#subjects = options.subjects
-    this.#client = options.client ?? randomBytes(12).toString('hex')
-    this.#inboxPrefix = options.inboxPrefix ?? '_INBOX'
+    this.#client = options.client ?? options.link.user ?? randomBytes(12).toString('hex')
+    this.#inboxPrefix = options.link.inboxPrefix
     this.#patienceMs = options.patienceMs ?? defaultPatienceMs
     this.#statuses = this.#connection.status() as QueuedIterator<Status>
     void this.#watch()

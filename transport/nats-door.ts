@@ -23,7 +23,7 @@ import { checkId } from '../runtime/envelope.js'
 import { TroupeError, toTroupeError } from '../runtime/errors.js'
 import type { Log } from '../runtime/log.js'
 import { partBytes, partsOf } from './nats-answers.js'
-import type { NatsLink } from './nats-connection.js'
+import { natsError, type NatsLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
 
 /** Requests under way at once. */
@@ -38,7 +38,7 @@ const queue = 'workers'
 /** What a door needs. */
 export interface DoorOptions {
   /** JetStream is not needed. */
-  readonly link: Pick<NatsLink, 'connection'>
+  readonly link: Pick<NatsLink, 'connection' | 'inboxPrefix'>
   readonly subjects: Subjects
   /**
    * Does what is asked, and yields its answers as `answerRequest` does. The signal says that nobody wants them any more.
@@ -65,11 +65,13 @@ export interface Door {
   close(): Promise<void>
 }
 
-/** Opens the door of a worker. Resolves when requests reach it. */
+/** Opens the door of a worker. Resolves when requests reach it. @throws TroupeError `NATS_DENIED` when none can. */
 export async function openDoor(options: DoorOptions): Promise<Door> {
   const door = new NatsDoor(options)
   await options.link.connection.flush()
-  return door
+  if (door.denied === null) return door
+  await door.close()
+  throw door.denied
 }
 
 class NatsDoor implements Door {
@@ -77,15 +79,18 @@ class NatsDoor implements Door {
   readonly #connection: NatsConnection
   readonly #subscriptions: readonly Subscription[]
   /** Where the server tells that an answer reached nobody. */
-  readonly #inbox = createInbox()
+  readonly #inbox: string
   readonly #askers = new Map<string, Asker>()
   readonly #alive: NodeJS.Timeout
   #refused = 0
   #closed = false
+  /** Why it does not hear what is asked. */
+  denied: TroupeError | null = null
 
   constructor(options: DoorOptions) {
     this.#options = options
     this.#connection = options.link.connection
+    this.#inbox = createInbox(options.link.inboxPrefix)
     const { subjects } = options
     this.#subscriptions = [
       this.#subscribe(`${this.#inbox}.*`, undefined, ({ subject }) => this.#askers.get(tokenOf(subject))?.leave()),
@@ -127,8 +132,9 @@ class NatsDoor implements Door {
     return this.#connection.subscribe(subject, {
       ...(group === undefined ? {} : { queue: group }),
       callback: (error, message) => {
-        if (error === null) take(message)
-        else this.#options.log.error('the door is shut', { subject, reason: error.message })
+        if (error === null) return take(message)
+        this.denied ??= natsError(error, 'the server')
+        this.#options.log.error('the door is shut', { subject, reason: error.message })
       },
     })
   }

@@ -2,7 +2,7 @@ import { createLog } from '../../runtime/log.js'
 import { connectNats } from '../../transport/nats-connection.js'
 import { NatsEvents } from '../../transport/nats-events.js'
 import { Subjects } from '../../transport/subjects.js'
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFinished, test } from 'vitest'
 import { EventSource } from '../support/event-source.js'
@@ -73,17 +73,25 @@ describe('troupe events', () => {
     expect(await two.end).toMatchObject({ code: 0, stderr: '' })
   })
 
-  test('CN1 connection: user and password come from the environment or the command line', async () => {
+  test('CN1 connection: a password comes from the environment or a file, and is in no argument and no error', async () => {
     const { source, events, words } = await stream()
     await source.commit('q3', {}, events)
     await events.flush()
-    const given = troupe([...words, '--since', 'all', '--user', 'ada', '--password', 'engine-1843'], { cwd })
+    const [right, wrong] = [join(cwd, 'right'), join(cwd, 'wrong')]
+    await writeFile(right, 'engine-1843\n')
+    await writeFile(wrong, 'nonsense-1843')
+    const given = troupe([...words, '--since', 'all', '--user', 'ada', '--password-file', right], { cwd })
     await given.says('     1 ')
+    expect(await readFile(`/proc/${given.child.pid}/cmdline`, 'utf8').catch(() => '')).not.toContain('1843')
     expect(await interrupted(given)).toMatchObject({ code: 130 })
-    const wrong = await ended([...words, '--user', 'ada', '--password', 'nonsense-1843'], { cwd, env })
-    expect(wrong).toMatchObject({ code: 1, stdout: '' })
-    expect(wrong.stderr).toContain('NATS_DENIED')
-    expect(wrong.stderr).not.toContain('nonsense-1843')
+    const refused = await ended([...words, '--user', 'ada', '--password-file', wrong], { cwd, env })
+    expect(refused).toMatchObject({ code: 1, stdout: '' })
+    expect(refused.stderr).toContain('NATS_DENIED')
+    expect(refused.stderr).not.toContain('1843')
+    const seen = await ended(['events', '--nats', server.url.replace('//', '//ada:engine-1843@')], { cwd })
+    expect(seen).toMatchObject({ code: 2, stdout: '' })
+    expect(seen.stderr).toContain('NATS_PASSWORD')
+    expect(seen.stderr).not.toContain('1843')
   })
 
   test('usage: what cannot be followed is 2, in one line', async () => {
@@ -95,7 +103,9 @@ describe('troupe events', () => {
     await writeFile(join(cwd, 'seed'), 'no seed\n')
     expect(await said([], ['events'])).toEqual([2, 'CONFIG_INVALID'])
     expect(await said(['--nkey', 'missing'])).toEqual([2, 'CONFIG_INVALID'])
-    expect(await said(['--creds', 'missing'])).toEqual([2, 'CONFIG_INVALID'])
+    expect(await said(['--nkey', 'seed'])).toEqual([2, 'CONFIG_INVALID'])
+    for (const file of ['--creds', '--password-file', '--tls-ca', '--tls-cert'])
+      expect(await said([file, 'missing'])).toEqual([2, 'CONFIG_INVALID'])
     expect(await said(['--namespace', 'nobody'])).toEqual([2, 'CONFIG_INVALID'])
     expect(await said(['--namespace', 'a.b'])).toEqual([2, 'ID_INVALID'])
     expect(await said(['a..b'])).toEqual([2, 'ID_INVALID'])

@@ -559,7 +559,7 @@ class Simulation implements World {
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
       this.#trace?.(
-        `${this.timeline.now} ${record.shard} ${first + index + 1} ${draft.from} > ${draft.to} ${draft.body.type} ${draft.cause} [by ${writer}] ${String(draft.body["owner"] ?? "")}`,
+        `${this.timeline.now} ${record.shard} ${first + index + 1} ${draft.from} > ${draft.to} ${draft.body.type} ${draft.cause} [by ${writer}] ${String(draft.body['owner'] ?? '')}`,
       )
       if (draft.from === 'clock/timer' && this.plan.unpinned && this.rebuiltAt.get(record.shard) === this.timeline.now)
         this.notes.reached('shard woken by a timer')

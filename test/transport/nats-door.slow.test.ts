@@ -1,4 +1,4 @@
-import { connect, type NatsConnection } from '@nats-io/transport-node'
+import type { NatsConnection } from '@nats-io/transport-node'
 import { afterEach, describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { type AnswerTarget, answerRequest } from '../../runtime/control-answers.js'
@@ -8,7 +8,7 @@ import { TroupeError } from '../../runtime/errors.js'
 import { isLive, type TroupeEvent } from '../../runtime/events.js'
 import { createLog } from '../../runtime/log.js'
 import { type Channel, RemoteRuntime } from '../../runtime/remote-runtime.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { connectNats, type NatsLink, type NatsOptions } from '../../transport/nats-connection.js'
 import { type Door, type DoorOptions, openDoor } from '../../transport/nats-door.js'
 import { createDoorClient, type DoorClientOptions } from '../../transport/nats-door-client.js'
 import { Subjects } from '../../transport/subjects.js'
@@ -33,7 +33,7 @@ const proxyOf = async ({ port }: NatsServer): Promise<LinkProxy> =>
 const linkOf = async ({ port }: { readonly port: number }): Promise<NatsLink> =>
   disposed(await connectNats({ servers: `127.0.0.1:${port}` }), (each) => each.connection.close())
 
-type Connected = Pick<NatsLink, 'connection'>
+type Connected = Pick<NatsLink, 'connection' | 'user' | 'inboxPrefix'>
 
 const subjects = new Subjects('test')
 const lookup = defineTool({
@@ -293,17 +293,37 @@ describe('ND2 ND3 what is refused', () => {
     const allowed = 'publish: ["troupe.test.in.me.*"], subscribe: ["_INBOX_me.>"]'
     const users = `{ user: worker, password: w }, { user: me, password: m, permissions: { ${allowed} } }`
     const nats = await server({ config: `authorization { users: [${users}] }` })
-    const address = { servers: `127.0.0.1:${nats.port}`, reconnect: false }
-    const worker = disposed(await connect({ ...address, user: 'worker', pass: 'w' }), (each) => each.close())
-    const client = disposed(await connect({ ...address, user: 'me', pass: 'm' }), (each) => each.close())
+    const address = `127.0.0.1:${nats.port}`
+    const linkAs = async (options: Partial<NatsOptions>): Promise<NatsLink> =>
+      disposed(await connectNats({ servers: address, ...options }, { jetStream: false }), (each) =>
+        each.connection.close(),
+      )
     const stage = await stageOf(clerk(0))
-    await doorOf({ connection: worker }, answersOf(stage))
-    const link = { connection: client }
-    const mine = remoteOf(link, { client: 'me', inboxPrefix: '_INBOX_me' })
-    expect(await (await mine.spawn(desk)).ask('go')).toMatchObject({ output: 'All is known.' })
-    const other = remoteOf(link, { client: 'other', inboxPrefix: '_INBOX_me' })
-    await expect(other.spawn(desk)).rejects.toEqual(code('NATS_DENIED'))
-    await expect(remoteOf(link, { client: 'me' }).spawn(desk)).rejects.toEqual(code('NATS_DENIED'))
+    await doorOf(await linkAs({ user: 'worker', password: 'w' }), answersOf(stage))
+    const me = { user: 'me', password: 'm' }
+    const link = await linkAs(me)
+    expect(await (await remoteOf(link).spawn(desk)).ask('go')).toMatchObject({ output: 'All is known.' })
+    const other = remoteOf(link, { client: 'other' })
+    const details = { operation: 'publish', subject: 'troupe.test.in.other.desk' }
+    await expect(other.spawn(desk)).rejects.toMatchObject({ code: 'NATS_DENIED', details })
+    const shared = remoteOf(await linkAs({ ...me, inboxPrefix: '_INBOX' }))
+    await expect(shared.spawn(desk)).rejects.toEqual(code('NATS_DENIED'))
+  })
+
+  test('NC5 denied: a door that may not hear what is asked does not open', async () => {
+    const config = 'authorization { users: [{ user: w, password: w, permissions: { subscribe: ["_INBOX_w.>"] } }] }'
+    const nats = await server({ config })
+    const options = { servers: `127.0.0.1:${nats.port}`, user: 'w', password: 'w' }
+    const link = disposed(await connectNats(options), (each) => each.connection.close())
+    const opening = openDoor({
+      link,
+      subjects,
+      answer: answersOf(await stageOf(clerk(0))),
+      owns: () => true,
+      log: createLog('silent'),
+    })
+    const details = { operation: 'subscription', subject: subjects.doors() }
+    await expect(opening).rejects.toMatchObject({ code: 'NATS_DENIED', details })
   })
 })
 
