@@ -111,8 +111,12 @@ export class Dispatcher {
 
   /** Whether this process works on an effect, or will. */
   knows(effect: string): boolean {
-    const waits = !this.#departed && this.#waiting.some((waiting) => waiting.effect.id === effect)
-    return waits || this.#inFlight.has(effect)
+    return this.runs(effect) || this.#waiting.some((waiting) => waiting.effect.id === effect)
+  }
+
+  /** Whether a port here has an effect, or its outcome is not delivered yet. */
+  runs(effect: string): boolean {
+    return this.#inFlight.has(effect)
   }
 
   get size(): number {

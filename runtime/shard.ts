@@ -238,6 +238,11 @@ export class Shard {
     return this.#dispatcher.knows(effect)
   }
 
+  /** Whether this process owes the outcome of an effect, to whoever has the shard. What only waits here another owner may as well do. */
+  owes(effect: string): boolean {
+    return this.#dispatcher.runs(effect)
+  }
+
   /** Effects with the ports here. */
   get working(): number {
     return this.#dispatcher.running

@@ -62,13 +62,16 @@ interface Taking {
 /** The state of a shard as it is to be taken: whoever lives and has it is asked to leave it first. */
 export async function recoverOwned(id: string, host: TakingHost, acceptUpgrade: boolean): Promise<Recovered> {
   const { journal, ownership, context } = host
-  if (ownership !== null) await journal.refresh(id)
-  const recovered = await recover(journal, id, context, acceptUpgrade)
-  const { owner } = recovered.state
-  if (ownership === null || owner === '' || owner === ownership.owner || !ownership.lives(owner)) return recovered
-  await ownership.release(id, owner)
-  await journal.refresh(id)
-  return recover(journal, id, context, acceptUpgrade)
+  if (ownership === null) return recover(journal, id, context, acceptUpgrade)
+  for (let asked = ''; ; ) {
+    await journal.refresh(id)
+    const recovered = await recover(journal, id, context, acceptUpgrade)
+    const { owner } = recovered.state
+    // While one was waited for, another may have taken it: that one is asked too.
+    if (owner === '' || owner === asked || owner === ownership.owner || !ownership.lives(owner)) return recovered
+    await ownership.release(id, owner)
+    asked = owner
+  }
 }
 
 /** Ids of effects by who works on them. */

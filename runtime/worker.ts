@@ -242,6 +242,8 @@ export class Worker {
     this.#active.set(id, shard)
     const code = this.#options.crewOf?.(shard.crewName)
     if (code !== undefined) await shard.define(code)
+    // It may be another's by now, and the change of owners passed by a shard that was not there yet.
+    if (!this.#owns(id, this.#nameOf(shard))) void shard.leave()
     if (shard.crewName !== '') this.#intended.delete(id)
     return shard
   }
@@ -420,9 +422,7 @@ export class Worker {
   /** Of these effects, those whose outcome this process still owes, or has sent. */
   working(id: string, effects: readonly string[]): string[] {
     const shards = [this.#active.get(id), ...this.#departed].filter((shard) => shard?.id === id)
-    return effects.filter(
-      (effect) => this.#sent.has(`${id} ${effect}`) || shards.some((shard) => shard!.worksOn(effect)),
-    )
+    return effects.filter((effect) => this.#sent.has(`${id} ${effect}`) || shards.some((shard) => shard!.owes(effect)))
   }
 
   /** Ends work for a shard that was left. */

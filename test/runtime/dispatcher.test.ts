@@ -227,6 +227,7 @@ describe('dispatcher', () => {
     expect(asked).toHaveLength(maxInFlight)
     expect([dispatcher.running, dispatcher.size]).toEqual([maxInFlight, maxInFlight + 10])
     expect(dispatcher.knows(`1-${maxInFlight + 9}`)).toBe(true)
+    expect(dispatcher.runs(`1-${maxInFlight + 9}`)).toBe(false)
     dispatcher.cancel([`1-${maxInFlight}`])
     for (const end of ends.splice(0, 3)) end()
     await quiet()

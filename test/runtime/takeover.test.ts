@@ -7,7 +7,7 @@ import { TroupeError } from '../../runtime/errors.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { call, gate, openStage, override, quiet, resultsIn, say, type Stage, until } from '../support/crew-stage.js'
 import { createManualClock } from '../support/manual-clock.js'
-import { Owners } from '../support/owners.js'
+import { Member, Owners } from '../support/owners.js'
 
 const open: Stage[] = []
 afterEach(async () => {
@@ -73,6 +73,37 @@ describe('takeover', () => {
     await expect(stale.post(command, true)).rejects.toEqual(code('SHARD_ELSEWHERE'))
     await expect(stale.post(command, true)).rejects.toEqual(code('SHARD_ELSEWHERE'))
     expect(commits(store)).not.toContain('crew.pause')
+    works.open('x')
+  })
+
+  test('TA1 takeover: whoever took the shard while another was waited for is asked to leave too', async () => {
+    const { owners, store, crew, works, started, worker } = await two('once')
+    const one = await worker('one')
+    const other = await worker('other')
+    const third = await worker('third')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    const member = owners.byName('third')!
+    const asked: string[] = []
+    const waits = gate()
+    member.release = async (shard, owner) => {
+      asked.push(owner)
+      if (asked.length === 1) return void (await waits.opened)
+      return Member.prototype.release.call(member, shard, owner)
+    }
+    // The one that has it stands still: it does not leave, and then it is gone.
+    owners.byName('one')!.onChange = () => undefined
+    owners.moveTo('third')
+    await until(() => asked.length === 1)
+    owners.expire('one')
+    owners.moveTo('other')
+    await until(() => other.worker.active.has('pair'))
+    owners.byName('other')!.onChange = () => undefined
+    owners.moveTo('third')
+    waits.open()
+    await until(() => third.worker.active.has('pair'))
+    expect(asked).toEqual(['one', 'other'].map((name) => owners.byName(name)!.owner))
+    expect(commits(store)).toContain('shard.left')
     works.open('x')
   })
 
@@ -158,6 +189,25 @@ describe('takeover', () => {
       stage = next
     }
     await until(() => finished(stage) != null)
+    expect(started).toEqual([])
+  })
+
+  test('TA3 takeover: a crash that an owner counted counts, also when it left in order before anything came of it', async () => {
+    const { owners, crew, started, worker } = await two()
+    await (await (await worker('w0')).runtime.spawn(crew)).start('go').id
+    for (const name of ['w1', 'w2', 'w3']) {
+      await until(() => started.length > 0)
+      started.length = 0
+      owners.expire(owners.current)
+      const next = await worker(name)
+      // The last one still waits for mail of the one that is gone when the shard moves on.
+      if (name === 'w3') owners.byName(name)!.mailTaken = () => new Promise(() => undefined)
+      owners.moveTo(name)
+      await until(() => next.worker.active.has('pair'))
+    }
+    const last = await worker('w4')
+    owners.moveTo('w4')
+    await until(() => finished(last) != null)
     expect(started).toEqual([])
   })
 

@@ -58,6 +58,7 @@ export class SimulatedCluster {
   take(worker: string, offers = true): string {
     const owner = `${worker}.${(this.#epochs += 1)}`
     this.leases.set(worker, { worker, owner, expiresAt: this.#world.timeline.now + leaseMs, offers })
+    this.#world.trace(() => `${owner} has a lease`)
     this.tell()
     return owner
   }
@@ -69,6 +70,7 @@ export class SimulatedCluster {
       if (lease.expiresAt > now) continue
       this.leases.delete(worker)
       this.lost += 1
+      this.#world.trace(() => `the lease of ${lease.owner} has run out`)
     }
   }
 
@@ -98,6 +100,7 @@ export class SimulatedCluster {
   /** Keeps a letter and brings it to whoever owns its shard, until one has taken it. */
   post(letter: Letter): void {
     this.#mail.add(letter)
+    this.#world.trace(() => `a letter for ${letter.shard}: ${letter.draft.body.type} ${letter.draft.cause}`)
     this.#bring(letter, this.#world.random.int(1, 50))
   }
 
@@ -200,6 +203,7 @@ export class SimulatedOwnership implements Ownership {
     if (this.#lost) return
     this.#lost = true
     this.#world.notes.fault('lease lost')
+    this.#world.trace(() => `${this.owner} has lost its lease`)
     this.onChange()
   }
 
@@ -223,6 +227,11 @@ export class SimulatedOwnership implements Ownership {
     const before = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
     this.#view = new Map([...this.#cluster.leases].map(([name, lease]) => [name, { ...lease }]))
     const after = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
+    if (before !== after)
+      this.#world.trace(
+        () =>
+          `${this.owner} sees ${[...this.#view.values()].map(({ owner, offers }) => owner + (offers ? '' : ' (wants none)')).join()}`,
+      )
     if (tell && before !== after) this.onChange()
   }
 
@@ -260,6 +269,7 @@ export class SimulatedOwnership implements Ownership {
 
   async release(shard: string, owner: string): Promise<void> {
     this.#world.notes.reached('owner asked to leave')
+    this.#world.trace(() => `${this.owner} asks ${owner} to leave ${shard}`)
     await this.#ask(owner, async (worker) => void (await worker.leave(shard)), undefined)
   }
 
@@ -329,6 +339,17 @@ export class SimulatedOwnership implements Ownership {
       this.#cluster.tell()
     }
     this.look(false)
+  }
+
+  /** Nothing goes to it or comes from it for a while. */
+  cutOff(forMs: number): void {
+    this.#world.notes.fault('worker cut off')
+    this.#world.trace(() => `${this.owner} is cut off`)
+    this.cut = true
+    this.#world.timeline.after(forMs, null, () => {
+      this.cut = false
+      this.#world.trace(() => `${this.owner} is not cut off any more`)
+    })
   }
 
   /** Gives the lease back. */

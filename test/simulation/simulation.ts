@@ -182,6 +182,10 @@ class Simulation implements World {
     return contentHash(encode([heads, this.timeline.now, this.notes.faults, this.notes.violations.length]))
   }
 
+  trace(line: () => string): void {
+    this.#trace?.(`${this.timeline.now} ${line()}`)
+  }
+
   // ------------------------------------------------------------------------------------------ crews and floors
 
   #addCrew(id: string, variant: number, tasks: number): void {
@@ -331,7 +335,7 @@ class Simulation implements World {
       checks: this.plan.checks,
       ...(ownership === null ? {} : { ownership }),
     })
-    this.#trace?.(`${this.timeline.now} process ${process.id} starts`)
+    this.trace(() => `process ${process.id} starts${ownership === null ? '' : ` as ${ownership.owner}`}`)
     slot.startedAt = this.timeline.now
     if (this.cluster === null) this.#deadMs += this.timeline.now - slot.endedAt
     slot.process = process
@@ -377,7 +381,7 @@ class Simulation implements World {
 
   crash(process: SimulatedProcess, fault: Fault): void {
     if (!process.alive) return
-    this.#trace?.(`${this.timeline.now} process ${process.id}: ${fault}`)
+    this.trace(() => `process ${process.id}: ${fault}`)
     this.notes.fault(fault)
     // A record may land while its process dies: this death is one over whatever it asks for.
     this.#slotOf(process).journal!.crash()
@@ -437,7 +441,7 @@ class Simulation implements World {
     process.closing = true
     const busy = [...process.worker.active.values()].some((shard) => shard.busy)
     this.notes.reached(busy ? 'close over running work' : 'close with nothing running')
-    this.#trace?.(`${this.timeline.now} process ${process.id} closes`)
+    this.trace(() => `process ${process.id} closes`)
     await process.worker.close(this.random.pick([0, 20, 100]))
     process.ownership?.leave()
     if (process.alive) this.#end(process, this.random.int(1, 2_000))
@@ -507,11 +511,7 @@ class Simulation implements World {
     const { random } = this
     const count = (enabled: number, most: number) => (random.chance(enabled) ? random.int(1, most) : 0)
     at(count(0.4, 3), (process) => {
-      const { ownership } = process
-      if (ownership === null || ownership.cut) return
-      this.notes.fault('worker cut off')
-      ownership.cut = true
-      this.timeline.after(random.pick([500, 2_000, 5_000, 20_000]), null, () => (ownership.cut = false))
+      if (process.ownership?.cut === false) process.ownership.cutOff(random.pick([500, 2_000, 5_000, 20_000]))
     })
     at(count(0.4, 3), (process) => this.pause(process))
     at(count(0.7, 5), (process) => void this.#closeCleanly(process))
@@ -520,6 +520,7 @@ class Simulation implements World {
   pause(process: SimulatedProcess): void {
     this.notes.fault('worker stood still')
     process.pausedUntil = this.timeline.now + this.random.pick([500, 2_000, 4_000, 8_000])
+    this.trace(() => `process ${process.id} stands still until ${process.pausedUntil}`)
   }
 
   collide(shard: string, delayMs: number): void {
@@ -558,9 +559,9 @@ class Simulation implements World {
     this.notes.check('owner', writer === (taking ? owner : before), detail)
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
-      this.#trace?.(
-        `${this.timeline.now} ${record.shard} ${first + index + 1} ${draft.from} > ${draft.to} ${draft.body.type} ${draft.cause} [by ${writer}] ${String(draft.body['owner'] ?? '')}`,
-      )
+      const by = this.cluster === null ? '' : ` by ${writer}${process === null ? ', late' : ''}`
+      const what = `${draft.from} > ${draft.to} ${draft.body.type} ${draft.cause}`
+      this.trace(() => `${record.shard} ${first + index + 1} ${what}${by}`)
       if (draft.from === 'clock/timer' && this.plan.unpinned && this.rebuiltAt.get(record.shard) === this.timeline.now)
         this.notes.reached('shard woken by a timer')
       const outcome = draft.from.startsWith('port/') && !draft.body.type.startsWith('effect.')

@@ -67,6 +67,8 @@ export interface World {
   script(shard: string, effect: Effect, base: number): Script
   /** Makes another envelope come in just before, so that the shard is busy when a timer and an outcome meet. */
   collide(shard: string, delayMs: number): void
+  /** Notes a line of what happens, when somebody reads along. */
+  trace(line: () => string): void
   /** True while the next append has to take so long, in milliseconds. */
   forcedSlowMs: number
 }
