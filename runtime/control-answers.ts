@@ -43,6 +43,8 @@ export async function* answerRequest(
     case 'list':
       for await (const item of runtime.list()) yield { item }
       return yield { result: null }
+    case 'cluster':
+      return yield { result: await runtime.cluster() }
     case 'show':
       return yield { result: await runtime.show(request.crew) }
     case 'journal':

@@ -39,6 +39,7 @@ const code = { name: z.string().max(64).optional(), definition: z.string().lengt
 /** Everything that can be asked. */
 export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('list') }),
+  z.strictObject({ method: z.literal('cluster') }),
   z.strictObject({ method: z.literal('show'), crew: id }),
   z.strictObject({ method: z.literal('journal'), crew: id, from: z.int().min(1) }),
   z.strictObject({ method: z.literal('remove'), crew: id }),

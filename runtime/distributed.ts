@@ -16,6 +16,8 @@ import { createDoorClient } from '../transport/nats-door-client.js'
 import { NatsEvents } from '../transport/nats-events.js'
 import { NatsMail } from '../transport/nats-mail.js'
 import { NatsOwnership } from '../transport/nats-ownership.js'
+import { NatsSurvey } from '../transport/nats-survey.js'
+import { readSettings, type Settings } from '../transport/nats-settings.js'
 import { Subjects } from '../transport/subjects.js'
 import { answerRequest } from './control-answers.js'
 import type { CrewHandle as LocalHandle } from './crew-handle.js'
@@ -81,6 +83,7 @@ export async function joinNamespace(parts: DistributedParts): Promise<Distribute
 export class DistributedRuntime extends RemoteRuntime implements Runtime {
   readonly #parts: DistributedParts
   readonly #link: NatsLink
+  readonly #subjects: Subjects
   readonly #member: Membership | null
   #closed: Promise<void> | null = null
 
@@ -89,6 +92,7 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
     super({ channel: createDoorClient({ link, subjects }), hashOf: parts.hashOf })
     this.#parts = parts
     this.#link = link
+    this.#subjects = subjects
     this.#member = member
   }
 
@@ -100,6 +104,11 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
   /** Version of the server. */
   get server(): string {
     return this.#link.version
+  }
+
+  /** What the server has given to what is stored: read back from it. */
+  settings(): Promise<Settings> {
+    return readSettings(this.#link, this.#subjects)
   }
 
   /** Lets this worker run crews of this definition. A client cannot. */
@@ -229,7 +238,8 @@ function doorTo(
   subjects: Subjects,
 ): Promise<Door> {
   const bind = (crew: Crew): LiveCrew => crews.get(crew.name)!
-  const runtime = new LocalRuntime({ worker, bind, release: () => Promise.resolve() })
+  const survey = new NatsSurvey({ link, subjects, ownership })
+  const runtime = new LocalRuntime({ worker, bind, survey, release: () => Promise.resolve() })
   const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
     const head = await worker.journal.head(id)
     const live = crews.get(head.crew ?? name ?? '')

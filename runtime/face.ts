@@ -11,6 +11,7 @@ import type { RecordedCommit } from './record.js'
 import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
+import type { ClusterInfo } from './survey.js'
 
 /** A live crew. */
 export interface CrewHandle<Output = unknown> {
@@ -51,6 +52,8 @@ export interface Runtime extends AsyncDisposable {
   crew(id: string): CrewHandle | undefined
   /** Every crew in the store, by name. */
   list(): AsyncGenerator<CrewInfo, void, void>
+  /** The workers that share the crews over NATS; null for a store, which one process owns. */
+  cluster(): Promise<ClusterInfo | null>
   /** One crew: its actors, what they wait for, its runs. @throws TroupeError `CREW_UNKNOWN` and what stopped it. */
   show(id: string): Promise<CrewDetails>
   /** The commits of a crew from `from` on, as they were recorded. @throws TroupeError `CREW_UNKNOWN`, `JOURNAL_CORRUPT`. */

@@ -58,6 +58,7 @@ export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
 export type { CrewDetails, CrewInfo, RunInfo, SpawnOptions } from './runtime.js'
+export type { ClusterInfo, WorkerInfo } from './survey.js'
 
 /** How to create a runtime. */
 export interface RuntimeOptions {

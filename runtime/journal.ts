@@ -103,8 +103,8 @@ export interface BlobInfo {
   readonly sequence: number
 }
 
-/** How much a resolved append survives: nothing, a killed process, a power cut. */
-export type Durability = 'memory' | 'process' | 'power'
+/** How much a resolved append survives: nothing, a killed process, the loss of a minority of servers, a power cut. */
+export type Durability = 'memory' | 'process' | 'replicas' | 'power'
 
 /** Storage of all shards of one worker. One owner at a time. */
 export interface Journal {

@@ -16,6 +16,7 @@ import type { RecordedCommit } from './record.js'
 import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
+import type { ClusterInfo } from './survey.js'
 
 /** The way to whoever answers requests. */
 export interface Channel {
@@ -71,6 +72,10 @@ export class RemoteRuntime implements Runtime {
 
   async *list(): AsyncGenerator<CrewInfo, void, void> {
     for await (const item of this.#channel.stream({ method: 'list' })) yield item as CrewInfo
+  }
+
+  async cluster(): Promise<ClusterInfo | null> {
+    return (await this.#channel.ask({ method: 'cluster' })) as ClusterInfo | null
   }
 
   async show(id: string): Promise<CrewDetails> {

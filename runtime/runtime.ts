@@ -14,10 +14,11 @@ import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
 import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
-import type { ShardHead } from './journal.js'
+import type { Durability, ShardHead } from './journal.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import type { RunState } from './runs.js'
 import { crewNameOf } from './state.js'
+import type { ClusterInfo, CrewPlace, Survey } from './survey.js'
 import type { Worker } from './worker.js'
 
 /** How to spawn a crew. */
@@ -28,14 +29,18 @@ export interface SpawnOptions {
   readonly acceptUpgrade?: boolean
 }
 
-/** A crew in the store, as `list` and `show` tell it. */
-export interface CrewInfo {
+/** A crew in the store, as `list` and `show` tell it; where it is, among several workers. */
+export interface CrewInfo extends Partial<CrewPlace> {
   readonly id: string
   /** Commits so far. */
   readonly sequence: number
   readonly openEffects: number
+  /** Mail to other crews that was not handed over. */
+  readonly outbox: number
   /** Epoch milliseconds; null when no timer is set. */
   readonly nextDueAt: number | null
+  /** Name of the crew whose code it runs, where the journal keeps it. */
+  readonly crew?: string
 }
 
 /** A run, as `show` tells it. */
@@ -58,6 +63,8 @@ export interface CrewDetails extends CrewInfo {
   readonly stopped: { readonly code: ErrorCode; readonly reason: string } | null
   /** Its agents hold before their next model call, until `resume`. */
   readonly paused: boolean
+  /** What an acknowledged step survives. */
+  readonly durability: Durability
 }
 
 /** What `createRuntime` builds a runtime from. */
@@ -67,6 +74,8 @@ export interface RuntimeParts {
   readonly bind: (crew: Crew) => LiveCrew
   /** Releases what the parts hold. */
   readonly release: () => Promise<void>
+  /** Among several workers: where crews are, and what waits for them. */
+  readonly survey?: Survey
 }
 
 /** A process's door to its crews. Close it when done: `await using` does. */
@@ -113,7 +122,13 @@ export class Runtime {
 
   /** Every crew in the store, by name. */
   async *list(): AsyncGenerator<CrewInfo, void, void> {
-    for await (const head of this.worker.journal.heads()) if (!head.removed) yield infoOf(head)
+    const place = await this.#parts.survey?.places()
+    for await (const head of this.worker.journal.heads()) if (!head.removed) yield { ...infoOf(head), ...place?.(head) }
+  }
+
+  /** The workers; null where one process owns everything. */
+  async cluster(): Promise<ClusterInfo | null> {
+    return (await this.#parts.survey?.cluster()) ?? null
   }
 
   /** One crew: its actors, what they wait for, its runs. @throws TroupeError `CREW_UNKNOWN` and what stopped it. */
@@ -122,8 +137,11 @@ export class Runtime {
     const shard = await this.worker.shard(id)
     const state = shard.state
     const waits = new Map([...state.effects.values()].map((effect) => [effect.from, waitOf(effect.body)]))
+    const place = await this.#parts.survey?.places()
     return {
       ...infoOf(head),
+      ...place?.(head),
+      durability: this.worker.journal.durability,
       sequence: state.sequence,
       openEffects: state.effects.size,
       crew: crewNameOf(state.definition),
@@ -219,7 +237,9 @@ function infoOf(head: ShardHead): CrewInfo {
     id: head.shard,
     sequence: head.sequence,
     openEffects: head.pending.openEffects,
+    outbox: head.pending.outbox,
     nextDueAt: head.pending.nextDueAt,
+    ...((head.crew ?? '') === '' ? {} : { crew: head.crew! }),
   }
 }
 

@@ -11,7 +11,7 @@
  * - JC1 Nothing is given out that does not match its hash or checksum.
  * - JC2 A value whose first part is there is there whole.
  */
-import { type JetStreamClient, jetstream } from '@nats-io/jetstream'
+import { DiscardPolicy, type JetStreamClient, jetstream, type StreamConfig } from '@nats-io/jetstream'
 import { headers } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import type { BlobInfo, SnapshotManifest } from '../runtime/journal.js'
@@ -39,9 +39,11 @@ const kind = {
  * Makes sure that the stream of a namespace's pieces is there.
  * @param replicas copies in a cluster. Throws what `ensureStream` throws.
  */
-export function ensureContent(link: NatsLink, subjects: Subjects, replicas = 1): Promise<void> {
-  const name = subjects.stream('content')
-  return ensureStream(link, { name, subjects: [subjects.contents()], max_msgs_per_subject: 1 }, replicas)
+export function ensureContent(link: NatsLink, subjects: Subjects, replicas = 1): Promise<StreamConfig> {
+  const [name, subject] = [subjects.stream('content'), subjects.contents()]
+  // A full stream refuses what is new; the one message of a subject is replaced all the same.
+  const settings = { max_msgs_per_subject: 1, discard: DiscardPolicy.New }
+  return ensureStream(link, { name, subjects: [subject], ...settings }, replicas)
 }
 
 /** Pieces of all shards of one namespace. */

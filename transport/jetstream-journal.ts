@@ -16,11 +16,12 @@
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
-import { jetstream, type JetStreamClient } from '@nats-io/jetstream'
+import { DiscardPolicy, jetstream, type JetStreamClient } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import {
   type BlobInfo,
+  type Durability,
   type Journal,
   type JournalRecord,
   nothingPending,
@@ -46,6 +47,7 @@ import {
 } from './jetstream-reading.js'
 import { ensureStream } from './jetstream-stream.js'
 import { NatsLease } from './nats-lease.js'
+import { durabilityOf } from './nats-settings.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
 import { type Entry, entryOf, headOf, ShardHeads } from './shard-heads.js'
@@ -95,7 +97,7 @@ interface Content {
 
 class JetStreamJournal implements Journal {
   /** The server does not sync before it acknowledges. */
-  readonly durability = 'process'
+  #durability: Durability = 'process'
   readonly #options: JetStreamJournalOptions
   readonly #client: JetStreamClient
   readonly #content: JetStreamContent
@@ -118,14 +120,21 @@ class JetStreamJournal implements Journal {
 
   // Life.
 
+  get durability(): Durability {
+    return this.#durability
+  }
+
   async open(): Promise<OpenReport> {
     const { link, subjects, worker, replicas } = this.#options
     if (this.#state !== 'closed') throw new TroupeError('STORE_BUSY', `${worker} is open already`)
     this.#state = 'opening'
     try {
       const [name, subject] = [subjects.stream('journal'), subjects.journals()]
-      await ensureStream(link, { name, subjects: [subject], deny_delete: true, allow_direct: true }, replicas)
-      await ensureContent(link, subjects, replicas)
+      // A full stream refuses what is new: it must not make room at the expense of what is old.
+      const settings = { deny_delete: true, allow_direct: true, discard: DiscardPolicy.New }
+      const journal = await ensureStream(link, { name, subjects: [subject], ...settings }, replicas)
+      const content = await ensureContent(link, subjects, replicas)
+      this.#durability = durabilityOf(Math.min(journal.num_replicas, content.num_replicas))
       if (this.#options.epoch === undefined) this.#lease = await this.#take()
       this.#state = 'open'
       return await this.#look()

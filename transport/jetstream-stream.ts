@@ -5,6 +5,7 @@
  * Does not own: what is stored in them.
  *
  * - JST1 A stream that is there stays as its operator has set it; one that does not have what must hold is refused.
+ * - JST2 A setting is believed when the server says that it has it, not because it was asked for.
  */
 import { RetentionPolicy, StorageType, type StreamConfig } from '@nats-io/jetstream'
 import { TroupeError } from '../runtime/errors.js'
@@ -17,27 +18,22 @@ export const rememberedMs = 120_000
 export type StreamWanted = Partial<StreamConfig> & { readonly name: string; readonly subjects: string[] }
 
 /**
- * Makes sure that a stream is there. Subjects, retention (by limits), storage (file) and whether messages may be deleted
- * (yes) must hold; how full streams refuse only when it is said.
- * @throws TroupeError `CONFIG_INVALID` for a stream that is there and otherwise. Failures of the server come as they are.
+ * Makes sure that a stream is there, and gives its settings as the server has them. What is `given` must hold, and so must
+ * retention (by limits), storage (file) and whether messages may be deleted (yes), where nothing else is given; copies and
+ * how long ids are remembered are the operator's to set.
+ * @throws TroupeError `CONFIG_INVALID` for a stream that is there and otherwise, `NATS_UNSUPPORTED` for a server that did not
+ * take what was asked for. Failures of the server come as they are.
  */
-export async function ensureStream({ manager }: NatsLink, given: StreamWanted, replicas = 1): Promise<void> {
-  const wanted = {
-    retention: RetentionPolicy.Limits,
-    storage: StorageType.File,
-    deny_delete: false,
-    num_replicas: replicas,
-    duplicate_window: rememberedMs * 1_000_000,
-    ...given,
-  }
-  const { name } = wanted
+export async function ensureStream({ manager }: NatsLink, given: StreamWanted, replicas = 1): Promise<StreamConfig> {
+  const must = { retention: RetentionPolicy.Limits, storage: StorageType.File, deny_delete: false, ...given }
+  const { name } = must
   const found = await manager.streams.info(name).catch(() => null)
-  const { config } = found ?? (await manager.streams.add(wanted))
-  const differs =
-    config.subjects?.join() !== wanted.subjects.join() ||
-    config.retention !== wanted.retention ||
-    config.storage !== wanted.storage ||
-    (config.deny_delete ?? false) !== wanted.deny_delete ||
-    (given.discard !== undefined && config.discard !== given.discard)
-  if (differs) throw new TroupeError('CONFIG_INVALID', `the stream ${name} is there and is not set as it must be`)
+  const free = { num_replicas: replicas, duplicate_window: rememberedMs * 1_000_000 }
+  const { config } = found ?? (await manager.streams.add({ ...free, ...must }))
+  // What a server does not know it leaves out without a word.
+  const has = (setting: string): string => JSON.stringify(config[setting as keyof StreamConfig] ?? false)
+  const [missing] = Object.entries(must).find(([setting, value]) => has(setting) !== JSON.stringify(value)) ?? []
+  if (missing === undefined) return config
+  if (found === null) throw new TroupeError('NATS_UNSUPPORTED', `the server made the stream ${name} without ${missing}`)
+  throw new TroupeError('CONFIG_INVALID', `the stream ${name} is there and is not set as it must be: ${missing}`)
 }

@@ -42,6 +42,7 @@ interface Taken {
   /** When it was asked for: the server counts from when it took it, which is not before. */
   readonly askedAt: number
   readonly offsetMs: number
+  readonly since: number
 }
 
 /** One lease. */
@@ -50,6 +51,8 @@ export class NatsLease {
   readonly epoch: number
   /** Epoch milliseconds, by the server's clock, at which this process's monotonic clock stood at zero. */
   readonly offsetMs: number
+  /** When it was taken, in epoch milliseconds of the server. */
+  readonly since: number
   readonly #bucket: KV
   readonly #worker: string
   readonly #ttlMs: number
@@ -65,7 +68,7 @@ export class NatsLease {
   #state: 'held' | 'lost' | 'released' = 'held'
   #onLost: () => void = () => undefined
 
-  private constructor({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs }: Taken) {
+  private constructor({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs, since }: Taken) {
     this.#bucket = bucket
     this.#worker = worker
     this.#ttlMs = ttlMs
@@ -73,6 +76,7 @@ export class NatsLease {
     this.#stored = told
     this.epoch = epoch
     this.offsetMs = offsetMs
+    this.since = since
     this.#revision = epoch
     this.#renewedAt = askedAt
     this.#expire()
@@ -90,8 +94,9 @@ export class NatsLease {
       const answeredAt = performance.now()
       const entry = await bucket.get(worker)
       // The server wrote its time on the entry somewhere in between.
-      const offsetMs = (entry?.created.getTime() ?? Date.now()) - (askedAt + answeredAt) / 2
-      return new NatsLease({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs })
+      const since = entry?.created.getTime() ?? Date.now()
+      const offsetMs = since - (askedAt + answeredAt) / 2
+      return new NatsLease({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs, since })
     } catch (error) {
       if (!isOverwritten(error)) throw storeError(error)
       const message = `there is a worker ${worker} already`
@@ -146,7 +151,7 @@ export class NatsLease {
     const askedAt = performance.now()
     const told = this.#told
     try {
-      const text = encodeAnnouncement(told, this.epoch)
+      const text = encodeAnnouncement(told, this)
       // An answer that takes as long may be lost with its link: then there is time to ask again.
       this.#revision = await this.#bucket.update(this.#worker, text, this.#revision, this.#ttlMs / 3)
     } catch (error) {

@@ -25,17 +25,23 @@ export interface Member extends Announcement {
   readonly worker: string
   /** Number of its lease. */
   readonly epoch: number
+  /** When the lease was taken, in epoch milliseconds of the server. */
+  readonly since: number
   /** Number of the last renewal of its lease that was seen here. */
   readonly revision: number
 }
 
-const announcement = z.object({ crews: z.record(z.string(), z.string()), epoch: z.int().min(1).optional() })
+const announcement = z.object({
+  crews: z.record(z.string(), z.string()),
+  epoch: z.int().min(1).optional(),
+  since: z.int().optional(),
+})
 /** Owners that are remembered after they were seen. */
 const maxSeen = 10_000
 
-/** Encodes an announcement as a lease carries it. @param epoch the lease's number; the entry that takes it has none yet */
-export function encodeAnnouncement({ crews }: Announcement, epoch?: number): string {
-  return JSON.stringify(epoch === undefined ? { crews } : { crews, epoch })
+/** Encodes an announcement as a lease carries it. @param lease the lease; the entry that takes it says nothing of it yet */
+export function encodeAnnouncement({ crews }: Announcement, lease?: Pick<Member, 'epoch' | 'since'>): string {
+  return JSON.stringify({ crews, epoch: lease?.epoch, since: lease?.since })
 }
 
 /** The name of a worker under one lease, as records have it. */
@@ -45,6 +51,8 @@ export function ownerName(worker: string, epoch: number): string {
 
 /** The living workers of a namespace, kept up to date until `close`. */
 export class NatsMembership {
+  readonly #link: NatsLink
+  readonly #subjects: Subjects
   readonly #bucket: KV
   readonly #members = new Map<string, Member>()
   /** Revisions of the leases that were given back since the list was last asked for. */
@@ -58,7 +66,9 @@ export class NatsMembership {
   /** Called after somebody came or went, or announces something else, never for a renewal. */
   onChange: () => void = () => undefined
 
-  private constructor(bucket: KV, pollMs: number) {
+  private constructor(link: NatsLink, subjects: Subjects, bucket: KV, pollMs: number) {
+    this.#link = link
+    this.#subjects = subjects
     this.#bucket = bucket
     this.#pollMs = pollMs
   }
@@ -67,7 +77,7 @@ export class NatsMembership {
   static async open(link: NatsLink, subjects: Subjects, leaseMs: number): Promise<NatsMembership> {
     try {
       const bucket = await new Kvm(link.connection).create(subjects.stream('workers'), { ttl: leaseMs, history: 1 })
-      const membership = new NatsMembership(bucket, leaseMs / 3)
+      const membership = new NatsMembership(link, subjects, bucket, leaseMs / 3)
       await membership.#poll()
       await membership.#watch()
       membership.#plan()
@@ -107,25 +117,34 @@ export class NatsMembership {
   /** Leases that ran out are told by nobody: they are missing. */
   async #poll(): Promise<void> {
     this.#left.clear()
-    const found = new Map<string, Member>()
-    for await (const key of await this.#bucket.keys()) {
-      const member = memberOf(await this.#bucket.get(key))
-      if (member !== null) found.set(member.worker, member)
-    }
-    // A list that a lost connection cut short must not be taken for the whole: whoever is missing is asked for.
-    const gone = new Set<Member>()
-    for (const known of this.#members.values()) {
-      const member = found.get(known.worker) ?? memberOf(await this.#bucket.get(known.worker))
-      if (member === null) gone.add(known)
-      else found.set(member.worker, member)
+    const listed = await this.#listed()
+    const found: Member[] = []
+    const gone = new Set([...this.#members.values()].filter(({ worker }) => !listed.has(worker)))
+    for (const worker of listed) {
+      const entry = await this.#bucket.get(worker)
+      const member = memberOf(entry)
+      const known = this.#members.get(worker)
+      if (member !== null) found.push(member)
+      // One that is listed and cannot be had has run out in between: the next list will not have it.
+      else if (entry !== null && known !== undefined) gone.add(known)
     }
     if (this.#closed) return
     // What the watch told meanwhile is newer.
     const changes = [
       ...[...gone].map((known) => this.#members.get(known.worker) === known && this.#members.delete(known.worker)),
-      ...[...found.values()].map((member) => this.#put(member)),
+      ...found.map((member) => this.#put(member)),
     ]
     if (changes.includes(true)) this.onChange()
+  }
+
+  /**
+   * Names under which something is stored, in one answer: the client's own list of keys waits for a last one, and for
+   * seconds when that runs out before it comes.
+   */
+  async #listed(): Promise<ReadonlySet<string>> {
+    const filter = { subjects_filter: this.#subjects.leases() }
+    const { state } = await this.#link.manager.streams.info(`KV_${this.#subjects.stream('workers')}`, filter)
+    return new Set(Object.keys(state.subjects ?? {}).map((subject) => subject.slice(subject.lastIndexOf('.') + 1)))
   }
 
   /** Whether it is news, and more than a renewal. */
@@ -167,8 +186,9 @@ export class NatsMembership {
 export function memberOf(entry: KvEntry | null): Member | null {
   if (entry === null || entry.operation !== 'PUT') return null
   try {
-    const { crews, epoch } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
-    return { worker: entry.key, epoch: epoch ?? entry.revision, revision: entry.revision, crews }
+    const { crews, epoch, since } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
+    const { key: worker, revision, created } = entry
+    return { worker, epoch: epoch ?? revision, since: since ?? created.getTime(), revision, crews }
   } catch {
     return null
   }

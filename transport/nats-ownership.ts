@@ -18,6 +18,7 @@ import type { Draft } from '../runtime/envelope.js'
 import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import type { Ownership } from '../runtime/ownership.js'
 import type { Clock } from '../runtime/ports.js'
+import type { WorkerInfo } from '../runtime/survey.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
 import { NatsLease } from './nats-lease.js'
@@ -195,6 +196,17 @@ export class NatsOwnership implements Ownership {
   /** The crews of a worker; none for one that is gone. What this one has it knows before others tell it. */
   #crewsOf(worker: string): Crews {
     return worker === this.#options.worker ? this.#crews : (this.#members.members.get(worker)?.crews ?? {})
+  }
+
+  /** Those that live, by name, and how many partitions fall to each. */
+  workers(): WorkerInfo[] {
+    const members = [...this.#members.members.values()].sort((one, other) => (one.worker < other.worker ? -1 : 1))
+    return members.map(({ worker, epoch, since, crews }) => {
+      const fallen = new Set<number>()
+      for (const crew of Object.keys(crews))
+        for (const [partition, owner] of this.#ownersOf(crew).entries()) if (owner === worker) fallen.add(partition)
+      return { worker, epoch, since, crews, partitions: fallen.size }
+    })
   }
 
   /** Partitions in which shards of this worker may be. */

@@ -138,6 +138,11 @@ export class Subjects {
     return `${this.#prefix}.worker.${token(worker)}`
   }
 
+  /** Where the leases of workers are stored: subjects of a bucket of NATS. */
+  leases(): string {
+    return `$KV.${this.stream('workers')}.>`
+  }
+
   /** Letters that nobody could take. */
   dead(): string {
     return `${this.#prefix}.dead`

@@ -80,8 +80,8 @@ storeCommand('run <file>', 'give a task to the crew or agent that FILE exports b
     end(async () => (await import('./run.js')).run(file, options), options.json),
   )
 
-storeCommand('ps', 'list the crews of a store').action((options: Options) =>
-  end(async () => (await import('./show.js')).ps(options), options.json),
+storeCommand('ps', 'list the crews of a store, or workers and their crews').action((options: Options) =>
+  end(async () => (await import('./ps.js')).ps(options), options.json),
 )
 
 storeCommand('show <id>', 'show a crew: its runs, its actors, what they wait for').action(

@@ -1,5 +1,5 @@
 /**
- * `troupe ps`, `show`, `rm`, `pause`, `resume`, `cancel`, `move`: looking at crews and telling them what to do.
+ * `troupe show`, `rm`, `pause`, `resume`, `cancel`, `move`: looking at crews and telling them what to do.
  *
  * Owns: how crews are shown.
  * Does not own: reaching them: beside a running process through its control socket, else by opening the store.
@@ -10,18 +10,7 @@ import type { Runtime } from '../face.js'
 import { createRuntime } from '../index.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
 import { type NatsFlags, natsFrom } from './nats.js'
-import {
-  count,
-  dollars,
-  duration,
-  exitCodes,
-  oneLine,
-  painter,
-  plural,
-  writeJson,
-  writeLine,
-  writeTable,
-} from './output.js'
+import { count, dollars, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine } from './output.js'
 
 /** Options of every command on a store, or on what workers share over NATS. */
 export interface StoreOptions extends NatsFlags {
@@ -51,20 +40,8 @@ export function checkStore(store: string): void {
     throw new TroupeError('CONFIG_INVALID', `there is no store ${store}: --store DIR names another`)
 }
 
-/** Lists the crews of a store. */
-export async function ps(options: StoreOptions): Promise<number> {
-  return withStore(options, async (runtime) => {
-    const rows: string[][] = [['CREW', 'COMMITS', 'STATE']]
-    for await (const crew of runtime.list()) {
-      if (options.json === true) writeJson(crew)
-      else rows.push([crew.id, count(crew.sequence), stateOf(crew)])
-    }
-    if (options.json !== true) writeTable(rows)
-    return exitCodes.done
-  })
-}
-
-function stateOf({ openEffects, nextDueAt }: CrewInfo): string {
+/** What a crew does, in a word or two. */
+export function stateOf({ openEffects, nextDueAt }: CrewInfo): string {
   if (openEffects > 0) return `at work: ${plural(openEffects, 'open call')}`
   if (nextDueAt === null) return 'idle'
   const ms = nextDueAt - Date.now()

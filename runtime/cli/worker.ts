@@ -10,6 +10,7 @@ import { type DistributedRuntime, createRuntime } from '../index.js'
 import { loadCrew } from './load.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import { exitCodes, writeJson, writeLine } from './output.js'
+import { describe } from './ps.js'
 
 /** Options of `troupe worker`. */
 export interface WorkerCommandOptions extends NatsFlags {
@@ -35,13 +36,12 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
   })) as DistributedRuntime
   for (const crew of crews) await runtime.offer(crew)
   const names = crews.map(({ name }) => name)
-  const facts = { worker: runtime.worker, namespace: options.namespace, crews: names, server: runtime.server }
-  if (options.json === true) writeJson({ type: 'worker', ...facts, durability: 'process', replicas: options.replicas })
-  else {
-    writeLine(
-      `worker ${runtime.worker} of namespace ${options.namespace}: ${names.join(', ')} · ` +
-        `nats-server ${runtime.server}, journal survives a killed server (not a power cut), ${options.replicas} copies`,
-    )
+  const { namespace } = options
+  const cluster = { server: runtime.server, ...(await runtime.settings()) }
+  if (options.json === true) writeJson({ type: 'worker', worker: runtime.worker, namespace, crews: names, ...cluster })
+  else writeLine(`worker ${runtime.worker} of namespace ${namespace}: ${names.join(', ')} · ${describe(cluster)}`)
+  if (cluster.replicas < options.replicas) {
+    writeLine(`  asked for ${options.replicas} copies: the streams were made with fewer, and stay as they are`)
   }
   const signal = await stopping
   if (options.json !== true) writeLine('handing the crews over …')

@@ -131,7 +131,8 @@ describe('move', () => {
     expect(jsonLines(again.stdout)).toEqual([{ type: 'moved', crew: 'desk', worker: other }])
     // The one that it was given to dies: the rule counts, and when it is back, its pin.
     crowd.workers.get(other)!.child.kill('SIGKILL')
-    expect(await crowd.run('--new').end).toMatchObject({ code: 0 })
+    const anew = await crowd.run('--new').end
+    expect(anew, anew.stderr).toMatchObject({ code: 0 })
     await crowd.start(other)
     await expect
       .poll(async () => (await crowd.ask('move', 'desk', '--to', 'auto')).stderr, { timeout: 30_000 })
@@ -146,5 +147,40 @@ describe('move', () => {
     const end = await ended(['move', 'desk', '--to', 'w1'], { cwd })
     expect(end.code).toBe(2)
     expect(end.stderr).toContain('CONFIG_INVALID: one process owns this store: a crew moves between workers over NATS')
+  })
+})
+
+describe('ps', () => {
+  test('ps: workers with their partitions and code, crews with their worker and what is open, one object a line', async () => {
+    const gate = new Gate()
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script: clerk({ 2: gate }) })
+    const before = Date.now()
+    const running = crowd.run()
+    await gate.reached
+    const { owner } = await waiting(crowd, 'troupe.model.called')
+    const [cluster, one, other, crew] = jsonLines((await crowd.ask('ps', '--json')).stdout)
+    expect(cluster).toEqual({
+      type: 'cluster',
+      server: expect.stringMatching(/^2\./),
+      durability: 'process',
+      replicas: 1,
+    })
+    expect([one, other]).toMatchObject([
+      { type: 'worker', worker: 'w1', crews: { desk: expect.stringMatching(/^[0-9a-f]{64}$/) } },
+      { type: 'worker', worker: 'w2', crews: { desk: one!['crews'] && expect.any(String) } },
+    ])
+    expect(Number(one!['partitions']) + Number(other!['partitions'])).toBe(64)
+    expect(Math.abs(Number(one!['since']) - before)).toBeLessThan(60_000)
+    expect(Number(other!['epoch'])).toBeGreaterThan(Number(one!['epoch']))
+    expect(crew).toMatchObject({ type: 'crew', id: 'desk', crew: 'desk', owner, openEffects: 1, letters: 0, outbox: 0 })
+    const text = (await crowd.ask('ps')).stdout
+    expect(text).toMatch(/^nats-server 2\.\S+ · 1 copy of the journal, survives kill -9, not a power cut$/m)
+    expect(text).toMatch(/^WORKER {2}EPOCH {2}SINCE +PARTITIONS {2}CREWS$/m)
+    expect(text).toMatch(new RegExp(`^desk +\\d+ +${owner} +at work: 1 open call$`, 'm'))
+    expect(jsonLines((await crowd.ask('show', 'desk', '--json')).stdout)).toMatchObject([
+      { durability: 'process', owner },
+    ])
+    gate.open()
+    expect((await running.end).code).toBe(0)
   })
 })

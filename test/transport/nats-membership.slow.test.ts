@@ -1,7 +1,8 @@
+import { Kvm } from '@nats-io/kv'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
-import { NatsMembership } from '../../transport/nats-membership.js'
+import { encodeAnnouncement, NatsMembership } from '../../transport/nats-membership.js'
 import { Subjects } from '../../transport/subjects.js'
 import { startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
@@ -65,6 +66,20 @@ test('NM1 membership: a lease that runs out is seen, and so is a next one of tha
   await next.release()
   await over.connection.close()
   await proxy.close()
+})
+
+test('NM1 membership: a lease that runs out while the list is asked for is seen as soon', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const ttl = 250
+  const bucket = await new Kvm(link.connection).create(subjects.stream('workers'), { ttl, history: 1 })
+  // Lists that are asked for all the time: the lease ends in the middle of some answer.
+  const lists = await Promise.all(Array.from({ length: 8 }, () => NatsMembership.open(link, subjects, 3)))
+  for (let round = 0; round < 15; round++) {
+    await bucket.put('a', encodeAnnouncement({ crews: {} }))
+    await expect.poll(() => lists.map(names), { interval: 5 }).toEqual(lists.map(() => 'a'))
+    await expect.poll(() => lists.map(names), { interval: 5, timeout: 1_500 }).toEqual(lists.map(() => ''))
+  }
+  for (const list of lists) list.close()
 })
 
 test('NM2 membership: whoever is cut off declares nobody dead, and catches up afterwards', async () => {

@@ -1,0 +1,66 @@
+/**
+ * `troupe ps`: the crews of a store, or the workers of a namespace and their crews.
+ *
+ * Owns: how workers and crews read in a list.
+ * Does not own: reaching them (`show.ts`), what is told of them (`survey.ts` of the runtime).
+ */
+import type { CrewInfo } from '../runtime.js'
+import type { ClusterInfo, WorkerInfo } from '../survey.js'
+import { count, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine, writeTable } from './output.js'
+import { type StoreOptions, stateOf, withStore } from './show.js'
+
+/** What each level of durability means, for people. */
+const survives = {
+  memory: 'nothing survives',
+  process: 'survives kill -9, not a power cut',
+  replicas: 'survives the loss of a minority of the servers',
+  power: 'survives a power cut',
+} as const
+
+/** Lists the crews of a store, or the workers and crews of a namespace. */
+export async function ps(options: StoreOptions): Promise<number> {
+  return withStore(options, async (runtime) => {
+    const cluster = await runtime.cluster()
+    if (cluster !== null) tellCluster(cluster, options.json === true)
+    const rows = [cluster === null ? ['CREW', 'COMMITS', 'STATE'] : ['CREW', 'COMMITS', 'WORKER', 'STATE']]
+    for await (const crew of runtime.list()) {
+      if (options.json === true) writeJson({ type: 'crew', ...crew })
+      else rows.push(rowOf(crew, cluster))
+    }
+    if (options.json !== true) writeTable(rows)
+    return exitCodes.done
+  })
+}
+
+function rowOf(crew: CrewInfo, cluster: ClusterInfo | null): string[] {
+  const { id, sequence, owner, letters = 0, lagMs = null, outbox } = crew
+  const waits =
+    letters === 0 ? '' : `${plural(letters, 'letter')} waiting${lagMs === null ? '' : ` ${duration(lagMs)}`}`
+  const state = [stateOf(crew), outbox === 0 ? '' : `${plural(outbox, 'letter')} to send`, waits]
+  const shown = state.filter((each) => each !== '').join(', ')
+  return [id, count(sequence), ...(cluster === null ? [] : [owner ?? 'nobody']), shown]
+}
+
+function tellCluster(cluster: ClusterInfo, json: boolean): void {
+  const { workers, ...rest } = cluster
+  if (json) {
+    writeJson({ type: 'cluster', ...rest })
+    for (const worker of workers) writeJson({ type: 'worker', ...worker })
+    return
+  }
+  writeLine(painter(process.stdout)('dim', describe(cluster)), process.stdout)
+  writeTable([['WORKER', 'EPOCH', 'SINCE', 'PARTITIONS', 'CREWS'], ...workers.map(workerRow)])
+  writeLine('', process.stdout)
+}
+
+/** Server and durability in one line. */
+export function describe({ server, durability, replicas }: Omit<ClusterInfo, 'workers'>): string {
+  const copies = replicas === 1 ? '1 copy' : `${replicas} copies`
+  return `nats-server ${server} · ${copies} of the journal, ${survives[durability]}`
+}
+
+function workerRow({ worker, epoch, since, partitions, crews }: WorkerInfo): string[] {
+  const names = Object.keys(crews).map((name) => `${name}@${crews[name]?.slice(0, 8)}`)
+  const time = new Date(since).toISOString().slice(0, 19).replace('T', ' ')
+  return [worker, String(epoch), time, String(partitions), oneLine(names.join(' ') || 'none: it leaves', 200)]
+}
