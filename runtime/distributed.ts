@@ -9,6 +9,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
+import { join } from 'node:path'
 import { createJetStreamJournal } from '../transport/jetstream-journal.js'
 import { connectNats, type NatsLink, type NatsOptions, watchDenied } from '../transport/nats-connection.js'
 import { type Door, openDoor } from '../transport/nats-door.js'
@@ -52,6 +53,8 @@ const maxRequests = 4_096
 /** What the composition root gives. */
 export interface DistributedParts {
   readonly nats: DistributedOptions
+  /** Folder for a local copy of what this worker reads and writes. */
+  readonly store: string | undefined
   readonly log: Log
   readonly bind: (crew: Crew) => LiveCrew
   /** Hash of a crew's definition. Whoever only uses crews needs no keys of their providers. */
@@ -170,7 +173,9 @@ class Membership {
     const mail = await NatsMail.open({ ...shared, log })
     const leaseMs = nats.leaseMs ?? 5_000
     const ownership = await NatsOwnership.open({ ...shared, worker: name, leaseMs, crews: {}, mail })
-    const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch })
+    const folder = parts.store === undefined ? null : join(parts.store, `copy-${nats.namespace ?? 'default'}`)
+    const copy = folder === null ? undefined : { path: folder, log }
+    const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch, copy })
     const crews = new Map<string, LiveCrew>()
     const worker = parts.newWorker(journal, {
       ports: { clock: ownership.clock, random: Math.random },

@@ -70,8 +70,8 @@ export interface RuntimeOptions {
    */
   readonly durability?: 'process' | 'power'
   /**
-   * Work together with other processes over NATS: where it is, or how to take part. Crews are kept in JetStream then, and
-   * `store` is not used.
+   * Work together with other processes over NATS: where it is, or how to take part. Crews are kept in JetStream then;
+   * `store` is a worker's local copy of what it has read and written, at most about 1 GiB, and may be deleted at any time.
    * @default none: everything is in this process
    */
   readonly nats?: string | DistributedOptions | undefined
@@ -150,7 +150,7 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
       close: () => model.close(),
     }
     const hashOf = (crew: Crew): string => prepareCrew(crew, unchecked).hash
-    return joinNamespace({ nats, log, bind, hashOf, newWorker, closePorts: () => model.close() })
+    return joinNamespace({ nats, store: options.store, log, bind, hashOf, newWorker, closePorts: () => model.close() })
   }
   if (options.store === undefined) {
     const worker = await open(createMemoryJournal(), options, log)

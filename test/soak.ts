@@ -19,7 +19,7 @@ const { values, positionals } = parseArgs({
 /** Benches of each area. */
 const benches: Readonly<Record<string, readonly string[]>> = {
   core: ['round', 'growth', 'store', 'journal', 'resume', 'cold', 'throughput'],
-  workers: ['mail', 'stored'],
+  workers: ['mail', 'stored', 'scale', 'fanout', 'takeover', 'restart', 'history'],
 }
 const areas = ['core']
 const area = positionals[0] ?? 'core'

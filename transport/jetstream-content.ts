@@ -6,7 +6,8 @@
  * and says how many there are.
  *
  * Owns: storing, verifying and deleting pieces.
- * Does not own: the records (`jetstream-journal.ts`), which blob is still named by a record.
+ * Does not own: the records (`jetstream-journal.ts`), which blob is still named by a record, what is kept here of them
+ * (`local-copy.ts`).
  *
  * - JC1 Nothing is given out that does not match its hash or checksum.
  * - JC2 A value whose first part is there is there whole.
@@ -16,6 +17,7 @@ import { headers } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import type { BlobInfo, SnapshotManifest } from '../runtime/journal.js'
 import { ensureStream } from './jetstream-stream.js'
+import type { LocalCopy, PieceKind } from './local-copy.js'
 import { natsError, type NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
 import type { Subjects } from './subjects.js'
@@ -33,7 +35,7 @@ const kind = {
   attempts: 'attempts',
   body: 'body',
   letter: 'letter',
-}
+} as const
 
 /**
  * Makes sure that the stream of a namespace's pieces is there.
@@ -52,6 +54,8 @@ export class JetStreamContent {
   readonly #subjects: Subjects
   readonly #stream: string
   readonly #client: JetStreamClient
+  /** What was read or written here before; null for none. */
+  copy: LocalCopy | null = null
 
   constructor(link: NatsLink, subjects: Subjects) {
     this.#link = link
@@ -97,6 +101,26 @@ export class JetStreamContent {
     } catch (error) {
       throw storeError(error)
     }
+  }
+
+  /** A piece that is sound: as it was kept here, or else from the server. Otherwise what the server has of it. */
+  async #sound(shard: string, of: PieceKind, key: string, isSound: (bytes: Buffer) => boolean): Promise<Buffer | null> {
+    const kept = (await this.copy?.piece(shard, of, key)) ?? null
+    if (kept !== null && isSound(kept)) return kept
+    const bytes = await this.#get(shard, of, key)
+    if (bytes !== null && isSound(bytes)) this.copy?.keepPiece(shard, of, key, bytes)
+    return bytes
+  }
+
+  /** Stores a piece, and keeps it here. */
+  async #putKept(shard: string, of: PieceKind, key: string, bytes: Uint8Array): Promise<void> {
+    await this.#put(shard, of, key, bytes)
+    this.copy?.keepPiece(shard, of, key, bytes)
+  }
+
+  async #dropKept(shard: string, of: PieceKind, key: string): Promise<void> {
+    this.copy?.dropPiece(shard, of, key)
+    await this.#drop(this.#subjects.contents(shard, of, key))
   }
 
   /** Keys of a kind. */
@@ -152,12 +176,12 @@ export class JetStreamContent {
   async putBlob(shard: string, hash: string, bytes: Uint8Array, sequence: number): Promise<void> {
     const known = await this.#get(shard, kind.info, hash)
     const lowest = known === null ? sequence : Math.min(sequence, rows.unseal(hash, known)?.number ?? 0)
-    if (known === null) await this.#put(shard, kind.blob, hash, bytes)
+    if (known === null) await this.#putKept(shard, kind.blob, hash, bytes)
     await this.#put(shard, kind.info, hash, rows.seal(hash, noBytes, lowest))
   }
 
   async getBlob(shard: string, hash: string): Promise<Uint8Array> {
-    const bytes = await this.#get(shard, kind.blob, hash)
+    const bytes = await this.#sound(shard, kind.blob, hash, (found) => rows.contentHash(found) === hash)
     if (bytes !== null && rows.contentHash(bytes) === hash) return bytes
     const problem = bytes === null ? 'is not there' : 'does not match its hash'
     throw new TroupeError('BLOB_MISSING', `blob ${hash} of ${shard} ${problem}`, { details: { shard, hash } })
@@ -175,7 +199,7 @@ export class JetStreamContent {
   async deleteBlobs(shard: string, hashes: readonly string[]): Promise<void> {
     for (const hash of hashes) {
       await this.#drop(this.#subjects.contents(shard, kind.info, hash))
-      await this.#drop(this.#subjects.contents(shard, kind.blob, hash))
+      await this.#dropKept(shard, kind.blob, hash)
     }
   }
 
@@ -192,10 +216,10 @@ export class JetStreamContent {
       if (stored.has(hash)) continue
       const bytes = chunks.get(hash)
       if (bytes === undefined) throw chunkError(shard, hash, 'is not stored')
-      await this.#put(shard, kind.chunk, hash, bytes)
+      await this.#putKept(shard, kind.chunk, hash, bytes)
     }
     const key = String(sequence)
-    await this.#put(shard, kind.manifest, key, rows.seal(key, rows.encodeManifest(manifest), sequence))
+    await this.#putKept(shard, kind.manifest, key, rows.seal(key, rows.encodeManifest(manifest), sequence))
     await this.#collect(shard, new Set([...keep, sequence]))
   }
 
@@ -204,10 +228,10 @@ export class JetStreamContent {
     const manifests = await this.snapshots(shard)
     const gone = manifests.filter(({ sequence }) => !keep.has(sequence))
     if (gone.length === 0) return
-    for (const { sequence } of gone) await this.#drop(this.#subjects.contents(shard, kind.manifest, String(sequence)))
+    for (const { sequence } of gone) await this.#dropKept(shard, kind.manifest, String(sequence))
     const named = new Set(manifests.filter(({ sequence }) => keep.has(sequence)).flatMap(({ chunks }) => chunks))
     for (const hash of await this.#keys(shard, kind.chunk)) {
-      if (!named.has(hash)) await this.#drop(this.#subjects.contents(shard, kind.chunk, hash))
+      if (!named.has(hash)) await this.#dropKept(shard, kind.chunk, hash)
     }
   }
 
@@ -215,7 +239,7 @@ export class JetStreamContent {
   async snapshots(shard: string): Promise<readonly SnapshotManifest[]> {
     const found: SnapshotManifest[] = []
     for (const key of await this.#keys(shard, kind.manifest)) {
-      const sealed = await this.#get(shard, kind.manifest, key)
+      const sealed = await this.#sound(shard, kind.manifest, key, (found) => rows.unseal(key, found) !== null)
       const opened = sealed === null ? null : rows.unseal(key, sealed)
       if (opened !== null) found.push(rows.decodeManifest(shard, opened.number, opened.payload))
     }
@@ -225,14 +249,14 @@ export class JetStreamContent {
   /** Deletes the manifests above a sequence. */
   async cutSnapshots(shard: string, sequence: number): Promise<void> {
     for (const key of await this.#keys(shard, kind.manifest)) {
-      if (Number(key) > sequence) await this.#drop(this.#subjects.contents(shard, kind.manifest, key))
+      if (Number(key) > sequence) await this.#dropKept(shard, kind.manifest, key)
     }
   }
 
   async getChunks(shard: string, hashes: readonly string[]): Promise<readonly Uint8Array[]> {
     return Promise.all(
       hashes.map(async (hash) => {
-        const bytes = await this.#get(shard, kind.chunk, hash)
+        const bytes = await this.#sound(shard, kind.chunk, hash, (found) => rows.contentHash(found) === hash)
         if (bytes !== null && rows.contentHash(bytes) === hash) return bytes
         throw chunkError(shard, hash, bytes === null ? 'is not there' : 'does not match its hash')
       }),

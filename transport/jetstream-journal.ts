@@ -5,7 +5,8 @@
  * message too, since single messages are never deleted: a deletion would make the server forget the fence.
  *
  * Owns: the fence, what an ambiguous answer means, cutting and removing shards.
- * Does not own: finding messages (`jetstream-reading.ts`), content beside records (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`).
+ * Does not own: finding messages (`jetstream-reading.ts`), content beside records (`jetstream-content.ts`), who owns which
+ * shard (`nats-lease.ts`), what is kept in this process's folder (`local-copy.ts`, `copied-records.ts`).
  *
  * - JJ1 A record lands only behind the one that its owner saw last: the server compares.
  * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
@@ -30,6 +31,7 @@ import {
   type SnapshotManifest,
   type StoredRecord,
 } from '../runtime/journal.js'
+import { CopiedRecords } from './copied-records.js'
 import { ensureContent, JetStreamContent, partBytes, storeError } from './jetstream-content.js'
 import {
   crewHeader,
@@ -46,6 +48,7 @@ import {
   waitMs,
 } from './jetstream-reading.js'
 import { ensureStream } from './jetstream-stream.js'
+import { LocalCopy, type LocalCopyOptions } from './local-copy.js'
 import { NatsLease } from './nats-lease.js'
 import { durabilityOf } from './nats-settings.js'
 import type { NatsLink } from './nats-connection.js'
@@ -68,6 +71,8 @@ export interface JetStreamJournalOptions {
    * @default the journal takes a lease under the worker's name
    */
   readonly epoch?: () => number
+  /** Where this process keeps what it has read and written, so that it need not be fetched again. @default nowhere */
+  readonly copy?: LocalCopyOptions | undefined
 }
 
 const epochHeader = 'Troupe-Epoch'
@@ -106,6 +111,8 @@ class JetStreamJournal implements Journal {
   readonly #heads: ShardHeads<StreamEntry>
   readonly #inFlight = new Set<Promise<unknown>>()
   #lease: NatsLease | null = null
+  #copy: LocalCopy | null = null
+  #copied: CopiedRecords | null = null
   #state: 'closed' | 'opening' | 'open' | 'closing' = 'closed'
   #closed: Promise<void> = Promise.resolve()
 
@@ -136,13 +143,23 @@ class JetStreamJournal implements Journal {
       const content = await ensureContent(link, subjects, replicas)
       this.#durability = durabilityOf(Math.min(journal.num_replicas, content.num_replicas))
       if (this.#options.epoch === undefined) this.#lease = await this.#take()
+      await this.#openCopy()
       this.#state = 'open'
       return await this.#look()
     } catch (error) {
       this.#state = 'closed'
       await this.#lease?.release()
+      await this.#copy?.close()
       throw storeError(error)
     }
+  }
+
+  async #openCopy(): Promise<void> {
+    const { copy } = this.#options
+    this.#copy = copy === undefined ? null : await LocalCopy.open(copy)
+    this.#content.copy = this.#copy
+    this.#copied =
+      this.#copy === null ? null : new CopiedRecords(this.#copy, (shard, from) => this.#served(shard, from))
   }
 
   #take(): Promise<NatsLease> {
@@ -181,6 +198,7 @@ class JetStreamJournal implements Journal {
   async #release(): Promise<void> {
     while (this.#inFlight.size > 0) await Promise.allSettled(this.#inFlight)
     await this.#lease?.release()
+    await this.#copy?.close()
     this.#heads.clear()
     this.#state = 'closed'
   }
@@ -210,6 +228,7 @@ class JetStreamJournal implements Journal {
       crew: (record.crew ?? entry.crew) || undefined,
       body: () => this.#bodyOf(record),
     })
+    this.#copied?.keep(shard, record)
   }
 
   /** Header fields and payload of a record. */
@@ -318,12 +337,21 @@ class JetStreamJournal implements Journal {
     const last = await this.#reading.last(shard)
     const row = last === null ? undefined : rowOf(shard, last)
     if (row === null && !damagedToo) throw damaged(shard)
-    return { ...entryOf(shard, row), crew: crewOf(last), at: last?.seq ?? 0, cuts: cutsOf(last) }
+    const entry = { ...entryOf(shard, row), crew: crewOf(last), at: last?.seq ?? 0, cuts: cutsOf(last) }
+    await this.#copied?.enter(shard, lifeOf(entry))
+    return entry
   }
 
   // Reading.
 
   async *read(shard: string, from: number): AsyncGenerator<StoredRecord> {
+    this.#check()
+    const entry = await this.#heads.entry(shard)
+    const start = Math.max(from, entry.base + 1)
+    yield* this.#copied?.read(entry, lifeOf(entry), start) ?? this.#served(shard, start)
+  }
+
+  async *#served(shard: string, from: number): AsyncGenerator<StoredRecord> {
     for await (const { row, bytes } of this.#records(shard, from)) {
       yield { first: row.first, last: row.last, hash: row.hash, bytes }
     }
@@ -386,6 +414,7 @@ class JetStreamJournal implements Journal {
       await this.#write(entry, 'tombstone', { ...position, pending: nothingPending, removed: true, removing: false })
     }
     await this.#content.clear(shard)
+    await this.#forget(shard)
     const filter = this.#options.subjects.journal(shard)
     if (entry.at > 0) await this.#options.link.manager.streams.purge(this.#stream, { filter, keep: 1 })
   }
@@ -400,8 +429,15 @@ class JetStreamJournal implements Journal {
     const base = kept === null ? sequence : kept.base
     const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
+    await this.#forget(shard)
     await this.#content.cutSnapshots(shard, sequence)
     await this.#content.putAttempts(shard, {})
+  }
+
+  /** The shard's records are not what they were: its next use reads where it stands, and enters another life. */
+  async #forget(shard: string): Promise<void> {
+    await this.#copied?.forget(shard)
+    if (this.#copied !== null) this.#heads.forget(shard)
   }
 
   // Content beside the records.
@@ -445,6 +481,11 @@ class JetStreamJournal implements Journal {
   getAttempts(shard: string): Promise<Readonly<Record<string, number>>> {
     return this.#content.getAttempts(shard)
   }
+}
+
+/** What tells records of a shard from those of the same numbers that were cut, or of an earlier life. */
+function lifeOf({ base, cuts }: StreamEntry): string {
+  return `${base}:${cuts.map((cut) => cut.join('-')).join(',')}`
 }
 
 function damaged(shard: string): TroupeError {

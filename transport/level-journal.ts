@@ -74,6 +74,13 @@ export function createLevelJournal(options: LevelJournalOptions): Journal {
   return new LevelJournal(options.path, options.durability ?? 'power')
 }
 
+/** Opens a folder of LevelDB. Rejects with the library's error. */
+export async function openLevel(path: string, createIfMissing = true): Promise<Database> {
+  const db = new Level<string, Buffer>(path, { valueEncoding: 'buffer', createIfMissing, writeBufferSize })
+  await db.open()
+  return db
+}
+
 class LevelJournal implements Journal {
   readonly durability: Durability
   readonly #path: string
@@ -166,14 +173,8 @@ class LevelJournal implements Journal {
   }
 
   async #openDatabase(createIfMissing: boolean): Promise<Database> {
-    const db = new Level<string, Buffer>(this.#files.database, {
-      valueEncoding: 'buffer',
-      createIfMissing,
-      writeBufferSize,
-    })
     try {
-      await db.open()
-      return db
+      return await openLevel(this.#files.database, createIfMissing)
     } catch (thrown) {
       throw openError(thrown, this.#path, this.#files.owner())
     }

@@ -290,9 +290,12 @@ export class NatsEvents {
     if (lane.behind) {
       // What is published from here on is queued, and passed over if the journal had it already.
       lane.behind = false
+      const gathered: PlacedEvent[] = []
       for await (const { bytes } of this.#options.journal.readEvents(lane.shard, Math.max(1, lane.cursor!.sequence))) {
-        await this.#pass(lane, fromEvents(bytes), lane.until)
+        gathered.push(...fromEvents(bytes))
+        if (gathered.length >= maxTogether) await this.#pass(lane, gathered.splice(0), lane.until)
       }
+      await this.#pass(lane, gathered, lane.until)
       return
     }
     const placed = lane.queue.slice(0, maxTogether)

@@ -127,6 +127,7 @@ localCommand('repair <id>', 'tell what a damaged crew lost')
 
 natsCommand('worker <files...>', 'run crews of these files for whoever asks over NATS')
   .option('--name <name>', 'name of this worker (default: made of host and process)')
+  .option('--store <dir>', 'folder for a local copy, so that a restart reads little from NATS (default: none)')
   .option('--lease <ms>', 'a worker that is silent for so long loses its crews', whole, 5_000)
   .option('--replicas <count>', 'copies in a cluster of NATS servers', whole, 1)
   .option('--grace <ms>', 'how long a stop waits for what is running', whole, 30_000)

@@ -15,6 +15,7 @@ import { describe } from './ps.js'
 /** Options of `troupe worker`. */
 export interface WorkerCommandOptions extends NatsFlags {
   readonly name?: string
+  readonly store?: string
   readonly lease: number
   readonly replicas: number
   readonly grace: number
@@ -27,6 +28,7 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
   const stopping = firstSignal()
   const runtime = (await createRuntime({
     log: 'info',
+    ...(options.store === undefined ? {} : { store: options.store }),
     nats: {
       ...natsFrom(options),
       leaseMs: options.lease,

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { createRuntime, type DistributedRuntime, type RuntimeOptions } from 'troupe'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { Subjects } from '../../transport/subjects.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import { freePort, type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { benchAgent } from './measure.js'
 
 const self = fileURLToPath(import.meta.url)
@@ -25,25 +25,30 @@ export class BenchCluster {
   readonly server: NatsServer
   readonly link: NatsLink
   readonly subjects: Subjects
-  readonly #namespace: string
+  readonly namespace: string
+  /** Where the server tells what it has counted; empty for nowhere. */
+  readonly monitor: string
   readonly #processes: ChildProcess[] = []
   readonly #runtimes: DistributedRuntime[] = []
 
-  private constructor(server: NatsServer, link: NatsLink, namespace: string) {
+  private constructor(server: NatsServer, link: NatsLink, namespace: string, monitor: string) {
     this.server = server
     this.link = link
-    this.#namespace = namespace
+    this.namespace = namespace
+    this.monitor = monitor
     this.subjects = new Subjects(namespace)
   }
 
-  static async start(): Promise<BenchCluster> {
-    const server = await startNatsServer()
-    return new BenchCluster(server, await connectNats({ servers: server.url }), 'bench')
+  static async start({ monitor = false }: { readonly monitor?: boolean } = {}): Promise<BenchCluster> {
+    const port = monitor ? await freePort() : 0
+    const server = await startNatsServer(monitor ? { config: `http: 127.0.0.1:${port}` } : {})
+    const link = await connectNats({ servers: server.url })
+    return new BenchCluster(server, link, 'bench', monitor ? `http://127.0.0.1:${port}` : '')
   }
 
   /** A worker in a process of its own, that has the agent of the benchmarks. */
   async worker(options: BenchWorkerOptions): Promise<ChildProcess> {
-    const words = JSON.stringify({ ...options, servers: this.server.url, namespace: this.#namespace })
+    const words = JSON.stringify({ ...options, servers: this.server.url, namespace: this.namespace })
     const child = fork(self, ['work', words], {
       execArgv: process.execArgv,
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
@@ -61,7 +66,7 @@ export class BenchCluster {
     { worker, leaseMs, ...options }: RuntimeOptions & { readonly worker?: string; readonly leaseMs?: number } = {},
   ): Promise<DistributedRuntime> {
     const more = { ...(worker === undefined ? {} : { worker }), ...(leaseMs === undefined ? {} : { leaseMs }) }
-    const nats = { servers: this.server.url, namespace: this.#namespace, role, ...more }
+    const nats = { servers: this.server.url, namespace: this.namespace, role, ...more }
     const runtime = (await createRuntime({ log: 'error', ...options, nats })) as DistributedRuntime
     this.#runtimes.push(runtime)
     return runtime

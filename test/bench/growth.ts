@@ -58,7 +58,7 @@ async function prepare(start: number, bytes: number): Promise<Prepared> {
 }
 
 /** The same by hand. */
-function raw(start: number, bytes: number): { advance(): Promise<void> } {
+export function raw(start: number, bytes: number): { advance(): Promise<void> } {
   const result = resultOf(bytes)
   let rounds = start - 1
   const client = new OpenAI({

@@ -12,6 +12,11 @@ const benches: Readonly<Record<string, () => Promise<object>>> = {
   throughput: async () => (await import('./throughput.js')).benchThroughput(),
   mail: async () => (await import('./mail.js')).benchMail(),
   stored: async () => (await import('./stored.js')).benchStored(),
+  scale: async () => (await import('./scale.js')).benchScale(),
+  fanout: async () => (await import('./fanout.js')).benchFanout(),
+  takeover: async () => (await import('./takeover.js')).benchTakeover(),
+  restart: async () => (await import('./restart.js')).benchRestart(),
+  history: async () => (await import('./history.js')).benchHistory(),
 }
 
 const args = process.argv.slice(2)

@@ -38,8 +38,14 @@ const crew = {
 const usage = { inputTokens: 100, outputTokens: 10, cachedInputTokens: 0, estimated: false }
 const spent = { nanoUsd: 45_000, tokens: 110, modelCalls: 1, toolCalls: 0 }
 
-/** Writes one crew whose last commit was at `at`. */
-export async function writeCrew(journal: Journal, shard: string, waiting: Waiting, at: number): Promise<void> {
+/** Writes one crew whose last commit was at `at`. @param name of the crew, for a journal that keeps it */
+export async function writeCrew(
+  journal: Journal,
+  shard: string,
+  waiting: Waiting,
+  at: number,
+  name?: string,
+): Promise<void> {
   const state = emptyState(shard)
   let hash: Uint8Array = new Uint8Array(32)
   const take = async (
@@ -51,7 +57,7 @@ export async function writeCrew(journal: Journal, shard: string, waiting: Waitin
   ): Promise<Commit> => {
     const commit = decide(state, { from, to, cause, body, values, at }, { scope, machines })
     const pending: Pending = { nextDueAt: nextDueAt(state), openEffects: state.effects.size, outbox: 0 }
-    const record = toRecord(shard, hash, [commit], pending)
+    const record = { ...toRecord(shard, hash, [commit], pending), crew: name }
     await journal.append(record)
     hash = record.hash
     return commit

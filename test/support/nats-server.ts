@@ -78,7 +78,8 @@ async function end(child: ChildProcess | null, signal: NodeJS.Signals): Promise<
   await ended
 }
 
-async function freePort(): Promise<number> {
+/** A port of loopback that nobody has at the moment. */
+export async function freePort(): Promise<number> {
   const server = createServer()
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const { port } = server.address() as AddressInfo

@@ -1,7 +1,11 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { headers } from '@nats-io/transport-node'
 import { jetstream } from '@nats-io/jetstream'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import type { Journal } from '../../runtime/journal.js'
+import { createLog } from '../../runtime/log.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
@@ -30,6 +34,18 @@ journalConformance('JetStream', () => {
     for (const of of ['journal', 'content'] as const) await link.manager.streams.delete(subjects.stream(of))
   }
   return Promise.resolve({ journal: make(), reopen: make, dispose })
+})
+
+journalConformance('JetStream with a local copy', async () => {
+  const subjects = new Subjects(`test${++count}`)
+  const path = await mkdtemp(join(tmpdir(), 'troupe-copy-'))
+  const copy = { path: join(path, 'copy'), log: createLog('silent') }
+  const make = () => createJetStreamJournal({ link, subjects, worker: 'one', leaseMs: 1_000, copy })
+  const dispose = async () => {
+    for (const of of ['journal', 'content'] as const) await link.manager.streams.delete(subjects.stream(of))
+    await rm(path, { recursive: true })
+  }
+  return { journal: make(), reopen: make, dispose }
 })
 
 async function collect<T>(from: AsyncIterable<T>): Promise<T[]> {
