@@ -45,6 +45,9 @@ export async function* answerRequest(
       return yield { result: null }
     case 'cluster':
       return yield { result: await runtime.cluster() }
+    case 'drain':
+      for await (const item of runtime.drain(request.worker, request)) yield { item }
+      return yield { result: null }
     case 'show':
       return yield { result: await runtime.show(request.crew) }
     case 'journal':

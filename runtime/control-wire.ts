@@ -31,6 +31,9 @@ export const maxRequestBytes = 64 * 1_048_576
 /** Longest line of an answer. */
 export const maxAnswerBytes = 256 * 1_048_576
 
+/** Longest wait of a drain: a day. */
+const maxGraceMs = 86_400_000
+
 const id = z.string().max(64)
 const runOf = { crew: id, run: z.string().max(64) }
 /** The crew's name, for an id that is new, and the hash of its definition: who speaks another language has none. */
@@ -40,6 +43,7 @@ const code = { name: z.string().max(64).optional(), definition: z.string().lengt
 export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('list') }),
   z.strictObject({ method: z.literal('cluster') }),
+  z.strictObject({ method: z.literal('drain'), worker: id.optional(), graceMs: z.int().min(0).max(maxGraceMs) }),
   z.strictObject({ method: z.literal('show'), crew: id }),
   z.strictObject({ method: z.literal('journal'), crew: id, from: z.int().min(1) }),
   z.strictObject({ method: z.literal('remove'), crew: id }),

@@ -8,6 +8,7 @@
  * - C1 Only the holder of the store's lock listens, and only it removes a socket that a dead owner left.
  * - C2 The socket is its owner's alone: mode 0600, or in a folder of mode 0700.
  * - C3 No request, however malformed, large or slow, harms the process or another connection.
+ * - C5 Whoever drains the store is told after it is closed.
  * - C4 A listening or connected socket keeps no process alive.
  */
 import { chmod, rm, writeFile } from 'node:fs/promises'
@@ -74,6 +75,8 @@ class ControlServer {
   readonly #server: Server
   readonly #sockets = new Set<Socket>()
   readonly #serving = new Set<Promise<void>>()
+  /** Those that wait until the store is closed: they are told after that. */
+  readonly #draining = new Set<Socket>()
 
   constructor(target: ControlTarget) {
     this.#target = target
@@ -101,17 +104,20 @@ class ControlServer {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()))
     const late = new AbortController()
     const timeout = delay(lastAnswersMs, undefined, { signal: late.signal }).catch(() => undefined)
-    await Promise.race([Promise.all(this.#serving), timeout])
+    if (this.#draining.size === 0) await Promise.race([Promise.all(this.#serving), timeout])
     late.abort()
-    for (const socket of this.#sockets) socket.destroy()
-    await closed
+    for (const socket of this.#sockets) if (!this.#draining.has(socket)) socket.destroy()
+    if (this.#draining.size === 0) await closed
   }
 
   #accept(socket: Socket): void {
     this.#sockets.add(socket)
     socket.unref()
     socket.on('error', () => socket.destroy())
-    socket.on('close', () => this.#sockets.delete(socket))
+    socket.on('close', () => {
+      this.#sockets.delete(socket)
+      this.#draining.delete(socket)
+    })
     socket.write(toLine({ troupe: wireVersion, pid: process.pid }))
     const serving = this.#serve(socket)
       .catch(() => undefined)
@@ -136,7 +142,9 @@ class ControlServer {
       const request = await firstLine(socket)
       if (request === null) return
       clearTimeout(silence)
-      for await (const item of answerRequest(this.#target, readLine(request, controlRequest), gone.signal)) {
+      const read = readLine(request, controlRequest)
+      if (read.method === 'drain') this.#draining.add(socket)
+      for await (const item of answerRequest(this.#target, read, gone.signal)) {
         if (gone.signal.aborted) return
         await send(socket, item)
       }

@@ -104,6 +104,11 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
     return this.#member?.name ?? null
   }
 
+  /** Resolves when this worker has handed everything over and gone, because somebody drained it or it was closed. */
+  get left(): Promise<void> {
+    return this.#member?.left ?? new Promise(() => undefined)
+  }
+
   /** Version of the server. */
   get server(): string {
     return this.#link.version
@@ -147,23 +152,20 @@ class Membership {
   readonly #parts: DistributedParts
   readonly #ownership: NatsOwnership
   readonly #crews: Map<string, LiveCrew>
-  readonly #worker: Worker
-  readonly #ends: readonly (() => Promise<void> | void)[]
+  readonly #leaving: Leaving
 
   private constructor(
     parts: DistributedParts,
     name: string,
     ownership: NatsOwnership,
     crews: Map<string, LiveCrew>,
-    worker: Worker,
-    ends: readonly (() => Promise<void> | void)[],
+    leaving: Leaving,
   ) {
     this.#parts = parts
     this.name = name
     this.#ownership = ownership
     this.#crews = crews
-    this.#worker = worker
-    this.#ends = ends
+    this.#leaving = leaving
   }
 
   static async join(parts: DistributedParts, link: NatsLink, subjects: Subjects): Promise<Membership> {
@@ -183,7 +185,14 @@ class Membership {
       ownership,
       crewOf: (crew) => crews.get(crew),
     })
-    ownership.serve(worker)
+    const leaving = new Leaving(worker)
+    ownership.serve({
+      leave: (shard) => worker.leave(shard),
+      take: (shard) => worker.take(shard),
+      working: (shard, effects) => worker.working(shard, effects),
+      cancel: (shard, effects) => worker.cancel(shard, effects),
+      drain: (graceMs) => leaving.drain(graceMs),
+    })
     await worker.open()
     const events = await NatsEvents.open({ ...shared, journal, log })
     worker.hub.tap = (shard, placed) => {
@@ -191,8 +200,8 @@ class Membership {
       else events.publish(shard, placed)
     }
     receive(mail, worker, ownership, log)
-    const door = await doorTo(worker, ownership, crews, parts, link, subjects)
-    const ends = [
+    const door = await doorTo({ worker, ownership, crews, leaving, parts, link, subjects })
+    leaving.ends = [
       () => mail.drain(),
       () => worker.close(0),
       () => door.close(),
@@ -200,7 +209,7 @@ class Membership {
       () => mail.close(),
       () => ownership.close(),
     ]
-    return new Membership(parts, name, ownership, crews, worker, ends)
+    return new Membership(parts, name, ownership, crews, leaving)
   }
 
   async offer(crew: Crew): Promise<void> {
@@ -212,9 +221,50 @@ class Membership {
   }
 
   /** Hands everything over, waits up to `graceMs` for what runs, and goes. */
-  async leave(graceMs: number): Promise<void> {
+  leave(graceMs: number): Promise<void> {
+    return this.#leaving.begin(graceMs)
+  }
+
+  /** Resolves when it has gone. */
+  get left(): Promise<void> {
+    return this.#leaving.gone
+  }
+}
+
+/** The end of a worker: begun once, by its own process or by whoever drains it. */
+class Leaving {
+  readonly #worker: Worker
+  #begun: Promise<void> | null = null
+  #tellHandedOver = (): void => undefined
+  #tellGone = (): void => undefined
+  /** Nothing runs here any more; whoever waits for that is told before the door is shut. */
+  readonly handedOver = new Promise<void>((resolve) => (this.#tellHandedOver = resolve))
+  readonly gone = new Promise<void>((resolve) => (this.#tellGone = resolve))
+  /** What is ended behind the worker, in this order. Null as long as it has not begun. */
+  ends: readonly (() => Promise<void> | void)[] | null = null
+
+  constructor(worker: Worker) {
+    this.#worker = worker
+  }
+
+  begin(graceMs: number): Promise<void> {
+    this.#begun ??= this.#leave(graceMs)
+    return this.#begun
+  }
+
+  async #leave(graceMs: number): Promise<void> {
     await this.#worker.close(graceMs)
-    for (const end of this.#ends) await end()
+    this.#tellHandedOver()
+    for (const end of this.ends ?? []) await end()
+    this.#tellGone()
+  }
+
+  /** Begins, unless it has, and says what is left. @throws TroupeError `SHARD_ELSEWHERE`, retryable, before it can. */
+  drain(graceMs: number): { readonly crews: number; readonly calls: number } {
+    if (this.ends === null)
+      throw new TroupeError('SHARD_ELSEWHERE', 'this worker only just begins', { retryable: true })
+    void this.begin(graceMs).catch(() => undefined)
+    return this.#worker.left
   }
 }
 
@@ -234,20 +284,28 @@ function receive(mail: NatsMail, worker: Worker, ownership: NatsOwnership, log: 
   listen()
 }
 
-function doorTo(
-  worker: Worker,
-  ownership: NatsOwnership,
-  crews: ReadonlyMap<string, LiveCrew>,
-  { log }: DistributedParts,
-  link: NatsLink,
-  subjects: Subjects,
-): Promise<Door> {
+/** What is behind a door. */
+interface DoorParts {
+  readonly worker: Worker
+  readonly ownership: NatsOwnership
+  readonly crews: ReadonlyMap<string, LiveCrew>
+  readonly leaving: Leaving
+  readonly parts: DistributedParts
+  readonly link: NatsLink
+  readonly subjects: Subjects
+}
+
+function doorTo({ worker, ownership, crews, leaving, parts, link, subjects }: DoorParts): Promise<Door> {
   const bind = (crew: Crew): LiveCrew => crews.get(crew.name)!
   const survey = new NatsSurvey({ link, subjects, ownership })
-  const runtime = new LocalRuntime({ worker, bind, survey, release: () => Promise.resolve() })
+  const drain = (name: string | undefined, graceMs: number) => {
+    if (name !== undefined) return ownership.drain(name, graceMs, leaving.handedOver)
+    throw new TroupeError('CONFIG_INVALID', 'which worker? `troupe ps` lists them')
+  }
+  const runtime = new LocalRuntime({ worker, bind, survey, drain, release: () => Promise.resolve() })
   const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
     const head = await worker.journal.head(id)
-    const live = crews.get(head.crew ?? name ?? '')
+    const live = crews.get((head.removed ? name : (head.crew ?? name)) ?? '')
     if (live === undefined) return undefined
     const known = runtime.crew(id)
     return known?.definition === live.prepared.hash ? known : runtime.spawn(live.prepared.crew, { id })
@@ -255,7 +313,7 @@ function doorTo(
   return openDoor({
     link,
     subjects,
-    log,
+    log: parts.log,
     maxRequests,
     owns: (shard, name) => worker.owns(shard, name),
     answer: (request, signal) =>

@@ -11,7 +11,7 @@ import type { RecordedCommit } from './record.js'
 import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
-import type { ClusterInfo } from './survey.js'
+import type { ClusterInfo, DrainProgress } from './survey.js'
 
 /** A live crew. */
 export interface CrewHandle<Output = unknown> {
@@ -54,6 +54,13 @@ export interface Runtime extends AsyncDisposable {
   list(): AsyncGenerator<CrewInfo, void, void>
   /** The workers that share the crews over NATS; null for a store, which one process owns. */
   cluster(): Promise<ClusterInfo | null>
+  /**
+   * Has a worker, or without NATS the process that owns the store, take nothing new, hand over or park what it has, and go.
+   * Begins when it is iterated, and ends when that process is done; each item says what it still has.
+   * @param worker name of a worker; with NATS it must be said @param options `graceMs`: how long running calls may take, default 30,000
+   * @throws TroupeError `CONFIG_INVALID`, `WORKER_UNKNOWN`.
+   */
+  drain(worker?: string, options?: { readonly graceMs?: number }): AsyncGenerator<DrainProgress, void, void>
   /** One crew: its actors, what they wait for, its runs. @throws TroupeError `CREW_UNKNOWN` and what stopped it. */
   show(id: string): Promise<CrewDetails>
   /** The commits of a crew from `from` on, as they were recorded. @throws TroupeError `CREW_UNKNOWN`, `JOURNAL_CORRUPT`. */

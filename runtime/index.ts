@@ -22,6 +22,7 @@ import type { RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
 import { Scope } from './scope.js'
+import type { DrainProgress } from './survey.js'
 import { systemClock } from './system-clock.js'
 import { Worker, type WorkerOptions } from './worker.js'
 
@@ -58,7 +59,7 @@ export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
 export type { CrewDetails, CrewInfo, RunInfo, SpawnOptions } from './runtime.js'
-export type { ClusterInfo, WorkerInfo } from './survey.js'
+export type { ClusterInfo, DrainProgress, WorkerInfo } from './survey.js'
 
 /** How to create a runtime. */
 export interface RuntimeOptions {
@@ -111,6 +112,8 @@ const machines = { agent: agentMachine, tool: toolMachine, budget: budgetMachine
 /** How long a busy store is asked again: its owner may be about to listen, or about to leave. */
 const busyMs = 3_000
 const askAgainMs = 50
+/** When it is looked again what a store that drains still has. */
+const drainLookMs = 250
 
 /**
  * Opens a store, or a memory, and takes up what its last owner left. On a store that another process owns it becomes a
@@ -189,29 +192,53 @@ async function share(
   }
   const store = stores.get(path) ?? openStore(path, options, log)
   store.users += 1
-  const { worker, unlisten } = await store.opening
+  const { worker } = await store.opening
   const release = async (): Promise<void> => {
     store.runtimes.delete(runtime)
     store.users -= 1
-    if (store.users === 0) {
-      store.closing = unlisten()
-        .then(() => worker.close(runtime.graceMs))
-        .then(() => Promise.all(store.ends.map((end) => end())))
-        .then(() => undefined)
-        .finally(() => stores.delete(path))
-    }
+    if (store.users === 0) store.closing ??= closeStore(path, store, runtime.graceMs)
     await store.closing
   }
   store.ends.push(closeModel)
-  const runtime: LocalRuntime = new LocalRuntime({ worker, bind, release })
+  const drain = (_: string | undefined, graceMs: number) => drainStore(path, store, graceMs)
+  const runtime: LocalRuntime = new LocalRuntime({ worker, bind, release, drain })
   store.runtimes.add(runtime)
   return runtime
+}
+
+/** Closes a store for all its runtimes. */
+async function closeStore(path: string, store: SharedStore, graceMs: number): Promise<void> {
+  const { worker, unlisten } = await store.opening
+  try {
+    await unlisten()
+    await worker.close(graceMs)
+    await Promise.all(store.ends.map((end) => end()))
+  } finally {
+    if (stores.get(path) === store) stores.delete(path)
+  }
+}
+
+/** Closes a store though its runtimes may still be used: they are told `RUNTIME_CLOSED`. */
+async function* drainStore(
+  path: string,
+  store: SharedStore,
+  graceMs: number,
+): AsyncGenerator<DrainProgress, void, void> {
+  const { worker } = await store.opening
+  store.closing ??= closeStore(path, store, graceMs)
+  let done = false
+  const end = store.closing.finally(() => (done = true))
+  while (!done) {
+    yield { worker: null, ...worker.left }
+    await Promise.race([end, delay(drainLookMs)])
+  }
 }
 
 function openStore(path: string, options: RuntimeOptions, log: Log): SharedStore {
   const runtimes = new Set<LocalRuntime>()
   const listen = async (worker: Worker): Promise<Unlisten> => {
-    const runtime = new LocalRuntime({ worker, bind: onlySpawned, release: async () => undefined })
+    const drain = (_: string | undefined, graceMs: number) => drainStore(path, store, graceMs)
+    const runtime = new LocalRuntime({ worker, bind: onlySpawned, release: async () => undefined, drain })
     const crew = (id: string) =>
       [...runtimes]
         .reverse()

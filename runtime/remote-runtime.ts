@@ -16,7 +16,7 @@ import type { RecordedCommit } from './record.js'
 import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
-import type { ClusterInfo } from './survey.js'
+import type { ClusterInfo, DrainProgress } from './survey.js'
 
 /** The way to whoever answers requests. */
 export interface Channel {
@@ -76,6 +76,14 @@ export class RemoteRuntime implements Runtime {
 
   async cluster(): Promise<ClusterInfo | null> {
     return (await this.#channel.ask({ method: 'cluster' })) as ClusterInfo | null
+  }
+
+  async *drain(
+    worker?: string,
+    { graceMs = 30_000 }: { readonly graceMs?: number } = {},
+  ): AsyncGenerator<DrainProgress, void, void> {
+    const whom = worker === undefined ? {} : { worker: checkId(worker, 'a worker') }
+    for await (const item of this.#channel.stream({ method: 'drain', graceMs, ...whom })) yield item as DrainProgress
   }
 
   async show(id: string): Promise<CrewDetails> {

@@ -18,8 +18,11 @@ import type { Durability, ShardHead } from './journal.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import type { RunState } from './runs.js'
 import { crewNameOf } from './state.js'
-import type { ClusterInfo, CrewPlace, Survey } from './survey.js'
+import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
 import type { Worker } from './worker.js'
+
+/** How long what runs may take when its process closes. */
+const defaultGraceMs = 30_000
 
 /** How to spawn a crew. */
 export interface SpawnOptions {
@@ -76,6 +79,8 @@ export interface RuntimeParts {
   readonly release: () => Promise<void>
   /** Among several workers: where crews are, and what waits for them. */
   readonly survey?: Survey
+  /** Hands over what a worker has, or the owner of the store. */
+  readonly drain?: (worker: string | undefined, graceMs: number) => AsyncGenerator<DrainProgress, void, void>
 }
 
 /** A process's door to its crews. Close it when done: `await using` does. */
@@ -129,6 +134,13 @@ export class Runtime {
   /** The workers; null where one process owns everything. */
   async cluster(): Promise<ClusterInfo | null> {
     return (await this.#parts.survey?.cluster()) ?? null
+  }
+
+  /** Has the owner of the store, or a worker, hand over and go. @throws TroupeError `CONFIG_INVALID`, `WORKER_UNKNOWN`. */
+  drain(worker?: string, options: { readonly graceMs?: number } = {}): AsyncGenerator<DrainProgress, void, void> {
+    const { drain } = this.#parts
+    if (drain === undefined) throw new TroupeError('CONFIG_INVALID', 'without a store there is nothing to hand over')
+    return drain(worker, options.graceMs ?? defaultGraceMs)
   }
 
   /** One crew: its actors, what they wait for, its runs. @throws TroupeError `CREW_UNKNOWN` and what stopped it. */
@@ -198,7 +210,7 @@ export class Runtime {
 
   /** Waits up to `graceMs` for what is running, writes snapshots, closes the store. Idempotent. @param options `graceMs` default 30,000. */
   close(options: { readonly graceMs?: number } = {}): Promise<void> {
-    this.#closed ??= this.#close(options.graceMs ?? 30_000)
+    this.#closed ??= this.#close(options.graceMs ?? defaultGraceMs)
     return this.#closed
   }
 
@@ -213,7 +225,7 @@ export class Runtime {
     }
   }
 
-  #graceMs = 30_000
+  #graceMs = defaultGraceMs
 
   /** @internal How long a close may wait. */
   get graceMs(): number {

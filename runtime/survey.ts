@@ -40,6 +40,16 @@ export interface CrewPlace {
   readonly lagMs: number | null
 }
 
+/** What a process that hands over still has. */
+export interface DrainProgress {
+  /** Name of the worker; null for the owner of a store. */
+  readonly worker: string | null
+  /** Crews in its memory. */
+  readonly crews: number
+  /** Calls of models and tools that run there. */
+  readonly calls: number
+}
+
 /** Looks at a namespace. Costs a few requests, however many crews there are: no journal is read. */
 export interface Survey {
   cluster(): Promise<ClusterInfo>

@@ -473,6 +473,12 @@ export class Worker {
     }
   }
 
+  /** Shards that are here, those included that were left while something ran for them, and what runs. */
+  get left(): { readonly crews: number; readonly calls: number } {
+    const shards = new Set([...this.#active.values(), ...this.#departed])
+    return { crews: shards.size, calls: [...shards].reduce((sum, { working }) => sum + working, 0) }
+  }
+
   /** Closes every shard, waiting up to `graceMs` for what runs, then the journal. */
   async close(graceMs: number): Promise<void> {
     this.#closing = true

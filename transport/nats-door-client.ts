@@ -208,9 +208,13 @@ class Course {
     return true
   }
 
-  /** What was removed when it was asked for the first time is not there any more. */
+  /** What was removed, or had to go, when it was asked for the first time is not there any more. */
   isDone(code: string): boolean {
-    return this.#again && this.request.method === 'remove' && code === 'CREW_UNKNOWN'
+    const { method } = this.request
+    return (
+      this.#again &&
+      ((method === 'remove' && code === 'CREW_UNKNOWN') || (method === 'drain' && code === 'WORKER_UNKNOWN'))
+    )
   }
 
   /** Whether another worker, or the same one in a moment, may do it. Who was served before is not told that all are busy. */

@@ -18,7 +18,7 @@ import type { Draft } from '../runtime/envelope.js'
 import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import type { Ownership } from '../runtime/ownership.js'
 import type { Clock } from '../runtime/ports.js'
-import type { WorkerInfo } from '../runtime/survey.js'
+import type { DrainProgress, WorkerInfo } from '../runtime/survey.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
 import { NatsLease } from './nats-lease.js'
@@ -54,6 +54,8 @@ const defaultLeaseMs = 5_000
 const handOverMs = 60_000
 /** When one that did not answer is asked again. */
 const askAgainMs = 100
+/** When it is looked again what a worker that drains still has. */
+const drainLookMs = 250
 
 /** Who owns what, seen by one worker. */
 export class NatsOwnership implements Ownership {
@@ -116,6 +118,7 @@ export class NatsOwnership implements Ownership {
         await this.#pins.refresh(shard)
         await work.take(shard)
       },
+      ...(work.drain === undefined ? {} : { drain: (graceMs: number) => work.drain!(graceMs) }),
       working: (shard, effects) => work.working(shard, effects),
       cancel: (shard, effects) => work.cancel(shard, effects),
     })
@@ -248,7 +251,7 @@ export class NatsOwnership implements Ownership {
   async assign(shard: string, crew: string, worker: string | null): Promise<string> {
     if (worker !== null) {
       const lives = worker === this.#options.worker || this.#members.members.has(worker)
-      if (!lives) throw new TroupeError('WORKER_UNKNOWN', `there is no worker ${worker}`, { details: { worker } })
+      if (!lives) throw noWorker(worker)
       if (!offers(this.#crewsOf(worker), crew))
         throw new TroupeError('WORKER_UNFIT', `${worker} does not have the code of ${crew}`, {
           details: { worker, crew },
@@ -273,6 +276,34 @@ export class NatsOwnership implements Ownership {
       await pause(askAgainMs)
     }
     throw new TroupeError('WORKER_UNKNOWN', `${worker} does not answer`, { retryable: true, details: { worker } })
+  }
+
+  /**
+   * Has a worker hand everything over and go; tells what it still has, until it is gone. Another one is asked again for as
+   * long as it lives; of this one `gone` tells.
+   * @throws TroupeError `WORKER_UNKNOWN`, and why it refuses.
+   */
+  async *drain(worker: string, graceMs: number, gone: Promise<void>): AsyncGenerator<DrainProgress, void, void> {
+    const isOwn = worker === this.#options.worker
+    const epoch = isOwn ? this.epoch : this.#members.members.get(worker)?.epoch
+    if (epoch === undefined) throw noWorker(worker)
+    let isGone = false
+    if (isOwn) void gone.then(() => (isGone = true))
+    const ended = isOwn ? gone : new Promise<void>(() => undefined)
+    while (isOwn ? !isGone : this.lives(ownerName(worker, epoch))) {
+      const left = isOwn ? this.#work!.drain!(graceMs) : await this.#askToDrain(worker, epoch, graceMs)
+      if (left !== null) yield { worker, ...left }
+      await Promise.race([ended, pause(drainLookMs)])
+    }
+  }
+
+  async #askToDrain(worker: string, epoch: number, graceMs: number): Promise<Omit<DrainProgress, 'worker'> | null> {
+    try {
+      return await this.#requests.drain(worker, epoch, graceMs)
+    } catch (error) {
+      if (isTroupeError(error) && error.retryable) return null
+      throw error
+    }
   }
 
   // Other workers.
@@ -305,6 +336,10 @@ export class NatsOwnership implements Ownership {
   mailTaken(shard: string): Promise<void> {
     return this.#options.mail.taken(shard)
   }
+}
+
+function noWorker(worker: string): TroupeError {
+  return new TroupeError('WORKER_UNKNOWN', `there is no worker ${worker}`, { details: { worker } })
 }
 
 function take({ link, subjects, worker, leaseMs, replicas }: NatsOwnershipOptions, crews: Crews): Promise<NatsLease> {

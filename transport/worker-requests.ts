@@ -15,12 +15,20 @@ import { errorCodes, TroupeError, toTroupeError } from '../runtime/errors.js'
 import type { NatsLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
 
+/** What a worker that drains still has. */
+export interface Left {
+  readonly crews: number
+  readonly calls: number
+}
+
 /** What others can ask of a worker: methods of `runtime/worker.ts`. */
 export interface WorkerWork {
   /** Leaves a shard; resolves when another worker may take it. */
   leave(shard: string): Promise<void>
   /** Takes a shard that it is to own; resolves when it has, or when nothing is to be done for it. */
   take(shard: string): Promise<void>
+  /** Hands everything over, waits up to `graceMs` for what runs, and goes. Answers at once what it still has. */
+  drain?(graceMs: number): Left
   /** Those of the effects that it still works on. */
   working(shard: string, effects: readonly string[]): readonly string[]
   /** Ends them: nobody waits for them any more. */
@@ -37,12 +45,16 @@ const effects = z.array(id).max(maxEffects)
 
 const request = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('release'), epoch: z.int(), shard: id }),
+  z.strictObject({ method: z.literal('drain'), epoch: z.int(), graceMs: z.int().min(0) }),
   z.strictObject({ method: z.literal('take'), epoch: z.int(), shard: id }),
   z.strictObject({ method: z.literal('working'), epoch: z.int(), shard: id, effects }),
   z.strictObject({ method: z.literal('cancel'), epoch: z.int(), shard: id, effects }),
 ])
 
+const left = z.strictObject({ crews: z.int(), calls: z.int() })
+
 const answer = z.union([
+  z.strictObject({ left }),
   z.strictObject({ effects }),
   z.strictObject({
     error: z.strictObject({ code: z.enum(errorCodes), message: z.string(), retryable: z.boolean().optional() }),
@@ -91,7 +103,22 @@ export class WorkerRequests {
     return found
   }
 
+  /** Asks a worker to hand everything over. Gives what it still has; null when no answer came in time. @throws what it refused it for. */
+  async drain(worker: string, epoch: number, graceMs: number): Promise<Left | null> {
+    const found = await this.#send(worker, { method: 'drain', epoch, graceMs })
+    return found !== null && 'left' in found ? found.left : null
+  }
+
   async #request(worker: string, asked: z.input<typeof request>): Promise<readonly string[] | null> {
+    const found = await this.#send(worker, asked)
+    return found !== null && 'effects' in found ? found.effects : null
+  }
+
+  /** The answer, or null. @throws TroupeError an error that was answered. */
+  async #send(
+    worker: string,
+    asked: z.input<typeof request>,
+  ): Promise<Exclude<z.output<typeof answer>, { error: unknown }> | null> {
     const { connection } = this.#link
     let found: z.output<typeof answer>
     try {
@@ -101,7 +128,7 @@ export class WorkerRequests {
     } catch {
       return null
     }
-    if (!('error' in found)) return found.effects
+    if (!('error' in found)) return found
     const { code, message, retryable = false } = found.error
     throw new TroupeError(code, message, { retryable })
   }
@@ -148,6 +175,10 @@ async function answerTo(data: Uint8Array, epoch: number, work: WorkerWork): Prom
   const asked = read(data, request)
   if (asked.epoch !== epoch) {
     throw new TroupeError('SHARD_ELSEWHERE', `the lease ${asked.epoch} is over, this one is ${epoch}`)
+  }
+  if (asked.method === 'drain') {
+    if (work.drain === undefined) throw new TroupeError('MESSAGE_REFUSED', 'this worker cannot be drained')
+    return { left: work.drain(asked.graceMs) }
   }
   if (asked.method === 'working') return { effects: [...work.working(asked.shard, asked.effects)] }
   if (asked.method === 'cancel') work.cancel(asked.shard, asked.effects)

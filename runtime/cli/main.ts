@@ -119,6 +119,12 @@ storeCommand('move <id>', 'give a crew to another worker')
     end(async () => (await import('./show.js')).move(id, options), options.json),
   )
 
+storeCommand('drain [worker]', 'have a worker, or the process that owns a store, hand over what it has and go')
+  .option('--grace <ms>', 'how long it waits for what is running', whole, 30_000)
+  .action((name: string | undefined, options: Options & { grace: number }) =>
+    end(async () => (await import('./drain.js')).drain(name, options), options.json),
+  )
+
 localCommand('repair <id>', 'tell what a damaged crew lost')
   .option('--accept-loss', 'go on from its last sound record')
   .action((id: string, options: Options & { acceptLoss?: boolean }) =>

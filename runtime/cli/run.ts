@@ -221,6 +221,11 @@ class Task {
     if (outcome === 'interrupted') return interruption.quiet ? exitCodes.done : exitCodes.interrupted
     if ('result' in outcome) return this.#tellResult(outcome.result, known)
     if (outcome.error.code !== 'RUNTIME_CLOSED') return this.#tellError(outcome.error)
+    // It was here: somebody has drained the store.
+    if (!('owner' in runtime)) {
+      this.tellInterrupted()
+      return exitCodes.interrupted
+    }
     this.#say('the process that owned the store is gone: going on here')
     return 'owner gone'
   }

@@ -45,8 +45,8 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
   if (cluster.replicas < options.replicas) {
     writeLine(`  asked for ${options.replicas} copies: the streams were made with fewer, and stay as they are`)
   }
-  const signal = await stopping
-  if (options.json !== true) writeLine('handing the crews over …')
+  const signal = await Promise.race([stopping, runtime.left.then(() => null)])
+  if (options.json !== true) writeLine(signal === null ? 'drained' : 'handing the crews over …')
   await runtime.close({ graceMs: options.grace })
   return signal === 'SIGINT' ? exitCodes.interrupted : exitCodes.done
 }

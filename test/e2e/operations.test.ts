@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import { fault, type ModelScript, reply } from '../../actors/scripted-model.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
-import { clerk, crewFile, ended, Gate, jsonLines, model, scratch } from './command-line.js'
+import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
 import { type Crowd, gather } from './crowd.js'
 
 let server: NatsServer
@@ -147,6 +147,61 @@ describe('move', () => {
     const end = await ended(['move', 'desk', '--to', 'w1'], { cwd })
     expect(end.code).toBe(2)
     expect(end.stderr).toContain('CONFIG_INVALID: one process owns this store: a crew moves between workers over NATS')
+  })
+})
+
+describe('drain', () => {
+  test('drain: a worker hands its crews over and waits for its calls, then goes; the last one is told so itself', async () => {
+    const gate = new Gate()
+    const { url, calls } = await outside(gate)
+    const env = { OUTSIDE: url }
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script: caller, crew: 'waiting.mjs', env })
+    const running = crowd.run()
+    await gate.reached
+    const { owner, other } = await waiting(crowd, 'troupe.tool.called')
+    expect((await crowd.ask('drain', 'w9')).stderr).toContain('WORKER_UNKNOWN: there is no worker w9')
+    expect((await crowd.ask('drain')).stderr).toContain('CONFIG_INVALID: which worker?')
+    const draining = crowd.ask('drain', owner, '--json')
+    await crowd.events(({ event }) => event.type === 'troupe.shard.left')
+    gate.open()
+    await wentOn(crowd, await running.end, { 'tool.called': 1, 'tool.finished': 1, 'model.called': 2 })
+    expect(calls()).toBe(1)
+    const told = await draining
+    expect(told, told.stderr).toMatchObject({ code: 0 })
+    const lines = jsonLines(told.stdout)
+    expect(lines.at(0)).toMatchObject({ type: 'progress', worker: owner, calls: 1 })
+    expect(lines.at(-1)).toEqual({ type: 'drained', worker: owner })
+    expect(await crowd.workers.get(owner)!.end).toMatchObject({ code: 0, stderr: expect.stringContaining('drained') })
+    expect(jsonLines((await crowd.ask('ps', '--json')).stdout).filter(({ type }) => type === 'worker')).toHaveLength(1)
+    const last = await crowd.ask('drain', other)
+    expect(last, last.stderr).toMatchObject({ code: 0, stderr: expect.stringContaining(`${other} is drained`) })
+    expect((await crowd.workers.get(other)!.end).code).toBe(0)
+  })
+
+  test('C5 drain: the owner of a store takes nothing new, closes it, and says how to go on', async () => {
+    const cwd = await scratch()
+    const gate = new Gate()
+    const scripted = await model(clerk({ 2: gate }))
+    const words = ['run', crewFile('desk.mjs'), '--input', 'go']
+    const running = troupe(words, { cwd, model: scripted })
+    await gate.reached
+    const draining = troupe(['drain', '--json'], { cwd })
+    await draining.says('progress')
+    gate.open()
+    const told = await draining.end
+    expect(told, told.stderr).toMatchObject({ code: 0 })
+    const lines = jsonLines(told.stdout)
+    expect([lines.at(0), lines.at(-1)]).toMatchObject([
+      { type: 'progress', worker: null, crews: 1, calls: 1 },
+      { type: 'drained' },
+    ])
+    const end = await running.end
+    expect(end.code).toBe(130)
+    expect(end.stderr).toContain('go on with: troupe run')
+    // Its reply came in time: it is in the store, and is not asked for again.
+    expect(await ended(words, { cwd, model: scripted })).toMatchObject({ code: 0, stdout: 'All is known.\n' })
+    expect(scripted.requests.count).toBe(3)
+    expect((await ended(['drain'], { cwd })).stderr).toContain('there is nothing to drain')
   })
 })
 
