@@ -304,7 +304,7 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects }: Do
   }
   const runtime = new LocalRuntime({ worker, bind, survey, drain, release: () => Promise.resolve() })
   const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
-    const head = await worker.journal.head(id)
+    const head = await worker.head(id)
     const live = crews.get((head.removed ? name : (head.crew ?? name)) ?? '')
     if (live === undefined) return undefined
     const known = runtime.crew(id)

@@ -237,7 +237,7 @@ export class Runtime {
   }
 
   async #known(id: string): Promise<ShardHead> {
-    const head = await this.worker.journal.head(checkId(id, 'a crew id'))
+    const head = await this.worker.head(checkId(id, 'a crew id'))
     if (head.sequence === 0 || head.removed)
       throw new TroupeError('CREW_UNKNOWN', `there is no crew ${id} in this store`)
     return head

@@ -143,6 +143,12 @@ export class Worker {
     return this.#owns(id, active === undefined ? await this.#crewOf(id, crew) : this.#nameOf(active))
   }
 
+  /** The last record of a shard. What is remembered of one that is not active here may have gone on elsewhere. */
+  head(id: string): Promise<ShardHead> {
+    const isOurs = this.#options.ownership === undefined || this.#active.has(id)
+    return isOurs ? this.journal.head(id) : this.journal.refresh(id)
+  }
+
   /** Name of the crew of a shard that is not active here. @param intended what it is to run when it is new */
   async #crewOf(id: string, intended: string): Promise<string> {
     let head = await this.journal.head(id)

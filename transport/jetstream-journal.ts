@@ -19,7 +19,7 @@
  */
 import { DiscardPolicy, jetstream, type JetStreamClient } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
-import { TroupeError } from '../runtime/errors.js'
+import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import {
   type BlobInfo,
   type Durability,
@@ -405,18 +405,34 @@ class JetStreamJournal implements Journal {
 
   async remove(shard: string): Promise<void> {
     this.#check()
+    const { at } = await this.#heads.entry(shard)
+    try {
+      await this.#entomb(shard)
+    } catch (error) {
+      if (!isTroupeError(error) || error.code !== 'STORE_FULL') throw error
+      // There is no room even for the tombstone: what goes makes some. The last record stays, and with it the fence.
+      await this.#empty(shard, at)
+      await this.#entomb(shard)
+    }
+    await this.#empty(shard, at)
+  }
+
+  async #entomb(shard: string): Promise<void> {
     const entry = await this.#heads.entry(shard)
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
-    if (entry.sequence > 0 && !entry.removed) {
-      const { sequence, hash } = entry
-      const position = { first: sequence, last: sequence, base: sequence, hash }
-      entry.cuts = []
-      await this.#write(entry, 'tombstone', { ...position, pending: nothingPending, removed: true, removing: false })
-    }
+    if (entry.sequence === 0 || entry.removed) return
+    const { sequence, hash } = entry
+    const position = { first: sequence, last: sequence, base: sequence, hash }
+    entry.cuts = []
+    await this.#write(entry, 'tombstone', { ...position, pending: nothingPending, removed: true, removing: false })
+  }
+
+  /** Deletes all that a shard stored but its last message. @param at number of its last message; 0: there is none */
+  async #empty(shard: string, at: number): Promise<void> {
     await this.#content.clear(shard)
     await this.#forget(shard)
     const filter = this.#options.subjects.journal(shard)
-    if (entry.at > 0) await this.#options.link.manager.streams.purge(this.#stream, { filter, keep: 1 })
+    if (at > 0) await this.#options.link.manager.streams.purge(this.#stream, { filter, keep: 1 })
   }
 
   async acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void> {

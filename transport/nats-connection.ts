@@ -193,6 +193,10 @@ export function natsError(thrown: unknown, where: string): TroupeError {
   if (/jetstream.*not enabled|no responders/i.test(`${(thrown as Error).name} ${message}`)) {
     return new TroupeError('NATS_UNSUPPORTED', `JetStream is not enabled on ${where}, or not for this user`)
   }
+  if (/temporarily unavailable|no suitable peers|cluster.*leader/i.test(message)) {
+    const why = 'JetStream has no leader there: too few servers of the cluster run'
+    return new TroupeError('NATS_UNREACHABLE', `${where}: ${why}`, { retryable: true, cause: thrown })
+  }
   return new TroupeError('NATS_UNREACHABLE', `${where} cannot be reached: ${message}`, {
     retryable: true,
     cause: thrown,

@@ -34,11 +34,16 @@ const hints: Partial<Record<ErrorCode, (details: ErrorDetails) => string>> = {
   BUDGET_EXHAUSTED: () => 'raise `budget` in the crew file',
   ROUND_LIMIT: () => 'raise `limits.rounds` of the agent in the crew file',
   STORE_BUSY: () => '--store DIR uses another store',
-  STORE_FULL: () => 'make room on the disk',
+  STORE_FULL: () => 'make room: on the disk, or by a higher limit of the stream',
   JOURNAL_CORRUPT: (details) => `see \`troupe repair ${String(details['shard'] ?? 'ID')}\``,
   JOURNAL_TRUNCATED: (details) => `see \`troupe repair ${String(details['shard'] ?? 'ID')}\``,
   UPGRADE_REFUSED: () => '--accept-upgrade takes the new decisions, or run with the code that wrote the journal',
   CREW_UNKNOWN: () => '`troupe ps` lists the crews',
+  NATS_UNREACHABLE: () => 'start one with `nats-server -js`, or say with --nats where it is',
+  NATS_DENIED: () => 'give --user and --password-file, --nkey or --creds of a user who may',
+  NATS_UNSUPPORTED: () => 'start nats-server 2.9 or newer with JetStream: `nats-server -js`',
+  WORKER_MISSING: () => '`troupe worker FILE --nats URL` starts one',
+  WORKER_UNKNOWN: () => '`troupe ps` lists the workers',
 }
 
 /** Whether a stream wants colour: a terminal, and nobody asked for none. */
