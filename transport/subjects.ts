@@ -83,6 +83,11 @@ export class Subjects {
     return `${this.#prefix}.in.*.*`
   }
 
+  /** The doors of all shards, for one client. */
+  doorsOf(client: string): string {
+    return `${this.#prefix}.in.${token(client)}.*`
+  }
+
   /** Client and shard of a door's subject. */
   partsOfDoor(subject: string): readonly [client: string, shard: string] {
     const [client = '', shard = ''] = subject.split('.').slice(3)
@@ -141,6 +146,33 @@ export class Subjects {
   /** Where the leases of workers are stored: subjects of a bucket of NATS. */
   leases(): string {
     return `$KV.${this.stream('workers')}.>`
+  }
+
+  /** Where any worker takes requests of other workers. */
+  workers(): string {
+    return `${this.#prefix}.worker.*`
+  }
+
+  /** The entries of a bucket, or one of them. */
+  entries(of: 'workers' | 'pins', key?: string): string {
+    return `$KV.${this.stream(of)}.${key === undefined ? '*' : token(key)}`
+  }
+
+  /** Where shard workers ask for port work, and where they hear of its progress. */
+  toolCalls(): { readonly requests: string[]; readonly reports: string[] } {
+    const reports = [`${this.#prefix}.progress.*.*`]
+    return { requests: [`${this.#prefix}.tool.*`, `${this.#prefix}.start.*`], reports }
+  }
+
+  /** Where a tool worker of this name is asked for port work. */
+  toolRequests(worker: string): string[] {
+    return [`${this.#prefix}.tool.*`, `${this.#prefix}.start.${token(worker)}`, this.worker(worker)]
+  }
+
+  /** Where it sends what comes of it: outcomes, bodies of those that are large, progress. */
+  toolReports(worker: string): string[] {
+    const outcomes = `${this.#prefix}.mail.*.*.outcome.${token(worker)}`
+    return [outcomes, `${this.#prefix}.content.*.letter.>`, `${this.#prefix}.progress.*.${token(worker)}`]
   }
 
   /** Letters that nobody could take. */

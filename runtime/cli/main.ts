@@ -149,6 +149,22 @@ natsCommand('events [subject]', 'follow the event stream of workers over NATS')
     end(async () => (await import('./events.js')).events(subject, options), options.json),
   )
 
+program
+  .command('nats-config')
+  .description('print a configuration of nats-server: one user for each role, with the least it needs')
+  .option('--namespace <name>', 'the crews that the users are for', 'default')
+  .option('--client <name...>', 'names of clients', ['client'])
+  .option('--tools <name...>', 'names of tool workers', ['tools'])
+  .option('--out <dir>', 'keys instead of passwords: their seeds are files there, which only you read')
+  .option('--listen <address>', 'where the server listens', '127.0.0.1:4222')
+  .option('--store-dir <dir>', "folder of JetStream's files", 'nats-data')
+  .option('--tls-cert <file>', 'certificate of the server')
+  .option('--tls-key <file>', 'key of this certificate')
+  .option('--tls-ca <file>', 'authority that clients must have a certificate from')
+  .action((options: import('./nats-config.js').NatsConfigOptions) =>
+    end(async () => (await import('./nats-config.js')).printNatsConfig(options), false),
+  )
+
 // A reader that leaves is no error, and no reason to leave the store unclosed: the command ends by itself.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') throw error

@@ -13,6 +13,8 @@ export interface NatsServer {
   readonly port: number
   /** Where JetStream keeps its files. */
   readonly folder: string
+  /** What it has said since it was started last. */
+  log(): string
   /** `kill -9`. */
   kill(): Promise<void>
   /** Starts it again on the same port and files. */
@@ -21,10 +23,12 @@ export interface NatsServer {
   dispose(): Promise<void>
 }
 
-/** How to start one. `config` is appended to its configuration. */
+/** How to start one. `config` is appended to its configuration; `whole` makes all of it. */
 export interface NatsServerOptions {
   readonly jetstream?: boolean
   readonly config?: string
+  readonly whole?: (place: { readonly port: number; readonly folder: string }) => string | Promise<string>
+  readonly env?: Readonly<Record<string, string>>
 }
 
 /** Starts a server. Fails with one clear line when there is no nats-server on this machine. */
@@ -33,14 +37,18 @@ export async function startNatsServer(options: NatsServerOptions = {}): Promise<
   const port = await freePort()
   const file = join(folder, 'server.conf')
   const jetstream = options.jetstream === false ? '' : `jetstream { store_dir: "${join(folder, 'js')}" }\n`
-  await writeFile(file, `host: 127.0.0.1\nport: ${port}\n${jetstream}${options.config ?? ''}\n`)
+  const usual = `host: 127.0.0.1\nport: ${port}\n${jetstream}${options.config ?? ''}\n`
+  await writeFile(file, (await options.whole?.({ port, folder })) ?? usual)
   let child: ChildProcess | null = null
+  let said = ''
   const server: NatsServer = {
     url: `nats://127.0.0.1:${port}`,
     port,
     folder,
+    log: () => said,
     async start() {
-      child = await startProcess(file)
+      said = ''
+      child = await startProcess(file, (text) => (said += text), options.env)
     },
     async kill() {
       await end(child, 'SIGKILL')
@@ -55,9 +63,16 @@ export async function startNatsServer(options: NatsServerOptions = {}): Promise<
   return server
 }
 
-function startProcess(file: string): Promise<ChildProcess> {
+function startProcess(
+  file: string,
+  say: (text: string) => string,
+  env: Readonly<Record<string, string>> = {},
+): Promise<ChildProcess> {
   return new Promise((resolve, reject) => {
-    const child = spawn('nats-server', ['-c', file], { stdio: ['ignore', 'ignore', 'pipe'] })
+    const child = spawn('nats-server', ['-c', file], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+      env: { ...process.env, ...env },
+    })
     let said = ''
     child.once('error', (error: NodeJS.ErrnoException) => {
       const missing = 'there is no nats-server in PATH: install the package nats-server'
@@ -65,7 +80,7 @@ function startProcess(file: string): Promise<ChildProcess> {
     })
     child.once('exit', (code) => reject(new Error(`nats-server ended with ${code}: ${said}`)))
     child.stderr.on('data', (chunk: Buffer) => {
-      said += chunk.toString()
+      said = say(chunk.toString())
       if (said.includes('Server is ready')) resolve(child)
     })
   })
