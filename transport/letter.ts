@@ -4,12 +4,13 @@
  * Owns: the bytes, what is checked when they come in, how large they may be, which ones lie beside the mail.
  * Does not own: storing them (`nats-mail.ts`), who may send what to an actor (`shard.ts`).
  *
- * - LTR1 Whatever bytes come in, a letter is a draft that fits the schema and its subject, or it is refused with a code.
+ * - LTR1 Whatever bytes come in, a letter is a draft that fits the schema and its subject, or it is refused with a code;
+ *   how many they are, how many values they hold and how deep is looked at before anything is made of them.
  * - LTR2 A letter comes back as it was sent, references to blobs included.
  */
 import { type MsgHdrs, headers } from '@nats-io/transport-node'
 import { z } from 'zod'
-import { BlobRef, contentHash, decode, encode } from '../runtime/codec.js'
+import { BlobRef, checkShape, contentHash, type DecodeBounds, decodeForeign, encode } from '../runtime/codec.js'
 import type { Draft } from '../runtime/envelope.js'
 import { TroupeError } from '../runtime/errors.js'
 import type { Subjects } from './subjects.js'
@@ -18,6 +19,9 @@ import type { Subjects } from './subjects.js'
 export const largestInline = 256 * 1024
 /** Bytes of the largest letter there may be. */
 export const largestLetter = 8 * 1024 * 1024
+
+/** What a letter may hold: an outcome of 1,024 calls is some 10,000 values. */
+const bounds: DecodeBounds = { maxValues: 50_000, maxDepth: 64 }
 
 const bodyHeader = 'Troupe-Body'
 const bytesHeader = 'Troupe-Bytes'
@@ -45,10 +49,16 @@ export interface Claim {
   readonly bytes: number
 }
 
-/** Encodes a letter. @throws TroupeError `ENVELOPE_TOO_LARGE`. */
+/** Encodes a letter. @throws TroupeError `ENVELOPE_TOO_LARGE`, also for what holds too many values or too deep ones. */
 export function encodeLetter({ from, to, cause, body, values }: Draft): Buffer {
   const bytes = encode({ from, to, cause, body, values })
   if (bytes.length > largestLetter) throw tooLarge(bytes.length)
+  try {
+    // Whoever gets it would refuse it.
+    checkShape(bytes, bounds)
+  } catch (error) {
+    throw new TroupeError('ENVELOPE_TOO_LARGE', `the letter holds too much: ${(error as Error).message}`)
+  }
   return bytes
 }
 
@@ -81,12 +91,13 @@ export function claimOf(head: MsgHdrs | undefined, data: Uint8Array): Claim | nu
  * @throws TroupeError `ENVELOPE_INVALID`.
  */
 export function decodeLetter(bytes: Uint8Array, subject: string, subjects: Subjects, claim: Claim | null): Draft {
+  if (bytes.length > largestLetter) throw tooLarge(bytes.length)
   if (claim !== null && (bytes.length !== claim.bytes || contentHash(bytes) !== claim.hash)) {
     throw new TroupeError('ENVELOPE_INVALID', 'the body of the letter does not match its hash')
   }
   let draft: Draft
   try {
-    draft = schema.parse(decode(bytes))
+    draft = schema.parse(decodeForeign(bytes, bounds))
     // Also the partition: a letter elsewhere would be read by somebody who is not asked for it.
     if (subjects.mail(subjects.shardOfMail(subject), draft.to) === subject) return draft
   } catch (error) {

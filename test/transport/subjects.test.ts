@@ -1,5 +1,6 @@
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
+import { SeededRandom } from '../simulation/seeded-random.js'
 import { isMatch, partitionCount, partitionOf, Subjects } from '../../transport/subjects.js'
 
 const subjects = new Subjects('shop')
@@ -101,4 +102,77 @@ test('SU3 subjects: an event of any type has a subject of bounded length, and tw
   expect(event(`${many}b`)).not.toBe(event(many))
   expect(event('x'.repeat(1_000).concat('.y').repeat(4)).length).toBeLessThan(1_500)
   expect(event('a.>.*. ')).toBe('troupe.shop.event.a.agent.x.a._3e._2a._20')
+})
+
+test('SU1 SU3 subjects: a hostile id is one token everywhere, or refused everywhere (100,000 at full count)', {
+  timeout: 300_000,
+}, () => {
+  const parts = [
+    '.',
+    '*',
+    '>',
+    ' ',
+    '\t',
+    '\r\n',
+    '\0',
+    '$SYS',
+    '_INBOX',
+    'PUB x 0',
+    '/',
+    '-',
+    '_',
+    'a',
+    'Z9',
+    'ä',
+    '\ud800',
+    '😀',
+  ]
+  const random = new SeededRandom(7)
+  const idOf = (): string => Array.from({ length: random.int(0, 6) }, () => random.pick(parts)).join('')
+  const builders: readonly ((id: string) => string)[] = [
+    (id) => subjects.journal(id),
+    (id) => subjects.mail(id, 'agent/x'),
+    (id) => subjects.mail('q3', `${id}/x`),
+    (id) => subjects.mailsOf(id),
+    (id) => subjects.door(id, 'q3'),
+    (id) => subjects.door('me', id),
+    (id) => subjects.doorsOf(id),
+    (id) => subjects.questions(id),
+    (id) => subjects.event(id, 'agent/x', 't'),
+    (id) => subjects.live(id, 'agent/x', 't'),
+    (id) => subjects.events(id),
+    (id) => subjects.worker(id),
+    (id) => subjects.entries('pins', id),
+    (id) => subjects.toolReports(id)[0]!,
+    (id) => subjects.content(id, 'blob', 'k'),
+    (id) => subjects.contents(id, 'blob', 'k'),
+  ]
+  const lengths = builders.map((build) => build('x').split('.').length)
+  let taken = 0
+  const scale = Number(process.env['TROUPE_SCALE'] ?? '0.1')
+  for (let count = 0; count < 100_000 * scale; count++) {
+    const id = count === 0 ? 'x'.repeat(5_000) : idOf()
+    const isToken = /^[A-Za-z0-9_-]{1,64}$/.test(id)
+    if (isToken) taken++
+    for (const [index, build] of builders.entries()) {
+      // A kind is what stands before the first slash.
+      if (index === 2 && id.includes('/')) continue
+      let subject: string | null = null
+      try {
+        subject = build(id)
+      } catch (error) {
+        expect(error).toEqual(refused)
+      }
+      if (
+        subject === null ? isToken : !isToken || subject.split('.').length !== lengths[index] || /[\s\0]/.test(subject)
+      )
+        expect.fail(`builder ${index} makes ${JSON.stringify(subject)} of ${JSON.stringify(id)}`)
+    }
+    // Names of models and files are taken, whatever they are.
+    const [event, live] = [subjects.event('q3', `tool/${id}`, 'run.finished'), subjects.live('q3', `tool/${id}`, id)]
+    for (const subject of [event, live])
+      if (!/^troupe\.shop\.(?:event|live)\.q3\.tool(?:\.[A-Za-z0-9_-]{1,128}){2,9}$/.test(subject))
+        expect.fail(`${JSON.stringify(id)} gives ${subject}`)
+  }
+  expect(taken).toBeGreaterThan(0)
 })
