@@ -4,9 +4,10 @@
  * A record is one message: its row in a header, its bytes and events behind each other. What ends or cuts a shard is a
  * message too, since single messages are never deleted: a deletion would make the server forget the fence.
  *
- * Owns: the fence, what an ambiguous answer means, cutting and removing shards.
- * Does not own: finding messages (`jetstream-reading.ts`), content beside records (`jetstream-content.ts`), who owns which
- * shard (`nats-lease.ts`), what is kept in this process's folder (`local-copy.ts`, `copied-records.ts`).
+ * Owns: what is in a message, cutting and removing shards.
+ * Does not own: the fence and what an ambiguous answer means (`fence.ts`), finding messages (`jetstream-reading.ts`), content
+ * beside records (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`), what is kept in this process's folder
+ * (`local-copy.ts`, `copied-records.ts`).
  *
  * - JJ1 A record lands only behind the one that its owner saw last: the server compares.
  * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
@@ -32,6 +33,7 @@ import {
   type StoredRecord,
 } from '../runtime/journal.js'
 import { CopiedRecords } from './copied-records.js'
+import { type Placed, publishBehind } from './fence.js'
 import { ensureContent, JetStreamContent, partBytes, storeError } from './jetstream-content.js'
 import {
   crewHeader,
@@ -261,17 +263,15 @@ class JetStreamJournal implements Journal {
       head.set(epochHeader, String(epoch))
       if (crew !== undefined) head.set(crewHeader, crew)
       if (entry.cuts.length > 0) head.set(cutHeader, entry.cuts.map((cut) => cut.join('-')).join(','))
-      const hash = rows.asBuffer(row.hash).toString('base64url')
-      const ack = await this.#client
-        .publish(this.#options.subjects.journal(shard), data, {
-          headers: head,
-          // The place is part of it: behind a cut the same record may come again, and is another message.
-          msgID: `${shard}:${epoch}:${entry.at}:${kind}:${row.last}:${hash}`,
-          expect: { lastSubjectSequence: entry.at },
-          timeout: waitMs,
-        })
-        .then(({ seq }) => seq)
-        .catch((error: unknown) => this.#ambiguous(entry, kind, row, epoch, error))
+      const subject = this.#options.subjects.journal(shard)
+      const publish = async (msgID: string, lastSubjectSequence: number): Promise<number> => {
+        const options = { msgID, headers: head, expect: { lastSubjectSequence }, timeout: waitMs }
+        return (await this.#client.publish(subject, data, options)).seq
+      }
+      const mark = { epoch, kind, last: row.last, hash: hashOf(row) }
+      const message = { shard, mark, behind: entry.at, shared: this.#options.epoch !== undefined }
+      const last = async () => placedOf(shard, await this.#reading.last(shard))
+      const ack = await publishBehind(message, { publish, last })
       Object.assign(entry, { at: ack, sequence: row.last, hash: row.hash, base: row.base })
       Object.assign(entry, { pending: row.pending, removed: row.removed, crew })
     })()
@@ -285,28 +285,6 @@ class JetStreamJournal implements Journal {
       entry.busy = false
       this.#inFlight.delete(writing)
     }
-  }
-
-  /** What became of a message whose acknowledgement did not come, or was a refusal. Its number when it landed. */
-  async #ambiguous(entry: StreamEntry, kind: Kind, row: rows.Row, epoch: number, error: unknown): Promise<number> {
-    const last = await this.#reading.last(entry.shard)
-    if (last === null) throw storeError(error)
-    const found = rowOf(entry.shard, last)
-    const isOurs =
-      last.seq > entry.at &&
-      last.header?.get(epochHeader) === String(epoch) &&
-      last.header.get(kindHeader) === kind &&
-      found?.last === row.last &&
-      rows.asBuffer(found.hash).equals(row.hash)
-    if (isOurs) return last.seq
-    if (last.seq === entry.at) throw storeError(error)
-    const by = last.header?.get(epochHeader) ?? 'unknown'
-    if (this.#options.epoch !== undefined && last.seq > entry.at && by === String(epoch)) {
-      const message = `an earlier record of ${entry.shard} landed after its append had failed`
-      throw new TroupeError('STORE_FAILED', message, { retryable: true, details: { shard: entry.shard, epoch } })
-    }
-    const message = `${entry.shard} was written by the owner with epoch ${by}, this one has ${epoch}`
-    throw new TroupeError('SHARD_FENCED', message, { details: { shard: entry.shard, epoch, by } })
   }
 
   async refresh(shard: string): Promise<ShardHead> {
@@ -502,6 +480,20 @@ class JetStreamJournal implements Journal {
 /** What tells records of a shard from those of the same numbers that were cut, or of an earlier life. */
 function lifeOf({ base, cuts }: StreamEntry): string {
   return `${base}:${cuts.map((cut) => cut.join('-')).join(',')}`
+}
+
+function hashOf(row: rows.Row): string {
+  return rows.asBuffer(row.hash).toString('base64url')
+}
+
+/** A message of the stream as the fence sees it. */
+function placedOf(shard: string, message: Message | null): Placed | null {
+  if (message === null) return null
+  const row = rowOf(shard, message)
+  const epoch = message.header?.get(epochHeader) ?? 'unknown'
+  const kind = message.header?.get(kindHeader) ?? ''
+  const mark = row == null ? null : { epoch: Number(epoch), kind, last: row.last, hash: hashOf(row) }
+  return { at: message.seq, mark, epoch }
 }
 
 function damaged(shard: string): TroupeError {

@@ -1,5 +1,5 @@
 /** A campaign: many seeds, in one process or two, and what they came to together. */
-import { fork } from 'node:child_process'
+import { execFileSync, fork } from 'node:child_process'
 import { dirname, resolve as resolvePath } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { branches, clusterBranches, clusterFaults, faults, type Invariant } from './notes.js'
@@ -54,6 +54,15 @@ export interface CampaignOptions {
 /** The line that runs a seed again; `--trace` shows what happened. */
 export const replayLine = (seed: number, workers = 1) =>
   `JITI_TSCONFIG_PATHS=true node --import jiti/register test/simulation/main.ts --seed ${seed}${workers > 1 ? ` --workers ${workers}` : ''}`
+
+/** Hash of the commit that is tested; a fixed one where there is none. */
+export function commitOf(): string {
+  try {
+    return execFileSync('git', ['rev-parse', 'HEAD'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
+  } catch {
+    return '20250101'
+  }
+}
 
 /** The seeds of a commit: distant ones for each hash. */
 export function baseOf(commit: string): number {

@@ -24,10 +24,10 @@ export const invariants = {
   wall: 'the wall budget counts the time in a living process',
   rest: 'a crew at rest holds nothing',
   alive: 'no shard stops',
-  follows: 'a record follows the last one in the store',
+  gap: 'no gap: a record follows the one before, in number and in chain',
   run: 'a key names one run, and an accepted one is kept',
   decided: 'a message of a client is decided once',
-  owner: 'one owner writes, the one that took the shard last',
+  owner: 'one owner: only who took the shard last writes',
   answer: 'the answer of a run is what its model answered',
 } as const
 
@@ -87,9 +87,15 @@ export const faults = [
 /** Faults among several workers. */
 export const clusterFaults = [
   'append landed late',
+  'append landed, answer lost',
+  'crash: mail to append',
+  'crew moved',
   'lease lost',
+  'mail late',
   'mail twice',
+  'server slow',
   'worker cut off',
+  'worker cut off one way',
   'worker stood still',
 ] as const
 
@@ -162,6 +168,7 @@ export const clusterBranches = [
   'stale append fenced',
   'owner asked to leave',
   'outcome sent after its shard',
+  'mail out of order',
   'shard taken from one that was gone',
   'shard taken from one that left it',
   'effect left to its executor',

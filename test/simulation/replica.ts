@@ -9,7 +9,7 @@ import { BlobRef, decode, encode } from '../../runtime/codec.js'
 import { type Commit, crewAddress, type DecideContext, decide } from '../../runtime/commit.js'
 import type { Envelope } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
-import { fromRecord } from '../../runtime/record.js'
+import { checkChain, fromRecord } from '../../runtime/record.js'
 import { Scope } from '../../runtime/scope.js'
 import {
   type Effect,
@@ -91,6 +91,8 @@ export class Replica {
   /** Owners that did not leave the shard before the next one took it. */
   #overtaken = 0
   #lastAt = 0
+  /** Chain hash of the last record. */
+  #chain: Uint8Array = new Uint8Array(32)
   #hashed = { sequence: -1, hash: '' }
   #run: Started | null = null
   readonly #onceDoubted = new Map<string, number>()
@@ -128,10 +130,24 @@ export class Replica {
   /** Takes a record that the store has. Returns its envelopes. */
   take(record: JournalRecord): Envelope[] {
     const commits = fromRecord(this.shard, record)
+    this.#checkPlace(record)
     if (commits.length > 1) this.#world.notes.reached('commits share a record')
     this.#excuse()
     for (const { envelope, digest } of commits) this.#takeCommit(envelope, digest)
     return commits.map(({ envelope }) => envelope)
+  }
+
+  /** A record follows the one before: by its number, and by its hash, which is over that one's. */
+  #checkPlace(record: JournalRecord): void {
+    const { notes } = this.#world
+    const detail = () => `${this.#where()}: ${record.first} to ${record.last} come next`
+    notes.check('gap', record.first === this.state.sequence + 1 && record.last >= record.first, detail)
+    try {
+      checkChain(this.shard, this.#chain, record)
+    } catch (error) {
+      notes.violate('gap', `${this.#where()}: ${String(error)}`)
+    }
+    this.#chain = record.hash
   }
 
   /** Only commits tell later how long a process lived: nobody knows of its time after the last one. */

@@ -27,6 +27,8 @@ interface Lease {
 interface Letter {
   readonly shard: string
   readonly draft: Draft
+  /** Counts them. */
+  readonly number: number
 }
 
 /** The servers between the workers of one seed. */
@@ -41,6 +43,7 @@ export class SimulatedCluster {
   lost = 0
   /** Letters that nobody has taken yet. */
   readonly #mail = new Set<Letter>()
+  #letters = 0
 
   constructor(world: World) {
     this.#world = world
@@ -97,11 +100,15 @@ export class SimulatedCluster {
     return [...this.#members.values()]
   }
 
-  /** Keeps a letter and brings it to whoever owns its shard, until one has taken it. */
-  post(letter: Letter): void {
+  /** Keeps a letter and brings it to whoever owns its shard, until one has taken it: soon, or behind later ones. */
+  post(shard: string, draft: Draft): void {
+    const { random, notes, calm } = this.#world
+    const letter = { shard, draft, number: (this.#letters += 1) }
     this.#mail.add(letter)
-    this.#world.trace(() => `a letter for ${letter.shard}: ${letter.draft.body.type} ${letter.draft.cause}`)
-    this.#bring(letter, this.#world.random.int(1, 50))
+    this.#world.trace(() => `a letter for ${shard}: ${draft.body.type} ${draft.cause}`)
+    const late = !calm && random.chance(0.15)
+    if (late) notes.fault('mail late')
+    this.#bring(letter, late ? random.int(1_000, 20_000) : random.int(1, 50))
   }
 
   #bring(letter: Letter, delayMs: number): void {
@@ -122,9 +129,14 @@ export class SimulatedCluster {
   readonly #taken = new WeakSet<Letter>()
 
   async #give(letter: Letter, to: SimulatedOwnership): Promise<void> {
-    const { random, notes } = this.#world
+    const { random, notes, timeline, calm } = this.#world
     try {
       const shard = await to.process.worker!.shard(letter.shard)
+      // Behind its coming, while it is written.
+      if (!calm && random.chance(0.15)) {
+        this.#world.forcedSlowMs = 5
+        timeline.after(random.int(1, 3), to.process, () => this.#world.crash(to.process, 'crash: mail to append'))
+      }
       await shard.post(letter.draft)
     } catch {
       return
@@ -132,6 +144,8 @@ export class SimulatedCluster {
     if (!to.process.alive || this.#taken.has(letter)) return
     // Its acknowledgement may be lost: then it comes once more.
     if (random.chance(0.1)) return notes.fault('mail twice')
+    const isOvertaking = [...this.#mail].some(({ shard, number }) => shard === letter.shard && number < letter.number)
+    if (isOvertaking) notes.reached('mail out of order')
     this.#taken.add(letter)
     this.#mail.delete(letter)
   }
@@ -152,8 +166,10 @@ export class SimulatedOwnership implements Ownership {
   #lost = false
   #left = false
   #withdrawn = false
-  /** Cut off from everybody, journal included. */
+  /** Cut off from everybody, journal included: hears nothing. */
   cut = false
+  /** What it says is heard. */
+  reaches = true
   onChange: (shard?: string) => void = () => undefined
 
   constructor(cluster: SimulatedCluster, world: World, process: SimulatedProcess, owner: string, clock: VirtualClock) {
@@ -186,14 +202,17 @@ export class SimulatedOwnership implements Ownership {
   }
 
   #renew(): void {
+    if (this.#left) return
+    const lease = this.#cluster.leases.get(this.#name)
     if (this.cut) {
+      // Stored, for all that others know; who does not hear of it must take it for lost.
+      if (this.reaches && !this.#lost && lease?.owner === this.owner)
+        lease.expiresAt = this.#world.timeline.now + leaseMs
       if (!this.holds) this.#lose()
       return
     }
-    if (this.#left) return
     this.#cluster.expire()
-    const lease = this.#cluster.leases.get(this.#name)
-    if (this.#lost) return this.#again(lease)
+    if (this.#lost) return this.#again(this.#cluster.leases.get(this.#name))
     if (lease?.owner !== this.owner) return this.#lose()
     lease.expiresAt = this.#world.timeline.now + leaseMs
     this.#renewedAt = this.#world.timeline.now
@@ -296,12 +315,12 @@ export class SimulatedOwnership implements Ownership {
     return new Promise((resolve) => {
       timeline.after(patienceMs, this.process, () => resolve(otherwise))
       const other = this.#cluster.member(owner)
-      if (this.cut || other === undefined || random.chance(this.#world.calm ? 0 : 0.05)) return
+      if (!this.reaches || other === undefined || random.chance(this.#world.calm ? 0 : 0.05)) return
       timeline.after(random.int(0, 20), other.process, () => {
         const { worker } = other.process
         if (worker === null || other.cut) return
         void work(worker).then((answer) => {
-          if (!other.cut) timeline.after(random.int(0, 20), this.process, () => resolve(answer))
+          if (other.reaches && !this.cut) timeline.after(random.int(0, 20), this.process, () => resolve(answer))
         })
       })
     })
@@ -315,11 +334,11 @@ export class SimulatedOwnership implements Ownership {
       await timeline.wait(random.int(1, 20), this.process)
       // Kept or not, whoever hears no answer sends it again.
       if (this.cut || random.chance(this.#world.calm ? 0 : 0.1)) {
-        if (!this.cut && random.chance(0.5)) this.#cluster.post({ shard, draft })
+        if (this.reaches && random.chance(0.5)) this.#cluster.post(shard, draft)
         await timeline.wait(patienceMs, this.process)
         continue
       }
-      this.#cluster.post({ shard, draft })
+      this.#cluster.post(shard, draft)
       return
     }
   }
@@ -341,13 +360,15 @@ export class SimulatedOwnership implements Ownership {
     this.look(false)
   }
 
-  /** Nothing goes to it or comes from it for a while. */
-  cutOff(forMs: number): void {
-    this.#world.notes.fault('worker cut off')
-    this.#world.trace(() => `${this.owner} is cut off`)
+  /** Nothing comes to it for a while. @param oneWay what it says is heard all the same */
+  cutOff(forMs: number, oneWay: boolean): void {
+    this.#world.notes.fault(oneWay ? 'worker cut off one way' : 'worker cut off')
+    this.#world.trace(() => `${this.owner} is cut off${oneWay ? ' one way' : ''}`)
     this.cut = true
+    this.reaches = oneWay
     this.#world.timeline.after(forMs, null, () => {
       this.cut = false
+      this.reaches = true
       this.#world.trace(() => `${this.owner} is not cut off any more`)
     })
   }

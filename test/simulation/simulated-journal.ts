@@ -2,20 +2,34 @@
  * The journal of a simulated process: the one in memory, behind a disk that fails, lies idle, fills up, and loses what
  * it had not acknowledged when the process dies.
  */
-import { TroupeError } from '../../runtime/errors.js'
-import type {
-  BlobInfo,
-  Journal,
-  JournalRecord,
-  OpenReport,
-  ShardHead,
-  SnapshotManifest,
-  StoredRecord,
+import { isTroupeError, TroupeError } from '../../runtime/errors.js'
+import {
+  type BlobInfo,
+  emptyHead,
+  type Journal,
+  type JournalRecord,
+  type OpenReport,
+  type ShardHead,
+  type SnapshotManifest,
+  type StoredRecord,
 } from '../../runtime/journal.js'
 import { fromRecord } from '../../runtime/record.js'
+import { type Placed, publishBehind } from '../../transport/fence.js'
 import { createMemoryJournal } from '../../transport/memory-journal.js'
 import type { CrashWindow } from './fault-plan.js'
+import type { Published, SimulatedStream } from './simulated-stream.js'
 import { never, type SimulatedProcess, type World } from './world.js'
+
+/** How long an answer of the server is waited for. */
+const answerMs = 5_000
+/** How long it takes to notice that there is no link. */
+const cutMs = 1_000
+
+/** What a worker knows of a shard's end: others may have written since. */
+interface KnownEnd {
+  readonly at: number
+  readonly head: ShardHead
+}
 
 /** A journal that dies with its process. */
 export class SimulatedJournal implements Journal {
@@ -23,12 +37,12 @@ export class SimulatedJournal implements Journal {
   readonly #world: World
   readonly #process: SimulatedProcess
   readonly #inner: Journal
-  /** Records that are not acknowledged yet. */
-  readonly #inFlight = new Map<string, JournalRecord>()
+  /** Records that are not acknowledged yet, and how they land. False when they do not follow. */
+  readonly #inFlight = new Map<string, () => boolean>()
   /** Where recovery began to read, and which snapshots it had to choose from. */
   readonly #reading = new Map<string, { from: number; manifests: readonly number[] }>()
-  /** Under which lease each record was written. */
-  readonly #writers = new WeakMap<JournalRecord, string>()
+  /** Where this worker knows shards to end, among several. */
+  readonly #ends = new Map<string, KnownEnd>()
   /** Shards whose last append failed although it landed. */
   readonly #ambiguous = new Map<string, boolean>()
 
@@ -46,21 +60,12 @@ export class SimulatedJournal implements Journal {
     return { ...report, unclean }
   }
 
-  /** Why a record does not land where several owners append: who wrote behind the last one that this one saw. */
-  #fenced(record: JournalRecord): TroupeError {
-    const by = this.#world.writers.get(record.shard)
-    if (by === this.#process.ownership?.owner) return failed('STORE_FAILED', record)
-    this.#world.notes.reached('stale append fenced')
-    return new TroupeError('SHARD_FENCED', `${record.shard}: simulated: ${by} has written`)
-  }
-
   /** The process dies: what was under way is there or not. */
   crash(): void {
     const { random, notes } = this.#world
-    for (const record of this.#inFlight.values()) {
-      const landed = random.chance(0.5) && this.#follows(record)
+    for (const land of this.#inFlight.values()) {
+      const landed = random.chance(0.5) && land()
       notes.fault(landed ? 'crash: append in flight, landed' : 'crash: append in flight, lost')
-      if (landed) this.#land(record)
     }
     this.#inFlight.clear()
   }
@@ -68,40 +73,158 @@ export class SimulatedJournal implements Journal {
   // ------------------------------------------------------------------------------------------ append
 
   append(record: JournalRecord): Promise<void> {
-    const { plan, random, notes } = this.#world
     if (!this.#process.alive) return never()
-    this.#writers.set(record, this.#process.ownership?.owner ?? '')
-    if (this.#world.cluster !== null && this.#reading.has(record.shard)) this.#rebuilt(record.shard)
+    const { stream } = this.#world
+    return stream === null ? this.#appendAlone(record) : this.#appendShared(stream, record)
+  }
+
+  #appendAlone(record: JournalRecord): Promise<void> {
+    const { plan, random, notes } = this.#world
     const fault = this.#fatal(record)
     if (fault !== null) {
       if (fault.lands && this.#follows(record)) this.#land(record)
       this.#world.crash(this.#process, fault.name)
       return never()
     }
-    if (this.#process.ownership?.cut === true) return this.#cutOff(record)
     if (this.#full()) return this.#refuse(record, 'STORE_FULL')
     if (!this.#world.calm && random.chance(plan.appendFails)) {
       notes.fault('append failed')
       this.#ambiguous.set(record.shard, false)
       return this.#refuse(record, 'STORE_FAILED')
     }
-    if (this.#world.cluster !== null && this.#losesAnswer(record)) return this.#landLate(record)
-    const ambiguous = this.#world.cluster === null && !this.#world.calm
-    if (ambiguous && random.chance(plan.appendAmbiguous) && this.#land(record)) {
+    if (!this.#world.calm && random.chance(plan.appendAmbiguous) && this.#land(record)) {
       notes.fault('append failed, landed')
       this.#ambiguous.set(record.shard, true)
       return this.#refuse(record, 'STORE_FAILED')
     }
-    const slowMs = this.#world.forcedSlowMs || (random.chance(plan.appendSlow) ? random.int(1, plan.slowMs) : 0)
-    this.#world.forcedSlowMs = 0
-    if (slowMs === 0 && this.#world.cluster === null)
-      return this.#land(record) ? Promise.resolve() : this.#refuse(record, 'STORE_FAILED')
+    const slowMs = this.#slowMs()
+    if (slowMs === 0) return this.#land(record) ? Promise.resolve() : this.#refuse(record, 'STORE_FAILED')
     return this.#appendLater(record, slowMs)
   }
 
-  /** Nothing gets through, and after a while nobody waits any more. */
-  async #cutOff(record: JournalRecord): Promise<never> {
-    await this.#world.timeline.wait(1_000, this.#process)
+  /** How long the disk takes. */
+  #slowMs(): number {
+    const { plan, random, forcedSlowMs } = this.#world
+    const slowMs = forcedSlowMs || (random.chance(plan.appendSlow) ? random.int(1, plan.slowMs) : 0)
+    this.#world.forcedSlowMs = 0
+    return slowMs
+  }
+
+  /** Whether a record would land. */
+  #follows(record: JournalRecord): boolean {
+    return (this.#world.store.shards.get(record.shard)?.head.sequence ?? 0) + 1 === record.first
+  }
+
+  async #appendLater(record: JournalRecord, slowMs: number): Promise<void> {
+    this.#inFlight.set(record.shard, () => this.#follows(record) && this.#land(record))
+    await this.#world.timeline.wait(slowMs, this.#process)
+    // It may have died while this was on its way: then `crash` has dealt with the record.
+    if (!this.#process.alive) return never()
+    this.#inFlight.delete(record.shard)
+    if (!this.#land(record)) throw failed('STORE_FAILED', record)
+  }
+
+  /** Always takes some time, so that whoever tries again at once does not spin. */
+  async #refuse(record: JournalRecord, code: 'STORE_FULL' | 'STORE_FAILED'): Promise<never> {
+    this.#world.replica(record.shard).stalled = true
+    await this.#world.timeline.wait(this.#world.random.int(1, 5), this.#process)
+    throw failed(code, record)
+  }
+
+  /** Puts a record into the store. False when it does not follow. */
+  #land(record: JournalRecord): boolean {
+    this.#inner.append(record).catch(() => undefined)
+    const landed = this.#world.store.shards.get(record.shard)?.head.hash === record.hash
+    const detail = () => `${record.shard}: process ${this.#process.id} appends ${record.first}`
+    this.#world.notes.check('gap', landed, detail)
+    if (!landed) return false
+    this.#world.landed(this.#process, record, '')
+    return true
+  }
+
+  // ------------------------------------------------------------------------------------------ several workers
+
+  /** As the JetStream journal does it. */
+  async #appendShared(stream: SimulatedStream, record: JournalRecord): Promise<void> {
+    const { shard } = record
+    if (this.#reading.has(shard)) this.#rebuilt(shard)
+    const { at: behind, head } = this.#endOf(stream, shard)
+    if (record.first !== head.sequence + 1) throw failed('STORE_FAILED', record)
+    const { owner } = this.#process.ownership!
+    const epoch = Number(owner.slice(owner.lastIndexOf('.') + 1))
+    const mark = { epoch, kind: 'record', last: record.last, hash: Buffer.from(record.hash).toString('base64url') }
+    const common = { record, mark, writer: owner, process: this.#process }
+    try {
+      const at = await publishBehind(
+        { shard, mark, behind, shared: true },
+        {
+          publish: (id, after) => this.#publish(stream, { ...common, id, behind: after }),
+          last: () => this.#lastOf(stream, shard),
+        },
+      )
+      const { last: sequence, hash, pending, crew } = record
+      this.#ends.set(shard, { at, head: { shard, sequence, hash, pending, removed: false, crew } })
+    } catch (error) {
+      this.#ends.delete(shard)
+      if (isTroupeError(error) && error.code === 'SHARD_FENCED') this.#world.notes.reached('stale append fenced')
+      throw error
+    }
+  }
+
+  #endOf(stream: SimulatedStream, shard: string): KnownEnd {
+    const known = this.#ends.get(shard)
+    if (known !== undefined) return known
+    const head = this.#world.store.shards.get(shard)?.head ?? emptyHead(shard)
+    const end = { at: stream.last(shard)?.at ?? 0, head }
+    this.#ends.set(shard, end)
+    return end
+  }
+
+  /** A request to the server: it may be lost, or its answer, or either is late. */
+  async #publish(stream: SimulatedStream, message: Published): Promise<number> {
+    const { plan, random, notes, timeline, calm } = this.#world
+    const { record } = message
+    const fault = this.#fatal(record)
+    if (fault !== null) {
+      if (fault.lands) stream.take(message)
+      this.#world.crash(this.#process, fault.name)
+      return never()
+    }
+    const { ownership } = this.#process
+    if (ownership?.cut === true) {
+      if (ownership.reaches && stream.take(message) !== null) notes.fault('append landed, answer lost')
+      return this.#unanswered(record, cutMs)
+    }
+    if (this.#full()) return this.#refuse(record, 'STORE_FULL')
+    if (!calm && random.chance(plan.appendFails)) {
+      notes.fault('append failed')
+      this.#ambiguous.set(record.shard, false)
+      return this.#refuse(record, 'STORE_FAILED')
+    }
+    if (this.#losesAnswer(record)) return this.#landLate(stream, message)
+    const travelMs = this.#serverMs()
+    if (travelMs > answerMs) {
+      timeline.after(travelMs, null, () => void stream.take(message, true))
+      return this.#unanswered(record, answerMs)
+    }
+    this.#inFlight.set(record.shard, () => stream.take(message) !== null)
+    await timeline.wait(travelMs, this.#process)
+    if (!this.#process.alive) return never()
+    this.#inFlight.delete(record.shard)
+    const at = stream.take(message)
+    if (at === null) throw failed('STORE_FAILED', record)
+    return at
+  }
+
+  /** How long the server takes for a request; in a slow time longer than anybody waits, now and then. */
+  #serverMs(): number {
+    return this.#slowMs() + (this.#world.slowUntil > this.#world.timeline.now ? this.#world.random.int(100, 6_000) : 0)
+  }
+
+  /** Nobody waits any more. */
+  async #unanswered(record: JournalRecord, afterMs: number): Promise<never> {
+    await this.#world.timeline.wait(afterMs, this.#process)
+    if (!this.#process.alive) return never()
     throw failed('STORE_FAILED', record)
   }
 
@@ -114,57 +237,32 @@ export class SimulatedJournal implements Journal {
   }
 
   /** No acknowledgement comes: the record lands soon, or late, or never, when it still follows then. */
-  async #landLate(record: JournalRecord): Promise<never> {
+  async #landLate(stream: SimulatedStream, message: Published): Promise<never> {
     const { random, notes, timeline } = this.#world
-    const patienceMs = random.int(1, 400)
+    const patienceMs = random.pick([random.int(1, 400), answerMs])
     // Before it is given up, just while it is tried again, or long after.
     const landsMs = random.pick([random.int(1, patienceMs), patienceMs + random.int(1, 4), patienceMs + 600])
     if (random.chance(0.7)) {
       timeline.after(landsMs, null, () => {
-        if (!this.#follows(record)) return
-        notes.fault('append landed late')
-        this.#land(record, true)
+        if (stream.take(message, true) === null) return
+        notes.fault(landsMs > patienceMs ? 'append landed late' : 'append landed, answer lost')
       })
     }
-    await timeline.wait(patienceMs, this.#process)
+    return this.#unanswered(message.record, patienceMs)
+  }
+
+  /** The last message, as the server tells it. */
+  async #lastOf(stream: SimulatedStream, shard: string): Promise<Placed | null> {
+    await this.#hear(shard)
+    return stream.last(shard)
+  }
+
+  /** Asks the server for something. */
+  async #hear(shard: string): Promise<void> {
+    const travelMs = 1 + this.#serverMs()
+    await this.#world.timeline.wait(Math.min(travelMs, answerMs), this.#process)
     if (!this.#process.alive) return never()
-    throw failed('STORE_FAILED', record)
-  }
-
-  /** Whether a record would land. */
-  #follows(record: JournalRecord): boolean {
-    return (this.#world.store.shards.get(record.shard)?.head.sequence ?? 0) + 1 === record.first
-  }
-
-  async #appendLater(record: JournalRecord, slowMs: number): Promise<void> {
-    this.#inFlight.set(record.shard, record)
-    await this.#world.timeline.wait(slowMs, this.#process)
-    // It may have died while this was on its way: then `crash` has dealt with the record.
-    if (!this.#process.alive) return never()
-    this.#inFlight.delete(record.shard)
-    if (this.#world.cluster !== null && !this.#follows(record)) throw this.#fenced(record)
-    if (!this.#land(record)) throw failed('STORE_FAILED', record)
-  }
-
-  /** Always takes some time, so that whoever tries again at once does not spin. */
-  async #refuse(record: JournalRecord, code: 'STORE_FULL' | 'STORE_FAILED'): Promise<never> {
-    this.#world.replica(record.shard).stalled = true
-    if (this.#world.cluster !== null && !this.#follows(record)) throw this.#fenced(record)
-    await this.#world.timeline.wait(this.#world.random.int(1, 5), this.#process)
-    throw failed(code, record)
-  }
-
-  /** Puts a record into the store. False when it does not follow. */
-  #land(record: JournalRecord, late = false): boolean {
-    this.#inner.append(record).catch(() => undefined)
-    const landed = this.#world.store.shards.get(record.shard)?.head.hash === record.hash
-    const detail = () => `${record.shard}: process ${this.#process.id} appends ${record.first}`
-    this.#world.notes.check('follows', landed, detail)
-    if (!landed) return false
-    const writer = this.#writers.get(record) ?? ''
-    this.#world.writers.set(record.shard, writer)
-    this.#world.landed(late ? null : this.#process, record, writer)
-    return true
+    if (travelMs > answerMs || this.#process.ownership?.cut === true) await this.#unreachable(shard)
   }
 
   /** Whether the process dies over this append, and how. */
@@ -204,8 +302,7 @@ export class SimulatedJournal implements Journal {
 
   async refresh(shard: string): Promise<ShardHead> {
     if (!this.#process.alive) return never()
-    if (this.#world.cluster !== null) await this.#world.timeline.wait(1, this.#process)
-    if (this.#process.ownership?.cut === true) return this.#unreachable(shard)
+    if (this.#world.stream !== null) await this.#hear(shard)
     if (this.#full()) {
       await this.#world.timeline.wait(1, this.#process)
       throw new TroupeError('STORE_FULL', `${shard}: simulated: no space`)
@@ -213,11 +310,12 @@ export class SimulatedJournal implements Journal {
     const landed = this.#ambiguous.get(shard)
     if (landed !== undefined) this.#world.notes.reached(landed ? 'append reloaded: landed' : 'append reloaded: lost')
     this.#ambiguous.delete(shard)
-    return this.#inner.refresh(shard)
+    this.#ends.delete(shard)
+    return this.head(shard)
   }
 
   async #unreachable(shard: string): Promise<never> {
-    await this.#world.timeline.wait(1_000, this.#process)
+    await this.#world.timeline.wait(cutMs, this.#process)
     throw new TroupeError('STORE_FAILED', `${shard}: simulated: no server`, { retryable: true })
   }
 
@@ -225,7 +323,8 @@ export class SimulatedJournal implements Journal {
 
   async head(shard: string): Promise<ShardHead> {
     if (!this.#process.alive) return never()
-    return this.#inner.head(shard)
+    const { stream } = this.#world
+    return stream === null ? this.#inner.head(shard) : this.#endOf(stream, shard).head
   }
 
   async *heads(): AsyncGenerator<ShardHead> {
@@ -237,7 +336,9 @@ export class SimulatedJournal implements Journal {
     if (!this.#process.alive) await never()
     const reading = this.#reading.get(shard)
     if (reading !== undefined) reading.from = from
-    yield* this.#inner.read(shard, from)
+    // What others have written since is not known here.
+    const end = this.#ends.get(shard)?.head.sequence ?? Number.POSITIVE_INFINITY
+    for await (const record of this.#inner.read(shard, from)) if (record.last <= end) yield record
   }
 
   async *readEvents(

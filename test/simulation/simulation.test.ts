@@ -1,20 +1,11 @@
-import { execFileSync } from 'node:child_process'
 import { expect, test } from 'vitest'
-import { baseOf, runCampaign, summarize } from './campaign.js'
+import { baseOf, commitOf, runCampaign, summarize } from './campaign.js'
 import { regressions } from './regressions.js'
 import { runSeed } from './simulation.js'
 
 /** Share of the full counts; the soak runs the simulation itself. */
 const scale = Number(process.env['TROUPE_SCALE'] ?? 1)
 const seeds = Math.max(200, Math.round(3_000 * scale))
-
-function commitOf(): string {
-  try {
-    return execFileSync('git', ['rev-parse', 'HEAD'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
-  } catch {
-    return '20250101'
-  }
-}
 
 test('simulation: seeds that once failed hold', async () => {
   for (const [seed, was] of regressions) {

@@ -14,6 +14,7 @@ import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { Client, resetCauses, type SimulatedCrew } from './client.js'
+import { planClusterFaults } from './cluster-faults.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
 import { checkEnd } from './final-checks.js'
 import { Judge } from './judge.js'
@@ -22,6 +23,7 @@ import { machines, Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
 import { SimulatedCluster } from './simulated-cluster.js'
 import { SimulatedJournal } from './simulated-journal.js'
+import { SimulatedStream } from './simulated-stream.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
 import { drawScript, resetCalls, type Script, variantOf, variants } from './workload.js'
@@ -84,7 +86,8 @@ class Simulation implements World {
   readonly plan: FaultPlan
   readonly cluster: SimulatedCluster | null
   readonly store: MemoryStore
-  readonly writers = new Map<string, string>()
+  readonly stream: SimulatedStream | null
+  slowUntil = 0
   unclean = false
   fullUntil = 0
   calm = false
@@ -121,6 +124,7 @@ class Simulation implements World {
     this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
     this.store = createMemoryStore({ shared: workers > 1 })
     this.cluster = workers > 1 ? new SimulatedCluster(this) : null
+    this.stream = workers > 1 ? new SimulatedStream(this) : null
     const empty = { process: null, journal: null, startedAt: 0, endedAt: 0 }
     this.#slots = Array.from({ length: workers }, (_, index) => ({ name: `w${index}`, ...empty, clients: new Map() }))
     this.#replicaWorld = {
@@ -271,6 +275,7 @@ class Simulation implements World {
   #calmDown(): void {
     this.calm = true
     this.fullUntil = 0
+    this.slowUntil = 0
   }
 
   #stuck(why: string): void {
@@ -467,7 +472,7 @@ class Simulation implements World {
       this.crash(process, busy ? 'crash: in flight' : 'crash: at rest')
     })
     at(plan.closes, (process) => void this.#closeCleanly(process))
-    if (this.cluster !== null) this.#planClusterFaults(at)
+    if (this.cluster !== null) planClusterFaults(this, at, (process) => void this.#closeCleanly(process))
     at(plan.fullPeriods, () => {
       this.notes.fault('store full')
       this.fullUntil = this.timeline.now + random.pick([100, 3_000, 20_000])
@@ -504,17 +509,6 @@ class Simulation implements World {
           for (const client of this.#clientsOf(crew.id)) void client.command('crew.resume')
       if (!this.#allEnded()) this.#resumeAll()
     })
-  }
-
-  /** Workers that are cut off, or stand still. */
-  #planClusterFaults(at: (count: number, happen: (process: SimulatedProcess) => void) => void): void {
-    const { random } = this
-    const count = (enabled: number, most: number) => (random.chance(enabled) ? random.int(1, most) : 0)
-    at(count(0.4, 3), (process) => {
-      if (process.ownership?.cut === false) process.ownership.cutOff(random.pick([500, 2_000, 5_000, 20_000]))
-    })
-    at(count(0.4, 3), (process) => this.pause(process))
-    at(count(0.7, 5), (process) => void this.#closeCleanly(process))
   }
 
   pause(process: SimulatedProcess): void {

@@ -11,6 +11,7 @@ import type { Replica } from './replica.js'
 import type { SeededRandom } from './seeded-random.js'
 import type { Spoilt } from './spoilt-snapshots.js'
 import type { SimulatedCluster, SimulatedOwnership } from './simulated-cluster.js'
+import type { SimulatedStream } from './simulated-stream.js'
 import type { Owner, Timeline } from './virtual-clock.js'
 import type { Script } from './workload.js'
 
@@ -38,12 +39,14 @@ export interface World {
   /** Null with one process. */
   readonly cluster: SimulatedCluster | null
   readonly store: MemoryStore
+  /** What several workers share; null with one process. */
+  readonly stream: SimulatedStream | null
+  /** Until when the server is slow; 0 when it is not. */
+  slowUntil: number
   /** The last process did not close. */
   unclean: boolean
   /** Until when the store is full; 0 when it is not. */
   fullUntil: number
-  /** Who wrote a shard's last record, among several owners. */
-  readonly writers: Map<string, string>
   /** When a shard was rebuilt last. */
   readonly rebuiltAt: Map<string, number>
   /** No more faults: everything has to come to its end. */

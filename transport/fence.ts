@@ -1,0 +1,77 @@
+/**
+ * The fence of a subject: a message lands behind the last one that its writer saw, or not at all.
+ *
+ * Owns: what the server is asked to compare, a message's id, what an answer means that did not come or was a refusal.
+ * Does not own: messages and how they are read (`jetstream-journal.ts`), who is to write (`nats-lease.ts`).
+ */
+import { TroupeError } from '../runtime/errors.js'
+
+/** What tells one message of a shard's subject from all others. */
+export interface Mark {
+  /** Fencing number of its writer's lease. */
+  readonly epoch: number
+  readonly kind: string
+  /** The last sequence that it holds. */
+  readonly last: number
+  /** Chain hash, base64url. */
+  readonly hash: string
+}
+
+/** A message that is in the subject. */
+export interface Placed {
+  /** Its number in the stream. */
+  readonly at: number
+  /** Null when it cannot be read. */
+  readonly mark: Mark | null
+  readonly epoch: string
+}
+
+/** A message on its way. */
+export interface Fenced {
+  readonly shard: string
+  readonly mark: Mark
+  /** Number of the last message of the subject that its writer saw; 0 for none. */
+  readonly behind: number
+  /** Several workers may write the subject, each under its own lease. */
+  readonly shared: boolean
+}
+
+/** What a server does for the subject of a shard. */
+export interface FencedSubject {
+  /** Appends unless the last message is another one than `behind`; the same id once. Gives the message's number. */
+  publish(id: string, behind: number): Promise<number>
+  /** The last message; null for none. */
+  last(): Promise<Placed | null>
+}
+
+/**
+ * Publishes a message behind the last one that its writer saw, and gives its number.
+ * @throws TroupeError `SHARD_FENCED` when another owner has written, `STORE_FAILED` when an earlier message of the same
+ *   owner landed late; whatever the server said when nothing has landed.
+ */
+export async function publishBehind(message: Fenced, subject: FencedSubject): Promise<number> {
+  const { shard, mark, behind } = message
+  // The place is part of it: behind a cut the same record may come again, and is another message.
+  const id = `${shard}:${mark.epoch}:${behind}:${mark.kind}:${mark.last}:${mark.hash}`
+  try {
+    return await subject.publish(id, behind)
+  } catch (error) {
+    return readBack(message, await subject.last(), error)
+  }
+}
+
+/** What became of a message whose acknowledgement did not come, or was a refusal. Its number when it landed. */
+function readBack({ shard, mark, behind, shared }: Fenced, last: Placed | null, error: unknown): number {
+  if (last === null || last.at === behind) throw error
+  if (last.at > behind && isSame(last.mark, mark)) return last.at
+  if (shared && last.at > behind && last.epoch === String(mark.epoch)) {
+    const message = `an earlier record of ${shard} landed after its append had failed`
+    throw new TroupeError('STORE_FAILED', message, { retryable: true, details: { shard, epoch: mark.epoch } })
+  }
+  const message = `${shard} was written by the owner with epoch ${last.epoch}, this one has ${mark.epoch}`
+  throw new TroupeError('SHARD_FENCED', message, { details: { shard, epoch: mark.epoch, by: last.epoch } })
+}
+
+function isSame(one: Mark | null, { epoch, kind, last, hash }: Mark): boolean {
+  return one !== null && one.epoch === epoch && one.kind === kind && one.last === last && one.hash === hash
+}
