@@ -13,6 +13,11 @@ const named = [
   'settle-not-idempotent',
   'snapshot-without-chain-hash',
   'timer-not-durable',
+  'workers-mail-acknowledged-early',
+  'workers-no-dispatched-record',
+  'workers-no-epoch-in-id',
+  'workers-no-fence',
+  'workers-no-read-back',
 ]
 const seeds = Math.max(150, Math.round(150 * Number(process.env['TROUPE_SCALE'] ?? 1)))
 

@@ -5,7 +5,10 @@ const mark = { epoch: 7, kind: 'record', last: 12, hash: 'mine' }
 const message: Fenced = { shard: 'a', mark, behind: 40, shared: true }
 const refusal = new Error('wrong last sequence')
 /** A server that refuses, or whose answer is lost; `last` is the end of the subject then. */
-const refusing = (last: Placed | null) => ({ publish: () => Promise.reject(refusal), last: () => Promise.resolve(last) })
+const refusing = (last: Placed | null) => ({
+  publish: () => Promise.reject(refusal),
+  last: () => Promise.resolve(last),
+})
 const placed = (at: number, of: Partial<typeof mark> = {}): Placed => {
   const theirs = { ...mark, ...of }
   return { at, mark: theirs, epoch: String(theirs.epoch) }
