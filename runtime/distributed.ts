@@ -45,6 +45,8 @@ export interface DistributedOptions extends NatsOptions {
   readonly leaseMs?: number
   /** Copies of journal, mail and events in a cluster of NATS servers. @default 1 */
   readonly replicas?: number
+  /** How long the event stream keeps events, in milliseconds; whoever makes the stream decides. @default 7 days */
+  readonly keepEventsMs?: number
 }
 
 /** Requests of clients under way at once: a crew that is waited for and followed has two. */
@@ -194,7 +196,10 @@ class Membership {
       drain: (graceMs) => leaving.drain(graceMs),
     })
     await worker.open()
-    const events = await NatsEvents.open({ ...shared, journal, log })
+    const events = await NatsEvents.open({
+      ...{ ...shared, journal, log },
+      ...(nats.keepEventsMs === undefined ? {} : { maxAgeMs: nats.keepEventsMs }),
+    })
     worker.hub.tap = (shard, placed) => {
       if (placed.some(({ event }) => event.type === 'shard.taken')) events.catchUp(shard)
       else events.publish(shard, placed)
@@ -305,9 +310,11 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects }: Do
   const runtime = new LocalRuntime({ worker, bind, survey, drain, release: () => Promise.resolve() })
   const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
     const head = await worker.head(id)
-    const live = crews.get((head.removed ? name : (head.crew ?? name)) ?? '')
+    const lives = head.sequence > 0 && !head.removed
+    const live = crews.get((lives ? (head.crew ?? name) : name) ?? '')
     if (live === undefined) return undefined
-    const known = runtime.crew(id)
+    // A handle from before its crew went elsewhere, and was removed there, is of another life.
+    const known = lives ? runtime.crew(id) : undefined
     return known?.definition === live.prepared.hash ? known : runtime.spawn(live.prepared.crew, { id })
   }
   return openDoor({

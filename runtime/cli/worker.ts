@@ -18,9 +18,12 @@ export interface WorkerCommandOptions extends NatsFlags {
   readonly store?: string
   readonly lease: number
   readonly replicas: number
+  readonly keepEvents: number
   readonly grace: number
   readonly json?: boolean
 }
+
+const dayMs = 86_400_000
 
 /** Runs until a signal comes. Returns the exit code. */
 export async function worker(files: readonly string[], options: WorkerCommandOptions): Promise<number> {
@@ -33,6 +36,7 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
       ...natsFrom(options),
       leaseMs: options.lease,
       replicas: options.replicas,
+      keepEventsMs: options.keepEvents * dayMs,
       ...(options.name === undefined ? {} : { worker: options.name }),
     },
   })) as DistributedRuntime

@@ -18,6 +18,8 @@ export interface Gathering {
   /** @default desk.mjs */
   readonly crew?: string
   readonly env?: Readonly<Record<string, string>>
+  /** More of it for one worker. */
+  readonly envOf?: (name: string) => Readonly<Record<string, string>>
 }
 
 /** Workers in a namespace of their own, killed when the test ends. */
@@ -40,7 +42,15 @@ export interface Crowd {
 let count = 0
 
 /** Starts workers. */
-export async function gather({ server, link, names, script, crew = 'desk.mjs', env = {} }: Gathering): Promise<Crowd> {
+export async function gather({
+  server,
+  link,
+  names,
+  script,
+  crew = 'desk.mjs',
+  env = {},
+  envOf,
+}: Gathering): Promise<Crowd> {
   const namespace = `e2e${process.pid}-${(count += 1)}`
   const cwd = await scratch()
   const scripted = await model(script)
@@ -48,7 +58,7 @@ export async function gather({ server, link, names, script, crew = 'desk.mjs', e
   const flags = ['--nats', server.url, '--namespace', namespace]
   const start = async (name: string, ...more: readonly string[]): Promise<Command> => {
     const words = ['worker', file, ...flags, '--name', name, '--lease', '1000', ...more]
-    const command = troupe(words, { cwd, model: scripted, env })
+    const command = troupe(words, { cwd, model: scripted, env: { ...env, ...envOf?.(name) } })
     await command.says(`worker ${name} of namespace`)
     workers.set(name, command)
     return command

@@ -239,3 +239,93 @@ describe('ps', () => {
     expect((await running.end).code).toBe(0)
   })
 })
+
+describe('clocks', () => {
+  test('clocks: workers that are ten minutes early and late change nothing: times, timers, leases, a move in between', async () => {
+    const refused = new Gate()
+    let refusedAt = 0
+    let againAt = 0
+    const script: ModelScript = () => {
+      if (refusedAt > 0) {
+        againAt = performance.now()
+        return 'All is known.'
+      }
+      refusedAt = performance.now()
+      void refused.pass()
+      return fault.status(503, { retryAfter: 4 })
+    }
+    const envOf = (name: string) => ({
+      NODE_OPTIONS: `--import ${crewFile('shifted-clock.mjs')}`,
+      SHIFT_MS: name === 'w1' ? '600000' : '-600000',
+    })
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script, envOf })
+    const before = Date.now()
+    const running = crowd.run()
+    await refused.reached
+    const { other } = await waiting(crowd, 'troupe.model.failed')
+    await moved(crowd, other)
+    await wentOn(crowd, await running.end, { 'model.called': 2 })
+    expect(againAt - refusedAt).toBeGreaterThan(3_900)
+    const events = await crowd.events(({ event }) => event.type === 'troupe.run.finished')
+    const times = events.map(({ event }) => Date.parse(event.time))
+    expect(times).toEqual([...times].sort((one, next) => one - next))
+    expect(times[0]).toBeGreaterThan(before - 5_000)
+    expect(times.at(-1)).toBeLessThan(Date.now() + 5_000)
+    // Each took its lease once, and has kept it.
+    const workers = jsonLines((await crowd.ask('ps', '--json')).stdout).filter(({ type }) => type === 'worker')
+    expect(workers).toHaveLength(2)
+    for (const { since } of workers) expect(Math.abs(Number(since) - before)).toBeLessThan(60_000)
+    const owners = events
+      .filter(({ event }) => event.type === 'troupe.shard.taken')
+      .map(({ event }) => event.data['owner'])
+    for (const { worker, epoch } of workers) expect(owners).toContain(`${String(worker)}.${String(epoch)}`)
+  })
+})
+
+describe('a second terminal', () => {
+  test('commands: pause, resume, cancel, show, journal and rm reach a run that goes on, also after a move; wrong ids say so', async () => {
+    const gate = new Gate()
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script: clerk({ 2: gate }) })
+    const running = crowd.run()
+    await gate.reached
+    const { owner, other } = await waiting(crowd, 'troupe.model.called')
+    expect(await crowd.ask('pause', 'desk')).toMatchObject({ code: 0, stderr: 'desk paused\n' })
+    expect((await crowd.ask('show', 'desk')).stdout).toMatch(/ · paused\n/)
+    expect((await crowd.ask('rm', 'desk')).stderr).toContain('MESSAGE_REFUSED: desk is at work on r')
+    expect((await crowd.ask('move', 'desk', '--to', other)).code).toBe(0)
+    gate.open()
+    // The reply comes, and the next round waits.
+    await crowd.events(({ event }) => event.type === 'troupe.model.replied' && crowd.scripted.requests.count === 2)
+    expect((await crowd.ask('show', 'desk')).stdout).toMatch(/ · paused\n/)
+    expect((await crowd.ask('cancel', 'desk', '--run', 'r999')).code).toBe(0)
+    expect((await crowd.ask('resume', 'desk')).code).toBe(0)
+    expect((await running.end).code).toBe(0)
+    for (const words of [
+      ['show', 'nobody'],
+      ['pause', 'nobody'],
+      ['resume', 'nobody'],
+      ['cancel', 'nobody'],
+      ['journal', 'nobody'],
+      ['rm', 'nobody'],
+    ]) {
+      const end = await crowd.ask(...words)
+      expect([words, end.code, end.stderr.split('\n')[0]]).toEqual([
+        words,
+        1,
+        'CREW_UNKNOWN: there is no crew nobody in this store',
+      ])
+    }
+    expect((await crowd.ask('cancel', 'desk')).code).toBe(0)
+    const journal = jsonLines((await crowd.ask('journal', 'desk', '--json')).stdout)
+    expect(journal.map(({ sequence }) => sequence)).toEqual(journal.map((_, index) => index + 1))
+    // Removed where it is now: whoever had it before knows it too, and a new life goes on behind the old one.
+    expect((await crowd.ask('rm', 'desk')).code).toBe(0)
+    expect((await crowd.ask('show', 'desk')).stderr).toContain('CREW_UNKNOWN')
+    expect((await crowd.ask('pause', 'desk')).stderr).toContain('CREW_UNKNOWN')
+    const anew = await crowd.run().end
+    expect(anew, anew.stderr).toMatchObject({ code: 0 })
+    const again = jsonLines((await crowd.ask('journal', 'desk', '--json')).stdout)
+    expect(again[0]!['sequence']).toBe(journal.length + 1)
+    expect([owner, other].sort()).toEqual(['w1', 'w2'])
+  })
+})

@@ -1,10 +1,11 @@
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
-import { clerk, Gate } from './command-line.js'
+import { clerk, crewFile, ended, Gate, model, scratch, troupe } from './command-line.js'
 import { gather } from './crowd.js'
 
 let server: NatsServer
@@ -99,5 +100,38 @@ describe('workers over NATS', () => {
     stubborn!.child.kill('SIGINT')
     stubborn!.child.kill('SIGINT')
     expect(await stubborn!.end).toMatchObject({ code: 130 })
+  })
+
+  test('readme: three workers, a crew for each run, kill -9 of one of them: all go on, and nobody sees more than a pause', async () => {
+    const readme = await readFile(join(import.meta.dirname, '../../README.md'), 'utf8')
+    const section = readme.slice(readme.indexOf('## Many machines'), readme.indexOf('## Layout'))
+    const [worker, run, ps] = [...section.matchAll(/^ {4}troupe (\S.*?)(?: {3,}.*)?$/gm)].map(([, words = '']) => words)
+    const own = await startNatsServer()
+    onTestFinished(() => own.dispose())
+    const cwd = await scratch()
+    const gate = new Gate()
+    const scripted = await model(clerk({ 2: gate }))
+    const words = (line: string, id = 'one') =>
+      line
+        .split(' ')
+        .map((word) => ({ 'crew.ts': crewFile('desk.mjs'), 'nats://127.0.0.1:4222': own.url, one: id })[word] ?? word)
+    const workers = [1, 2, 3].map(() => troupe(words(worker!), { cwd, model: scripted }))
+    for (const each of workers) await each.says('worker ')
+    const ids = ['one', 'two', 'three', 'four']
+    const running = ids.map((id) => troupe(words(run!, id), { cwd, model: scripted }))
+    await Promise.all(running.map((each) => each.says('lookup')))
+    const before = await ended(words(ps!), { cwd })
+    const owner = /^one +\S+ +(\S+)/m.exec(before.stdout)?.[1] ?? before.stderr
+    const killed = workers.find(({ child }) => owner.includes(`-${child.pid}-`))!
+    killed.child.kill('SIGKILL')
+    gate.open()
+    for (const each of running) {
+      const end = await each.end
+      expect(end, end.stderr).toMatchObject({ code: 0, stdout: 'All is known.\n' })
+    }
+    const after = await ended(words(ps!), { cwd })
+    for (const id of ids) expect(after.stdout).toMatch(new RegExp(`^${id} `, 'm'))
+    expect(after.stdout).not.toContain('at work')
+    expect(after.stdout).not.toContain(owner)
   })
 })
