@@ -7,9 +7,21 @@
  *     ready ─► reserving ─► thinking ─► (authorizing ─►) acting ─► ready …
  *                 │            │  └► backoff ─► ready
  *             exhausted        └► answered · failed
+ *
+ * What a user says meanwhile waits beside the conversation and joins it on the way to the next round: behind the results
+ * of a round, and behind the reply that is on its way. With such a message waiting an answer is not the last word, as long
+ * as there is a round left.
  */
 import { assertEvent, assign, enqueueActions, sendTo, setup } from 'xstate'
-import { type AgentInput, type AgentMessage, type Amounts, type CallVerdict, nothing, to } from './messages.js'
+import {
+  type AgentInput,
+  type AgentMessage,
+  type Amounts,
+  type CallVerdict,
+  nothing,
+  steeringsOf,
+  to,
+} from './messages.js'
 
 /** A call of this round that has no result yet. */
 interface OpenCall {
@@ -37,6 +49,9 @@ interface AgentContext extends AgentInput {
   verdicts: readonly CallVerdict[]
   sequence: number
   open: readonly OpenCall[]
+  /** Messages of the user that wait to join the conversation, and their tokens. */
+  steered: number
+  steerTokens: number
   code: string | null
   reason: string
   finish: string
@@ -57,6 +72,8 @@ export type AgentEvent =
   | { type: 'tool.refused'; callId: string; tool: string; reason: string }
   | { type: 'delegate.called'; callId: string; agent: string }
   | { type: 'budget.exhausted'; account: string; dimension: string }
+  | { type: 'agent.steered'; agent: string; run: string; tokens: number }
+  | { type: 'agent.unsteered'; agent: string; run: string; messages: number }
 
 type Tool = Extract<CallVerdict, { verdict: 'tool' }>
 type Delegate = Extract<CallVerdict, { verdict: 'delegate' }>
@@ -67,6 +84,7 @@ const isDelegate = (call: CallVerdict): call is Delegate => call.verdict === 'de
 const isRefused = (call: CallVerdict): call is Refused => call.verdict === 'refused'
 
 const log = (context: AgentContext) => to(`log/${context.conversation}`)
+const steerings = (context: AgentContext) => to(`log/${steeringsOf(context.conversation)}`)
 const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
 const deploymentOf = (context: AgentContext) =>
   context.data.deployments[context.deployment % context.data.deployments.length] ?? context.data.deployments[0]!
@@ -108,9 +126,12 @@ const agent = setup({
       context.tries + 1 < context.data.attempts &&
       (event.advice === 'again' || (event.advice === 'next' && context.tries + 1 < context.data.deployments.length)),
     callsWait: ({ context }) => context.verdicts.length > 0,
+    steered: ({ context }) => context.steered > 0,
+    /** No answer to a message that it does not know of yet. */
+    steeredAnswer: ({ context }) => context.steered > 0 && context.round + 1 < context.data.rounds,
     /** The last result of a round that is followed by another one: the common case, in one step. */
     endsRound: ({ context, event }) =>
-      closesLast(context, event) && !context.paused && context.round < context.data.rounds,
+      closesLast(context, event) && !context.paused && context.steered === 0 && context.round < context.data.rounds,
     nothingOpen: ({ context }) => context.open.length === 0,
   },
   actions: {
@@ -319,6 +340,34 @@ const agent = setup({
       enqueue.assign({ length: context.length + context.verdicts.length, verdicts: [], open: [] })
     }),
 
+    steer: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'run.steer')
+      enqueue.sendTo(steerings(context), { type: 'log.append', values: [0] })
+      enqueue.emit({ type: 'agent.steered', agent: context.data.name, run: context.run, tokens: event.tokens })
+      enqueue.assign({ steered: context.steered + 1, steerTokens: context.steerTokens + event.tokens })
+    }),
+    join: enqueueActions(({ context, enqueue }) => {
+      enqueue.sendTo(log(context), { type: 'log.append', all: steeringsOf(context.conversation) })
+      enqueue.assign({
+        length: context.length + context.steered,
+        tokens: context.tokens + context.steerTokens,
+        steered: 0,
+        steerTokens: 0,
+      })
+    }),
+    /** There is no further round to hear it. */
+    dropSteerings: enqueueActions(({ context, enqueue }) => {
+      for (const messages of context.steered > 0 ? [context.steered] : []) {
+        enqueue.sendTo(steerings(context), { type: 'log.drop' })
+        enqueue.emit({ type: 'agent.unsteered', agent: context.data.name, run: context.run, messages })
+      }
+    }),
+    /** The next request counts what has joined since. */
+    withdraw: enqueueActions(({ context, enqueue }) => {
+      enqueue.sendTo(to(context.keeper), { type: 'budget.release', grant: grantOf(context) })
+      enqueue.assign({ grants: context.grants + 1 })
+    }),
+
     tellExhausted: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.refused')
       const { account, dimension } = event
@@ -361,7 +410,7 @@ const agent = setup({
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '1',
+  version: '2',
   context: ({ input }) => ({
     ...input,
     round: 0,
@@ -375,6 +424,8 @@ export const agentMachine = agent.createMachine({
     verdicts: [],
     sequence: 0,
     open: [],
+    steered: 0,
+    steerTokens: 0,
     code: null,
     reason: '',
     finish: '',
@@ -384,6 +435,7 @@ export const agentMachine = agent.createMachine({
     'run.pause': { actions: 'pause' },
     'run.resume': { actions: 'resume' },
     'run.cancel': { target: '.failed', actions: 'endCancelled' },
+    'run.steer': { actions: 'steer' },
     'agent.redefined': { actions: 'redefine' },
     'budget.raise': {},
   },
@@ -392,6 +444,7 @@ export const agentMachine = agent.createMachine({
       always: [
         { guard: 'paused', target: 'held' },
         { guard: 'roundsSpent', target: 'failed', actions: 'endRounds' },
+        { guard: 'steered', target: 'reserving', actions: 'join' },
         { target: 'reserving' },
       ],
     },
@@ -402,6 +455,7 @@ export const agentMachine = agent.createMachine({
         'budget.granted': { target: 'thinking', actions: 'callModel' },
         'budget.refused': { target: 'exhausted', actions: 'tellExhausted' },
         'run.cancel': { target: 'failed', actions: ['release', 'endCancelled'] },
+        'run.steer': { target: 'ready', actions: ['withdraw', 'steer'] },
       },
     },
     thinking: {
@@ -411,6 +465,7 @@ export const agentMachine = agent.createMachine({
           { guard: 'callsToCount', target: 'authorizing', actions: 'takeReply' },
           { guard: 'calls', target: 'acting', actions: 'takeReply' },
           { guard: 'misfit', target: 'ready', actions: ['takeReply', 'correct'] },
+          { guard: 'steeredAnswer', target: 'ready', actions: 'takeReply' },
           { guard: 'finalMisfit', target: 'failed', actions: ['takeReply', 'endMisfit'] },
           { target: 'answered', actions: 'takeReply' },
         ],
@@ -448,7 +503,7 @@ export const agentMachine = agent.createMachine({
         'run.cancel': { target: 'failed', actions: ['abandonCalls', 'endCancelled'] },
       },
     },
-    answered: { type: 'final', entry: 'finish' },
-    failed: { type: 'final', entry: 'finish' },
+    answered: { type: 'final', entry: ['dropSteerings', 'finish'] },
+    failed: { type: 'final', entry: ['dropSteerings', 'finish'] },
   },
 })

@@ -4,7 +4,7 @@
  * Owns: the crew's context, questions to it, the messages that start an agent.
  * Does not own: when anything happens (`crew.ts`).
  */
-import { type Amounts, type CrewData, type DelegateCall, type Limits, to } from './messages.js'
+import { type Amounts, type CrewData, type CrewMessage, type DelegateCall, type Limits, to } from './messages.js'
 
 export interface Task {
   readonly run: string
@@ -50,6 +50,8 @@ export interface CrewContext {
   readonly keeper: string | null
   /** For a budget of the crew: what was spent before this run. */
   readonly before: Amounts
+  /** Keys of the last messages of its user that were passed on, this run's and earlier ones'. */
+  readonly steers: readonly string[]
 }
 
 export interface CrewInput {
@@ -76,6 +78,7 @@ export type CrewEvent =
     }
   | { type: 'agent.started'; agent: string; address: string }
   | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
+  | { type: 'steer.refused'; run: string; agent: string }
 
 export const minus = (a: Amounts, b: Amounts): Amounts => ({
   nanoUsd: a.nanoUsd - b.nanoUsd,
@@ -128,6 +131,20 @@ export const mayStart = (context: CrewContext) =>
 /** Calls that will not be made any more. */
 export const dropped = (calls: readonly DelegateCall[]) => calls.map((call) => to(`log/${call.name}`))
 export const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
+
+type Steer = Extract<CrewMessage, { type: 'crew.steer' }>
+/** Keys of messages that are remembered: whoever got no answer asks again soon. */
+const maxSteers = 64
+export const isRepeated = (context: CrewContext, { key }: Steer) => context.steers.includes(key)
+export const remembered = ({ steers }: CrewContext, { key }: Steer) => [...steers, key].slice(-maxSteers)
+/** Who takes a message of the user: the lead, or each live task of the named agent, or the actor of that name. */
+export const steered = (context: CrewContext, { run, agent }: Steer) =>
+  Object.entries(context.workers)
+    .filter(([address]) => address.startsWith('agent/') && (run ?? runOf(context)) === runOf(context))
+    .filter(([address, worker]) =>
+      agent === undefined ? worker.call === null : worker.agent === agent || address === `agent/${agent}`,
+    )
+    .map(([address]) => address)
 
 /** The messages that start an agent actor: its account when it has one, then itself. */
 export function startOf(

@@ -17,6 +17,7 @@ import {
   dropped,
   type End,
   grows,
+  isRepeated,
   isLead,
   keeperOf,
   keptByCrew,
@@ -26,12 +27,14 @@ import {
   minOutputTokens,
   minus,
   perCrew,
+  remembered,
   runOf,
   startOf,
+  steered,
   without,
   type Worker,
 } from './crew-context.js'
-import { type CrewMessage, nothing, to } from './messages.js'
+import { type CrewMessage, nothing, steeringsOf, to } from './messages.js'
 
 export type { CrewEvent }
 
@@ -58,6 +61,9 @@ const crew = setup({
       event.type === 'crew.cancel' && (event.run === undefined || event.run === context.task?.run),
     cancelsWaiting: ({ context, event }) =>
       event.type === 'crew.cancel' && context.queue.some((task) => task.run === event.run),
+    steers: ({ context, event }) =>
+      event.type === 'crew.steer' && !isRepeated(context, event) && steered(context, event).length > 0,
+    steeredBefore: ({ context, event }) => event.type === 'crew.steer' && isRepeated(context, event),
     waitsAndMayStart: ({ context }) => context.waiting.length > 0 && mayStart(context),
     stoppedBankrupt: ({ context }) => context.bankrupt && Object.keys(context.workers).length === 0,
     allStopped: ({ context }) => Object.keys(context.workers).length === 0,
@@ -211,6 +217,23 @@ const crew = setup({
       enqueue.assign({ data: event.crew })
     }),
 
+    steer: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'crew.steer')
+      const { tokens } = event
+      for (const address of steered(context, event)) enqueue.sendTo(to(address), { type: 'run.steer', tokens })
+      enqueue.assign({ steers: remembered(context, event) })
+    }),
+    refuseSteer: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'crew.steer')
+      enqueue.emit({ type: 'steer.refused', run: event.run ?? runOf(context), agent: event.agent ?? '' })
+    }),
+    /** What a worker that failed did not hear of any more. */
+    dropSteerings: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      const { conversation } = context.workers[event.address]!
+      enqueue.sendTo(to(`log/${steeringsOf(conversation)}`), { type: 'log.drop' })
+    }),
+
     endAnswered: assign({
       end: ({ event }) => {
         assertEvent(event, 'agent.finished')
@@ -287,7 +310,7 @@ const endOf = (code: string, reason: string): End => ({ code, reason, finish: ''
 /** The crew machine. Bump `version` with any change of its decisions. */
 export const crewMachine = crew.createMachine({
   id: 'crew',
-  version: '1',
+  version: '2',
   context: ({ input: { self, data, keeper } }) => ({
     self,
     data,
@@ -301,6 +324,7 @@ export const crewMachine = crew.createMachine({
     bankrupt: false,
     keeper: keeper ?? null,
     before: nothing,
+    steers: [],
   }),
   initial: 'waking',
   on: {
@@ -309,6 +333,7 @@ export const crewMachine = crew.createMachine({
     'crew.resume': { actions: 'resume' },
     'crew.cancel': { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
     'crew.task': { actions: 'takeTask' },
+    'crew.steer': [{ guard: 'steeredBefore' }, { actions: 'refuseSteer' }],
     'budget.closed': {},
   },
   states: {
@@ -331,10 +356,10 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
         ],
         'actor.failed': [
-          { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropWorker'] },
+          { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
-          { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropWorker'] },
+          { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropSteerings', 'dropWorker'] },
         ],
         'agent.exhausted': [
           { guard: 'ownAccount', actions: 'cancelExhausted' },
@@ -344,6 +369,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'cancelsThis', target: 'closing', actions: 'endCancelled' },
           { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
         ],
+        'crew.steer': { guard: 'steers', actions: 'steer' },
         'crew.wall': { target: 'closing', actions: 'endWall' },
         'delegate.call': { target: '.working', actions: 'enqueueDelegate' },
         'delegate.cancel': { actions: 'cancelDelegates' },
@@ -373,8 +399,8 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: 'dropWorker' },
         ],
         'actor.failed': [
-          { guard: 'leadFailed', actions: ['forget', 'dropWorker'] },
-          { guard: 'isWorker', actions: 'dropWorker' },
+          { guard: 'leadFailed', actions: ['forget', 'dropSteerings', 'dropWorker'] },
+          { guard: 'isWorker', actions: ['dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
           { guard: 'keeperFailed', actions: 'goBankrupt' },
         ],

@@ -24,6 +24,11 @@ export function to(address: string): AnyActorRef {
   return { address } as unknown as AnyActorRef
 }
 
+/** Where messages of the user wait to join a conversation: a name that no conversation of an agent can have. */
+export function steeringsOf(conversation: string): string {
+  return `${conversation}+user`
+}
+
 // ---------------------------------------------------------------------------------------------- shared data
 
 /** What money and counters are counted in. `nanoUsd`: billionths of a US dollar. */
@@ -90,6 +95,20 @@ export const crewPause = z.object({ type: z.literal('crew.pause') })
 export const crewResume = z.object({ type: z.literal('crew.resume') })
 /** Ends the current run; with `run`, that one, also while it waits. */
 export const crewCancel = z.object({ type: z.literal('crew.cancel'), run: z.string().optional() })
+/**
+ * A user message for whoever is at work: the lead, or every live task of an agent (or the one of this actor's name). It
+ * joins the conversation before the next model call. The message is value 0.
+ */
+export const crewSteer = z.object({
+  type: z.literal('crew.steer'),
+  /** Estimate of the message. */
+  tokens: count,
+  /** Only while this run goes on. */
+  run: z.string().optional(),
+  agent: z.string().optional(),
+  /** The same key is the same message. */
+  key: z.string().min(1).max(64),
+})
 export const crewRedefined = z.object({ type: z.literal('crew.redefined'), crew: crewData })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ agent
@@ -117,6 +136,8 @@ export type AgentInput = z.infer<typeof agentInput>
 export const runPause = z.object({ type: z.literal('run.pause') })
 export const runResume = z.object({ type: z.literal('run.resume') })
 export const runCancel = z.object({ type: z.literal('run.cancel') })
+/** The message is value 0. */
+export const runSteer = z.object({ type: z.literal('run.steer'), tokens: count })
 export const agentRedefined = z.object({ type: z.literal('agent.redefined'), data: agentData })
 /** An agent's end. `code` null: it answered; the answer is the last message of its conversation. */
 export const agentFinished = z.object({
@@ -435,6 +456,7 @@ export const commands = {
   'crew.pause': crewPause,
   'crew.resume': crewResume,
   'crew.cancel': crewCancel,
+  'crew.steer': crewSteer,
 } as const
 
 type M<T extends z.ZodType> = z.output<T>
@@ -453,6 +475,7 @@ export type AgentMessage =
   | M<typeof runPause>
   | M<typeof runResume>
   | M<typeof runCancel>
+  | M<typeof runSteer>
   | M<typeof agentRedefined>
   | M<typeof actorFailed>
 
@@ -484,6 +507,7 @@ export type CrewMessage =
   | M<typeof crewPause>
   | M<typeof crewResume>
   | M<typeof crewCancel>
+  | M<typeof crewSteer>
   | M<typeof crewRedefined>
   | M<typeof agentFinished>
   | M<typeof agentExhausted>

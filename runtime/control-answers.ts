@@ -14,6 +14,7 @@ import type { CrewHandle } from './crew-handle.js'
 import { TroupeError } from './errors.js'
 import type { RunInput } from './run-input.js'
 import type { Runtime } from './runtime.js'
+import { type SteerInput, whomOf } from './steering.js'
 
 /** What requests reach. */
 export interface AnswerTarget {
@@ -61,6 +62,10 @@ export async function* answerRequest(
       return yield { result: (await runtime.resume(request.crew)) ?? null }
     case 'cancel':
       return yield { result: (await runtime.cancel(request.crew, request.run)) ?? null }
+    case 'steer': {
+      const options = { key: request.key, ...whomOf(request) }
+      return yield { result: (await runtime.steer(request.crew, request.input as SteerInput, options)) ?? null }
+    }
     case 'move':
       return yield { result: await runtime.move(request.crew, request.to) }
     default:

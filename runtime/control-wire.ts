@@ -50,6 +50,15 @@ export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('pause'), crew: id }),
   z.strictObject({ method: z.literal('resume'), crew: id }),
   z.strictObject({ method: z.literal('cancel'), crew: id, run: z.string().max(64).optional() }),
+  /** The key makes it the same message when it is asked again. */
+  z.strictObject({
+    method: z.literal('steer'),
+    crew: id,
+    input: z.unknown(),
+    key: z.string().min(1).max(64),
+    run: z.string().max(64).optional(),
+    agent: z.string().max(128).optional(),
+  }),
   z.strictObject({ method: z.literal('move'), crew: id, to: id.optional() }),
   /** Does the crew run there, with this very definition? Can it, under its name's code? */
   z.strictObject({ method: z.literal('attach'), crew: id, ...code }),

@@ -22,6 +22,7 @@ import { cancelOn, type ChatMessage, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { Shard } from './shard.js'
 import type { RunState } from './runs.js'
+import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import type { Worker } from './worker.js'
 
 /** Runs of one crew that may wait. */
@@ -126,6 +127,11 @@ export class CrewHandle<Output = unknown> {
   /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
   cancel(run?: string): Promise<void> {
     return command(this.#shard(), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
+  }
+
+  /** Says something to the lead, or to another agent at work. @throws TroupeError `INPUT_INVALID`, `STEER_REFUSED`. */
+  steer(input: SteerInput, options: SteerOptions = {}): Promise<void> {
+    return steer(this.#shard(), input, options)
   }
 
   /** Gives the crew to another worker, or to whomever it falls. Resolves with that one's name. */

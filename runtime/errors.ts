@@ -24,6 +24,7 @@ export const errorCodes = [
   // bounds
   'MAILBOX_FULL',
   'RUNS_FULL',
+  'STEER_REFUSED',
   'COMMIT_OVERFLOW',
   'ROUND_LIMIT',
   'BUDGET_EXHAUSTED',

@@ -12,6 +12,7 @@ import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
+import type { SteerInput, SteerOptions } from './steering.js'
 
 /** A live crew. */
 export interface CrewHandle<Output = unknown> {
@@ -35,6 +36,8 @@ export interface CrewHandle<Output = unknown> {
   resume(): Promise<void>
   /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
   cancel(run?: string): Promise<void>
+  /** As `Runtime.steer`. */
+  steer(input: SteerInput, options?: SteerOptions): Promise<void>
   /** As `Runtime.move`. */
   move(to?: string): Promise<string>
 }
@@ -73,6 +76,13 @@ export interface Runtime extends AsyncDisposable {
   resume(id: string): Promise<void>
   /** Ends a crew's current run, or the given one, with `RUN_CANCELLED`. @throws TroupeError `CREW_UNKNOWN`. */
   cancel(id: string, run?: string): Promise<void>
+  /**
+   * Says something to a crew's lead, or to another agent at work: a user message that joins the conversation before the
+   * next model call. A reply that is on its way comes first; if it is an answer, another round follows, as long as the agent
+   * has one left. Resolves when it is durable.
+   * @throws TroupeError `CREW_UNKNOWN`, `INPUT_INVALID`, `STEER_REFUSED` when there is nobody at work to hear it.
+   */
+  steer(id: string, input: SteerInput, options?: SteerOptions): Promise<void>
   /**
    * Gives a crew to another worker: its owner takes nothing new, finishes its commit and hands it over; what runs goes on,
    * its outcomes follow. It stays there while that worker lives and has the crew's code.

@@ -17,6 +17,7 @@ import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
+import { type SteerInput, steerKey, steerMessage, type SteerOptions, whomOf } from './steering.js'
 
 /** The way to whoever answers requests. */
 export interface Channel {
@@ -113,6 +114,10 @@ export class RemoteRuntime implements Runtime {
     await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
   }
 
+  async steer(id: string, input: SteerInput, options: SteerOptions = {}): Promise<void> {
+    await steered(this.#channel, checkId(id, 'a crew id'), input, options)
+  }
+
   async move(id: string, to?: string): Promise<string> {
     return moved(this.#channel, checkId(id, 'a crew id'), to)
   }
@@ -130,6 +135,12 @@ export class RemoteRuntime implements Runtime {
 async function moved(channel: Channel, crew: string, to: string | undefined): Promise<string> {
   const worker = to === undefined ? {} : { to: checkId(to, 'a worker') }
   return (await channel.ask({ method: 'move', crew, ...worker })) as string
+}
+
+/** The key makes asking again the same message. */
+async function steered(channel: Channel, crew: string, input: SteerInput, options: SteerOptions): Promise<void> {
+  steerMessage(input)
+  await channel.ask({ method: 'steer', crew, input, key: steerKey(options), ...whomOf(options) })
 }
 
 /** A crew that runs in another process. */
@@ -182,6 +193,10 @@ class RemoteCrew<Output> implements CrewHandle<Output> {
   async cancel(run?: string): Promise<void> {
     const { id: crew } = this
     await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
+  }
+
+  async steer(input: SteerInput, options: SteerOptions = {}): Promise<void> {
+    await steered(this.#channel, this.id, input, options)
   }
 
   move(to?: string): Promise<string> {

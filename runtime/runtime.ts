@@ -19,6 +19,7 @@ import { fromRecord, type RecordedCommit } from './record.js'
 import type { RunState } from './runs.js'
 import { crewNameOf } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
+import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import type { Worker } from './worker.js'
 
 /** How long what runs may take when its process closes. */
@@ -200,6 +201,12 @@ export class Runtime {
   async cancel(id: string, run?: string): Promise<void> {
     await this.#known(id)
     await command(this.worker.shard(id), run === undefined ? { type: 'crew.cancel' } : { type: 'crew.cancel', run })
+  }
+
+  /** Says something to a crew's agents at work. @throws TroupeError `CREW_UNKNOWN`, `INPUT_INVALID`, `STEER_REFUSED`. */
+  async steer(id: string, input: SteerInput, options: SteerOptions = {}): Promise<void> {
+    await this.#known(id)
+    await steer(this.worker.shard(id), input, options)
   }
 
   /** Gives a crew to another worker. @throws TroupeError `CREW_UNKNOWN` and as `Worker.move`. */

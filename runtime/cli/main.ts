@@ -113,6 +113,13 @@ storeCommand('cancel <id>', 'end the current run of a crew')
     end(async () => (await import('./show.js')).command('cancel', id, options), options.json),
   )
 
+storeCommand('steer <id> <text>', 'say something to the agents of a crew that is at work')
+  .option('--run <run>', 'only while this run goes on')
+  .option('--agent <name>', 'to every task of this agent that goes on, or to this actor (default: the lead)')
+  .action((id: string, text: string, options: Options & { run?: string; agent?: string }) =>
+    end(async () => (await import('./show.js')).steer(id, text, options), options.json),
+  )
+
 storeCommand('move <id>', 'give a crew to another worker')
   .option('--to <worker>', 'the worker that is to have it while it lives (default, and `auto`: the one it falls to)')
   .action((id: string, options: Options & { to?: string }) =>

@@ -1,5 +1,5 @@
 /**
- * `troupe show`, `rm`, `pause`, `resume`, `cancel`, `move`: looking at crews and telling them what to do.
+ * `troupe show`, `rm`, `pause`, `resume`, `cancel`, `steer`, `move`: looking at crews and telling them what to do.
  *
  * Owns: how crews are shown.
  * Does not own: reaching them: beside a running process through its control socket, else by opening the store.
@@ -9,6 +9,7 @@ import { TroupeError } from '../errors.js'
 import type { Runtime } from '../face.js'
 import { createRuntime } from '../index.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
+import { whomOf } from '../steering.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import { count, dollars, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine } from './output.js'
 
@@ -83,6 +84,15 @@ function runLine(run: RunInfo): string {
 /** Deletes a crew. */
 export async function rm(id: string, options: StoreOptions): Promise<number> {
   return told(id, options, 'removed', (runtime) => runtime.remove(id))
+}
+
+/** Says something to the agents of a crew at work. */
+export async function steer(
+  id: string,
+  text: string,
+  options: StoreOptions & { readonly run?: string; readonly agent?: string },
+): Promise<number> {
+  return told(id, options, 'steered', (runtime) => runtime.steer(id, text, whomOf(options)))
 }
 
 /** Gives a crew to another worker, or to whomever it falls. */

@@ -1,93 +1,22 @@
 import { expect, test } from 'vitest'
-import { type AgentData, type AgentInput, agentMachine, type CallVerdict, nothing } from '../../machines/index.js'
+import { type AgentInput, agentMachine, type CallVerdict, nothing } from '../../machines/index.js'
+import {
+  data,
+  delegation,
+  failed,
+  granted,
+  input,
+  refusal,
+  refused,
+  replied,
+  spent,
+  toolCall,
+  usage,
+  worst,
+} from '../support/agent-messages.js'
 import { cover, drive, type Driver, type Message } from '../support/machine-driver.js'
 
 const covered = cover(agentMachine)
-
-const data: AgentData = {
-  name: 'writer',
-  deployments: [
-    { name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } },
-    { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 } },
-  ],
-  rounds: 3,
-  attempts: 3,
-  maxOutputTokens: 1_000,
-  minOutputTokens: 100,
-  baseTokens: 10,
-  limits: null,
-  keep: false,
-}
-const input: AgentInput = {
-  self: 'agent/writer-r1',
-  run: 'r1',
-  crew: 'crew/main',
-  keeper: 'budget/r1',
-  account: 'run',
-  conversation: 'r1',
-  depth: 0,
-  length: 1,
-  tokens: 20,
-  paused: false,
-  counted: false,
-  data,
-}
-const worst = { nanoUsd: 500, tokens: 1_020, modelCalls: 1, toolCalls: 0 }
-const spent = { nanoUsd: 90, tokens: 30, modelCalls: 1, toolCalls: 0 }
-const usage = { inputTokens: 20, outputTokens: 10, cachedInputTokens: 0, estimated: false }
-const granted: Message = { type: 'budget.granted', grant: 'agent/writer-r1#0', maxOutputTokens: 700, worst }
-const refused: Message = {
-  type: 'budget.refused',
-  grant: 'agent/writer-r1#0',
-  account: 'run',
-  dimension: 'nanoUsd',
-}
-const toolCall = (index: number): CallVerdict => ({
-  verdict: 'tool',
-  index,
-  callId: `c${index}`,
-  tool: 'lookup',
-  effect: 'once',
-  timeoutMs: 1_000,
-  retries: 0,
-  onUnknown: 'tell',
-})
-const delegation = (index: number): CallVerdict => ({
-  verdict: 'delegate',
-  index,
-  callId: `c${index}`,
-  agent: 'helper',
-  values: [1, 2],
-  tokens: 40,
-})
-const refusal = (index: number): CallVerdict => ({
-  verdict: 'refused',
-  index,
-  callId: `c${index}`,
-  name: 'nope',
-  message: 'There is no tool named "nope".',
-})
-const replied = (more: Record<string, unknown> = {}): Message => ({
-  type: 'model.replied',
-  calls: [],
-  fits: null,
-  reason: '',
-  finish: 'stop',
-  usage,
-  spent,
-  sequence: 7,
-  ...more,
-})
-const failed = (advice: string, more: Record<string, unknown> = {}): Message => ({
-  type: 'model.failed',
-  kind: 'server',
-  reason: 'oops',
-  advice,
-  delayMs: 40,
-  spent: nothing,
-  real: true,
-  ...more,
-})
 
 const start = (more: Partial<AgentInput> = {}): Driver => drive(covered.machine, { ...input, ...more })
 const thinking = (more: Partial<AgentInput> = {}): Driver => start(more).send(granted)
@@ -452,6 +381,100 @@ test.each(Object.entries(places))('agent: paused and resumed in %s it goes on as
   onward[name]?.(agent)
   expect(agent.state).toBe('reserving')
 })
+
+const steer: Message = { type: 'run.steer', tokens: 6 }
+const waits = ['log/r1+user', { type: 'log.append', values: [0] }]
+const joins = ['log/r1', { type: 'log.append', all: 'r1+user' }]
+const joined = (agent: Driver) => agent.to('log/r1').filter((message) => 'all' in message).length
+
+test.each(Object.entries(places))(
+  'agent: messages of its user in %s join its conversation once, together, before its next call',
+  (name, go) => {
+    const agent = go()
+    const { length, tokens } = agent.context as unknown as AgentInput
+    agent.send({ type: 'run.pause' })
+    for (const _ of [1, 2]) {
+      const releases = agent.state === 'reserving'
+      agent.send(steer)
+      expect(agent.emitted).toEqual([{ type: 'agent.steered', agent: 'writer', run: 'r1', tokens: 6 }])
+      expect(agent.sent).toContainEqual(waits)
+      expect(joined(agent)).toBe(0)
+      expect(agent.to('budget/r1')).toEqual(releases ? [{ type: 'budget.release', grant: 'agent/writer-r1#0' }] : [])
+    }
+    expect(agent.state).toBe(name === 'reserving' ? 'held' : name.replace(' with calls', ''))
+    if (name !== 'reserving') onward[name]?.(agent)
+    expect(agent.state).toBe('held')
+    const before = agent.context as unknown as AgentInput
+    agent.send({ type: 'run.resume' })
+    expect(agent.state).toBe('reserving')
+    expect(agent.sent[0]).toEqual(joins)
+    expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.reserve', inputTokens: before.tokens + 12 }])
+    expect(agent.context).toMatchObject({ length: before.length + 2, steered: 0, steerTokens: 0 })
+    if (name === 'held') expect(before).toMatchObject({ length, tokens })
+  },
+)
+
+test('agent: a message in reserving withdraws the request: the next one has another grant and counts it', () => {
+  const agent = start().send(steer)
+  expect(agent.state).toBe('reserving')
+  expect(agent.sent).toEqual([
+    ['budget/r1', { type: 'budget.release', grant: 'agent/writer-r1#0' }],
+    waits,
+    joins,
+    ['budget/r1', expect.objectContaining({ grant: 'agent/writer-r1#1', inputTokens: 26 })],
+  ])
+})
+
+test('agent: a message joins behind the reply that is on its way, and an answer is not the last word', () => {
+  const agent = thinking().send(steer, replied())
+  expect(agent.state).toBe('reserving')
+  expect(agent.sent.filter(([to]) => to.startsWith('log/'))).toEqual([
+    ['log/r1', { type: 'log.append', values: [0] }],
+    joins,
+  ])
+  agent.send(granted, replied())
+  expect(agent.done).toBe(true)
+  expect(end(agent)).toMatchObject({ code: null, rounds: 2, length: 4 })
+})
+
+test('agent: a message joins behind the results of a round, never between', () => {
+  const agent = acting([toolCall(0), delegation(1)]).send(steer)
+  agent.send({ type: 'delegate.finished', index: 1, tokens: 1 })
+  expect(joined(agent)).toBe(0)
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1 })
+  expect(agent.to('log/r1')).toEqual([{ type: 'log.seal' }, { type: 'log.append', all: 'r1+user' }])
+})
+
+test('agent: an answer that does not fit is corrected first; one that may not be corrected again has another round', () => {
+  const misfit = replied({ fits: false, reason: 'not like this' })
+  const more = { data: { ...data, rounds: 9 } }
+  const agent = thinking(more).send(steer, misfit)
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.append', values: [0] },
+    { type: 'log.append', user: 'not like this' },
+    { type: 'log.append', all: 'r1+user' },
+  ])
+  agent.send(granted, misfit, granted, steer, misfit)
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toHaveLength(2)
+})
+
+test.each([
+  ['an answer in its last round', replied(), null],
+  ['calls in its last round', replied({ calls: [toolCall(0)] }), 'ROUND_LIMIT'],
+  ['its failure', failed('never'), 'MODEL_FAILED'],
+  ['its cancel', { type: 'run.cancel' }, 'RUN_CANCELLED'],
+] as const)(
+  'agent: with %s a message that waits has no round left to join: it goes, and an event says so',
+  (_, last, code) => {
+    const agent = thinking({ data: { ...data, rounds: 1 } }).send(steer, steer, last)
+    expect(agent.done).toBe(true)
+    expect(joined(agent)).toBe(0)
+    expect(agent.to('log/r1+user')).toEqual([{ type: 'log.drop' }])
+    expect(agent.emitted).toContainEqual({ type: 'agent.unsteered', agent: 'writer', run: 'r1', messages: 2 })
+    expect(end(agent)).toMatchObject({ code })
+  },
+)
 
 test('agent: a message that its state does not take changes nothing and is not taken', () => {
   const agent = start()

@@ -1,84 +1,19 @@
 import { describe, expect, test } from 'vitest'
-import { type AgentData, type CrewData, crewMachine, nothing } from '../../machines/index.js'
+import { type CrewData, crewMachine, nothing } from '../../machines/index.js'
+import {
+  actorFailed,
+  agentData,
+  call,
+  closed,
+  data,
+  exhausted,
+  finished,
+  spent,
+  task,
+} from '../support/crew-messages.js'
 import { cover, drive, type Driver, type Message } from '../support/machine-driver.js'
 
 const covered = cover(crewMachine)
-
-const agentData = (name: string, more: Partial<AgentData> = {}): AgentData => ({
-  name,
-  deployments: [{ name: 'a:one', price: { input: 1, output: 1 } }],
-  rounds: 3,
-  attempts: 2,
-  maxOutputTokens: 100,
-  minOutputTokens: 10,
-  baseTokens: 5,
-  limits: null,
-  keep: false,
-  ...more,
-})
-const data: CrewData = {
-  name: 'report',
-  lead: 'writer',
-  agents: {
-    writer: agentData('writer'),
-    helper: agentData('helper'),
-    saver: agentData('saver', { limits: { tokens: 50 } }),
-  },
-  limits: { tokens: 1_000 },
-  per: 'run',
-  wallMs: null,
-  delegates: 2,
-}
-const spent = { nanoUsd: 7, tokens: 30, modelCalls: 2, toolCalls: 1 }
-const closed: Message = { type: 'budget.closed', spent }
-
-const task = (sequence: number, more: Record<string, unknown> = {}): Message => ({
-  type: 'crew.task',
-  tokens: 12,
-  messages: 1,
-  key: `k${sequence}`,
-  data: false,
-  sequence,
-  ...more,
-})
-const finished = (address: string, more: Record<string, unknown> = {}): Message => ({
-  type: 'agent.finished',
-  address,
-  conversation: address.slice(6),
-  code: null,
-  reason: '',
-  finish: 'stop',
-  rounds: 1,
-  length: 3,
-  tokens: 40,
-  answer: 10,
-  ...more,
-})
-const call = (name: string, more: Record<string, unknown> = {}): Message => ({
-  type: 'delegate.call',
-  caller: 'agent/writer-r1',
-  conversation: 'r1',
-  index: 0,
-  callId: 'c0',
-  agent: 'helper',
-  name,
-  depth: 1,
-  length: 2,
-  tokens: 9,
-  ...more,
-})
-const actorFailed = (address: string): Message => ({
-  type: 'actor.failed',
-  address,
-  code: 'ACTOR_FAILED',
-  reason: 'boom',
-})
-const exhausted = (address: string, account: string): Message => ({
-  type: 'agent.exhausted',
-  address,
-  account,
-  dimension: 'tokens',
-})
 
 const start = (more: Partial<CrewData> = {}): Driver =>
   drive(covered.machine, { self: 'crew/main', data: { ...data, ...more } } as { self: string })
@@ -507,6 +442,64 @@ describe('crew: kept conversations', () => {
     const crew = running().send(finished('agent/writer-r1', { conversation: 'r1' }), closed, task(2))
     expect(crew.to('shard/runs')).toContainEqual({ type: 'run.started', run: 'r2', conversation: 'r2' })
     expect(crew.to('log/r1')).toEqual([])
+  })
+})
+
+describe('crew: messages of its user', () => {
+  const steer = (key: string, more: Record<string, unknown> = {}): Message => ({
+    type: 'crew.steer',
+    tokens: 6,
+    key,
+    ...more,
+  })
+  const heard = (crew: Driver) => ofType(crew, 'run.steer').length
+  const refused = { type: 'steer.refused', run: 'r1', agent: '' }
+  const helpers = (): Driver => running().send(call('helper-5-0'), call('helper-5-1', { index: 1 }))
+
+  test('crew: a message goes to the lead, also when its run is named', () => {
+    const crew = running().send(steer('a'))
+    expect(crew.sent).toEqual([['agent/writer-r1', { type: 'run.steer', tokens: 6 }]])
+    crew.send(steer('b', { run: 'r1' }))
+    expect(heard(crew)).toBe(1)
+  })
+
+  test('crew: one for another agent goes to each of its live tasks, or to the one of that name', () => {
+    const crew = helpers().send(steer('a', { agent: 'helper' }))
+    expect(crew.sent.map(([to]) => to)).toEqual(['agent/helper-5-0', 'agent/helper-5-1'])
+    crew.send(steer('b', { agent: 'helper-5-1' }))
+    expect(crew.sent.map(([to]) => to)).toEqual(['agent/helper-5-1'])
+  })
+
+  test('crew: nobody at work is a refusal: no run, another run, an agent that does not work, a run that ends', () => {
+    const crew = start().send(steer('a'))
+    expect(crew.emitted).toEqual([{ ...refused, run: '' }])
+    crew.send(task(1), steer('b', { run: 'r9' }))
+    expect(crew.emitted).toEqual([{ ...refused, run: 'r9' }])
+    crew.send(steer('c', { agent: 'helper' }))
+    expect(crew.emitted).toEqual([{ ...refused, agent: 'helper' }])
+    crew.send({ type: 'crew.cancel' }, steer('d'))
+    expect(crew.emitted).toEqual([refused])
+    expect(heard(crew)).toBe(0)
+  })
+
+  test('crew: the same key is passed on once, also when its run is over by now', () => {
+    const crew = running().send(steer('a'), steer('a'))
+    expect([crew.taken, heard(crew), crew.emitted]).toEqual([true, 0, []])
+    crew.send(finished('agent/writer-r1', { conversation: 'r1' }), closed, steer('a'))
+    expect(crew.emitted).toEqual([])
+    crew.send(task(2), ...Array.from({ length: 64 }, (_, index) => steer(`k${index}`)))
+    crew.send(steer('k0'))
+    expect(heard(crew)).toBe(0)
+    crew.send(steer('a'))
+    expect(heard(crew)).toBe(1)
+  })
+
+  test.each(['running', 'closing'])('crew: what an agent that failed did not hear goes with it, %s', (where) => {
+    const crew = helpers().send(...(where === 'closing' ? [{ type: 'crew.cancel' }] : []))
+    crew.send(actorFailed('agent/helper-5-0'))
+    expect(crew.to('log/helper-5-0+user')).toEqual([{ type: 'log.drop' }])
+    crew.send(actorFailed('agent/writer-r1'))
+    expect(crew.to('log/r1+user')).toEqual([{ type: 'log.drop' }])
   })
 })
 

@@ -86,6 +86,15 @@ export class Client {
     })
   }
 
+  /** Says something to whoever is at work. */
+  async steer(key: string, agent: string | undefined): Promise<void> {
+    await this.#try(async (shard) => {
+      const body = { type: 'crew.steer', tokens: 5, key, ...(agent === undefined ? {} : { agent }) }
+      const values = [userMessage(`but ${key}`)]
+      await shard.post({ from: 'client/local', to: crewAddress, cause: nextCause(), body, values }, true)
+    })
+  }
+
   /** Puts the crew's present definition into force. */
   async redefine(): Promise<void> {
     await this.#try(() => Promise.resolve())

@@ -24,6 +24,7 @@ import { Accounts } from './accounts.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
+import { Steers } from './steers.js'
 
 export const machines = { agent: agentMachine, tool: toolMachine, budget: budgetMachine, crew: crewMachine }
 
@@ -98,6 +99,7 @@ export class Replica {
   readonly #onceDoubted = new Map<string, number>()
   /** Crashes before each commit. */
   readonly #crashesAt: number[] = []
+  readonly #steers: Steers
   /** First commit that asked for a piece of work. */
   readonly #firstAsked = new Map<string, number>()
   readonly #world: ReplicaWorld
@@ -107,6 +109,7 @@ export class Replica {
     this.#world = world
     this.state = emptyState(shard)
     this.accounts = new Accounts(shard, world.notes)
+    this.#steers = new Steers(world.notes)
   }
 
   get crew(): CrewContext | null {
@@ -179,6 +182,7 @@ export class Replica {
     for (const [from, event] of commit.events) this.#see(from, event as Seen)
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
+    this.#steers.take(this.state, commit)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')
         this.accounts.checkBill(event.run, event.spent)

@@ -21,6 +21,7 @@ import { Judge } from './judge.js'
 import { type Fault, Notes, type Violation } from './notes.js'
 import { machines, Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
+import { drawSteers } from './steers.js'
 import { SimulatedCluster } from './simulated-cluster.js'
 import { SimulatedJournal } from './simulated-journal.js'
 import { SimulatedStream } from './simulated-stream.js'
@@ -494,6 +495,8 @@ class Simulation implements World {
       const run = random.chance(0.5) ? random.pick(runs) : undefined
       onEach((client) => client.command('crew.cancel', run), crew.id)
     })
+    for (const { id, key, agent, atMs } of drawSteers(this.seed, this.#crews, horizonMs))
+      this.timeline.after(atMs, null, () => onEach((client) => client.steer(key, agent), id))
     at(plan.redefinitions, () => {
       const crew = random.pick(this.#crews)
       crew.variant = random.int(0, variants - 1)

@@ -1,0 +1,88 @@
+/** What an agent is started with and told, for tests of its machine. */
+import { type AgentData, type AgentInput, type CallVerdict, nothing } from '../../machines/index.js'
+import type { Message } from './machine-driver.js'
+
+export const data: AgentData = {
+  name: 'writer',
+  deployments: [
+    { name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } },
+    { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 } },
+  ],
+  rounds: 3,
+  attempts: 3,
+  maxOutputTokens: 1_000,
+  minOutputTokens: 100,
+  baseTokens: 10,
+  limits: null,
+  keep: false,
+}
+export const input: AgentInput = {
+  self: 'agent/writer-r1',
+  run: 'r1',
+  crew: 'crew/main',
+  keeper: 'budget/r1',
+  account: 'run',
+  conversation: 'r1',
+  depth: 0,
+  length: 1,
+  tokens: 20,
+  paused: false,
+  counted: false,
+  data,
+}
+export const worst = { nanoUsd: 500, tokens: 1_020, modelCalls: 1, toolCalls: 0 }
+export const spent = { nanoUsd: 90, tokens: 30, modelCalls: 1, toolCalls: 0 }
+export const usage = { inputTokens: 20, outputTokens: 10, cachedInputTokens: 0, estimated: false }
+export const granted: Message = { type: 'budget.granted', grant: 'agent/writer-r1#0', maxOutputTokens: 700, worst }
+export const refused: Message = {
+  type: 'budget.refused',
+  grant: 'agent/writer-r1#0',
+  account: 'run',
+  dimension: 'nanoUsd',
+}
+export const toolCall = (index: number): CallVerdict => ({
+  verdict: 'tool',
+  index,
+  callId: `c${index}`,
+  tool: 'lookup',
+  effect: 'once',
+  timeoutMs: 1_000,
+  retries: 0,
+  onUnknown: 'tell',
+})
+export const delegation = (index: number): CallVerdict => ({
+  verdict: 'delegate',
+  index,
+  callId: `c${index}`,
+  agent: 'helper',
+  values: [1, 2],
+  tokens: 40,
+})
+export const refusal = (index: number): CallVerdict => ({
+  verdict: 'refused',
+  index,
+  callId: `c${index}`,
+  name: 'nope',
+  message: 'There is no tool named "nope".',
+})
+export const replied = (more: Record<string, unknown> = {}): Message => ({
+  type: 'model.replied',
+  calls: [],
+  fits: null,
+  reason: '',
+  finish: 'stop',
+  usage,
+  spent,
+  sequence: 7,
+  ...more,
+})
+export const failed = (advice: string, more: Record<string, unknown> = {}): Message => ({
+  type: 'model.failed',
+  kind: 'server',
+  reason: 'oops',
+  advice,
+  delayMs: 40,
+  spent: nothing,
+  real: true,
+  ...more,
+})
