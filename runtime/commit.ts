@@ -35,6 +35,15 @@ const crewKeeper = 'budget/crew'
 /** Something that happened, for whoever watches: where, and what. */
 export type DomainEvent = readonly [from: string, event: Message]
 
+/** A message that an actor was given, for whoever traces: which one of its commit made it, null for the envelope. */
+export interface TracedMessage {
+  readonly from: string
+  readonly to: string
+  readonly message: Message
+  /** Index among the commit's messages of the one that was being taken when it was sent. */
+  readonly cause: number | null
+}
+
 /** What one envelope led to. */
 export interface Commit {
   readonly sequence: number
@@ -55,6 +64,8 @@ export interface Commit {
   readonly finished: readonly string[]
   /** The decisions in words, for a refused upgrade; only when asked for. */
   readonly decisions: readonly string[]
+  /** Every message inside, in the order in which they were sent; only when they are traced. */
+  readonly messages: readonly TracedMessage[]
 }
 
 /** What `decide` needs beside state and envelope. */
@@ -63,6 +74,8 @@ export interface DecideContext {
   readonly machines: Machines
   /** Effects of the outcome types that the edge may bring. */
   readonly explain?: boolean
+  /** Commits tell their messages. */
+  readonly trace?: boolean
 }
 
 /**
@@ -83,6 +96,11 @@ interface Delivery {
 
 class Deciding {
   readonly #queue: Delivery[] = []
+  readonly #traced: TracedMessage[] = []
+  /** Which of the messages is being taken. */
+  #taking: number | null = null
+  /** Messages that nobody took: their crew failed. */
+  #dropped = 0
   readonly #lines: string[] = []
   readonly #effects: Effect[] = []
   readonly #cancelled: Effect[] = []
@@ -112,7 +130,10 @@ class Deciding {
     state.sequence += 1
     state.at = Math.max(state.at, this.#envelope.at)
     this.#intake()
-    for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) this.#take(next)
+    for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
+      this.#taking = this.#messages + this.#dropped
+      this.#take(next)
+    }
     const text = this.#lines.join('\n')
     return {
       sequence: state.sequence,
@@ -126,6 +147,7 @@ class Deciding {
       timersChanged: this.#timersChanged,
       finished: this.#finished,
       decisions: this.#context.explain === true ? this.#lines : [],
+      messages: this.#traced,
     }
   }
 
@@ -246,6 +268,10 @@ class Deciding {
 
   #push(delivery: Delivery): void {
     this.#queue.push(delivery)
+    if (this.#context.trace === true) {
+      const { from, to, message } = delivery
+      this.#traced.push({ from, to, message, cause: this.#taking })
+    }
     this.#lines.push(`${delivery.to} ${JSON.stringify(delivery.message)}`)
   }
 
@@ -459,6 +485,7 @@ class Deciding {
     }
     const keeper = this.#state.actors.has(crewKeeper) ? 'crew' : null
     for (const other of [...this.#state.actors.keys()]) if (other !== crewKeeper) this.#stop(other)
+    this.#dropped += this.#queue.length
     for (const { to, message } of this.#queue.splice(0)) if (to === 'shard/runs') this.#takeRun(message)
     for (const run of [...this.#state.runs.unfinished.values()]) {
       const end = { type: 'run.finished', run: run.run, code, reason, finish: '', rounds: 0, spent: nothingSpent }

@@ -19,6 +19,7 @@ import { NatsMail } from '../transport/nats-mail.js'
 import { NatsOwnership } from '../transport/nats-ownership.js'
 import { NatsSurvey } from '../transport/nats-survey.js'
 import { readSettings, type Settings } from '../transport/nats-settings.js'
+import { NatsTrace } from '../transport/nats-trace.js'
 import { Subjects } from '../transport/subjects.js'
 import { answerRequest } from './control-answers.js'
 import type { CrewHandle as LocalHandle } from './crew-handle.js'
@@ -47,6 +48,11 @@ export interface DistributedOptions extends NatsOptions {
   readonly replicas?: number
   /** How long the event stream keeps events, in milliseconds; whoever makes the stream decides. @default 7 days */
   readonly keepEventsMs?: number
+  /**
+   * Let every message between actors pass by on `troupe.<namespace>.msg.…` once its commit is durable: best effort, stored
+   * nowhere. @default false
+   */
+  readonly trace?: boolean
 }
 
 /** Requests of clients under way at once: a crew that is waited for and followed has two. */
@@ -181,7 +187,9 @@ class Membership {
     const copy = folder === null ? undefined : { path: folder, log }
     const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch, copy })
     const crews = new Map<string, LiveCrew>()
+    const trace = nats.trace === true ? new NatsTrace(link, subjects) : null
     const worker = parts.newWorker(journal, {
+      ...(trace === null ? {} : { trace: (shard, commit) => trace.publish(shard, commit) }),
       ports: { clock: ownership.clock, random: Math.random },
       executor: name,
       ownership,

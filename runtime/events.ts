@@ -9,6 +9,7 @@
  *   progress are best effort.
  * - EV3 A reader that leaves costs nothing and cancels nothing.
  */
+import type { Commit } from './commit.js'
 import type { LiveEvent } from './dispatcher.js'
 import type { Journal } from './journal.js'
 import { fromEvents, type PlacedEvent } from './record.js'
@@ -69,6 +70,27 @@ export function liveToCloudEvent(shard: string, live: LiveEvent, count: number, 
     datacontenttype: 'application/json',
     data,
   }
+}
+
+/** The public form of every message of a traced commit, with the actor that it is for. */
+export function messagesToCloudEvents(
+  shard: string,
+  commit: Commit,
+): { readonly to: string; readonly event: TroupeEvent }[] {
+  const { sequence, envelope } = commit
+  const id = (index: number): string => `${shard}-message-${sequence}-${index}`
+  return commit.messages.map(({ from, to, message: { type, ...body }, cause }, index) => ({
+    to,
+    event: {
+      specversion: '1.0',
+      id: id(index),
+      source: `/troupe/${shard}/${from}`,
+      type: 'troupe.message',
+      time: new Date(envelope.at).toISOString(),
+      datacontenttype: 'application/json',
+      data: { to, type, sequence, index, cause: cause === null ? envelope.cause : id(cause), body },
+    },
+  }))
 }
 
 /** Whether an event passed by and is stored nowhere: its id is no cursor. */

@@ -57,6 +57,8 @@ export interface ShardHost {
   schedule(shard: string, dueAt: number | null): void
   /** Events of a durable commit, in order. */
   publish(shard: string, events: readonly PlacedEvent[]): void
+  /** A durable commit, when messages are traced. */
+  trace(shard: string, commit: Commit): void
   show(shard: string, event: LiveEvent): void
   watched(shard: string): boolean
   /** The shard stopped with a reason. */
@@ -426,6 +428,7 @@ export class Shard {
     if (item.draft.from === 'clock/timer') this.#duePosted.delete(item.draft.cause)
     for (const run of commit.finished) this.#forget(run)
     if (commit.events.length > 0) this.#host.publish(this.id, eventsOf(commit))
+    if (commit.messages.length > 0) this.#host.trace(this.id, commit)
     if (commit.cancelled.length > 0) this.#cancelEffects(commit.cancelled)
     // The state may be a rebuilt one: effects are taken from it, never from the commit.
     this.#dispatcher.dispatch(

@@ -11,7 +11,7 @@
  * - K5 Where there are other workers: a shard is active only while this one is to own it; one that it is not to own any
  *   more is left in order, and one that it is to own from now on is taken up when it has something to do.
  */
-import type { DecideContext } from './commit.js'
+import type { Commit, DecideContext } from './commit.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
@@ -36,6 +36,8 @@ export interface WorkerOptions {
   readonly rebuilds?: number
   /** Who owns what, when several workers share the journal. @default this one owns everything */
   readonly ownership?: Ownership
+  /** Told of every commit, with all messages in it, when it is durable. Must neither wait nor throw. @default nobody */
+  readonly trace?: (shard: string, commit: Commit) => void
   /** The code of a crew by its name: a shard that is woken by its work has nobody who spawns it. */
   readonly crewOf?: (name: string) => LiveCrew | undefined
 }
@@ -83,7 +85,7 @@ export class Worker {
     this.#host = {
       journal: options.journal,
       ports: options.ports,
-      context: options.context,
+      context: options.trace === undefined ? options.context : { ...options.context, trace: true },
       executor: options.executor,
       ownership: options.ownership ?? null,
       checks: options.checks === true,
@@ -93,6 +95,7 @@ export class Worker {
         this.hub.publish(shard, events)
         if (events.some(({ event }) => event.type === 'run.finished')) this.#tellEnds(shard)
       },
+      trace: (shard, commit) => options.trace?.(shard, commit),
       show: (shard, event) => this.hub.show(shard, event),
       watched: (shard) => this.hub.watched(shard),
       stopped: (shard, reason) => {

@@ -41,6 +41,8 @@ export interface FollowOptions {
   readonly since?: number | string | undefined
   /** Live events too, which are stored nowhere. @default false */
   readonly live?: boolean | undefined
+  /** Traced messages between actors too, of workers that trace: of the actors that the filter names. @default false */
+  readonly messages?: boolean | undefined
   /** Ends it, without an error. */
   readonly signal?: AbortSignal | undefined
 }
@@ -103,7 +105,7 @@ class Follower {
   #wake: () => void = () => undefined
   #room: () => void = () => undefined
   #messages: ConsumerMessages | null = null
-  #live: Subscription | null = null
+  readonly #passing: Subscription[] = []
   #stopWatching: () => void = () => undefined
 
   constructor(options: FollowOptions) {
@@ -113,17 +115,11 @@ class Follower {
   }
 
   async start(): Promise<void> {
-    const { link, subjects, filter, live, signal } = this.#options
+    const { subjects, filter, live, messages, signal } = this.#options
     if (signal?.aborted === true) this.#stop()
     signal?.addEventListener('abort', this.#stop)
-    if (live === true) {
-      this.#live = link.connection.subscribe(subjects.followed('live', filter), {
-        callback: (error, message) => {
-          if (error !== null) this.#fail(natsError(error, 'NATS'))
-          else if (this.#ready.length < maxReady) for (const event of eventsIn(message)) this.#take(event, null)
-        },
-      })
-    }
+    if (live === true) this.#hear(subjects.followed('live', filter))
+    if (messages === true) this.#hear(subjects.messages(filter))
     try {
       this.#at = await this.#begin()
     } catch (error) {
@@ -131,6 +127,15 @@ class Follower {
     }
     this.#watch()
     void this.#read()
+  }
+
+  /** Takes what passes by, and is stored nowhere. */
+  #hear(subject: string): void {
+    const callback = (error: Error | null, message: Msg): void => {
+      if (error !== null) this.#fail(natsError(error, 'NATS'))
+      else if (this.#ready.length < maxReady) for (const event of eventsIn(message)) this.#take(event, null)
+    }
+    this.#passing.push(this.#options.link.connection.subscribe(subject, { callback }))
   }
 
   /** The first number of the stream that is wanted. */
@@ -267,7 +272,7 @@ class Follower {
     this.#options.signal?.removeEventListener('abort', this.#stop)
     this.#stop()
     this.#stopWatching()
-    this.#live?.unsubscribe()
+    for (const subscription of this.#passing) subscription.unsubscribe()
   }
 }
 

@@ -57,7 +57,7 @@ export function permissionsOf({ role, name }: RoleUser, clients: readonly string
           ...[api.info, ...api.stream('events', 'INFO'), api.create('events')],
           ...api.consumer('events', 'CREATE', 'INFO', 'DELETE', 'MSG.NEXT'),
         ],
-        subscribe: [subjects.events(), subjects.followed('live'), inbox],
+        subscribe: [subjects.events(), subjects.followed('live'), subjects.messages(), inbox],
         responds: false,
       }
     case 'client':
@@ -70,7 +70,14 @@ function inboxOf(name: string): string {
 }
 
 function crewWork(subjects: Subjects, name: string, clients: readonly string[]): string[] {
-  const own = [subjects.journals(), subjects.contents(), subjects.mails(), subjects.events(), subjects.followed('live')]
+  const own = [
+    subjects.journals(),
+    subjects.contents(),
+    subjects.mails(),
+    subjects.events(),
+    subjects.followed('live'),
+    subjects.messages(),
+  ]
   // A worker uses crews as a client does, and asks and answers others of its kind.
   const asked = [subjects.doorsOf(name), subjects.questions(name), subjects.workers(), subjects.dead()]
   return [...own, ...asked, ...subjects.toolCalls().requests, ...[name, ...clients].map((each) => `${inboxOf(each)}.>`)]

@@ -112,6 +112,18 @@ export class Subjects {
     return `${this.#prefix}.live.${token(shard)}.${addressTokens(address)}.${typeTokens(type)}`
   }
 
+  /** What an actor is told, when messages are traced. */
+  message(shard: string, address: string): string {
+    return `${this.#prefix}.msg.${token(shard)}.${addressTokens(address)}`
+  }
+
+  /** Traced messages of the actors that a person's filter names, whatever it says of types. @throws as `followed` */
+  messages(filter = '>'): string {
+    const tokens = this.followed('event', filter).split('.').slice(3)
+    const actor = tokens.length > 3 ? tokens.slice(0, 3) : tokens
+    return [this.#prefix, 'msg', ...actor].join('.')
+  }
+
   /** Events of all shards, or of one: several a message. */
   events(shard?: string): string {
     return shard === undefined ? `${this.#prefix}.event.>` : `${this.#prefix}.event.${token(shard)}`

@@ -16,6 +16,7 @@ import { exitCodes, oneLine, type Paint, painter, writeJson, writeLine } from '.
 export interface EventsOptions extends NatsFlags {
   readonly since?: string
   readonly live?: boolean
+  readonly messages?: boolean
   readonly json?: boolean
 }
 
@@ -32,10 +33,10 @@ export async function events(subject: string | undefined, options: EventsOptions
   process.stdout.on('error', () => leaving.abort())
   const { link, subjects } = await connectFrom(options)
   const { signal } = leaving
-  const { since, live } = options
+  const { since, live, messages } = options
   const paint = painter(process.stdout)
   try {
-    const followed = followEvents({ link, subjects, filter: subject, since: placeOf(since), live, signal })
+    const followed = followEvents({ link, subjects, filter: subject, since: placeOf(since), live, messages, signal })
     for await (const each of followed) {
       if (options.json === true) writeJson(each.sequence === null ? each.event : withSequence(each))
       else writeLine(lineOf(each, paint), process.stdout)

@@ -140,6 +140,7 @@ localCommand('repair <id>', 'tell what a damaged crew lost')
 
 natsCommand('worker <files...>', 'run crews of these files for whoever asks over NATS')
   .option('--name <name>', 'name of this worker (default: made of host and process)')
+  .option('--trace', 'let every message between actors pass by, for `events --messages`')
   .option('--store <dir>', 'folder for a local copy, so that a restart reads little from NATS (default: none)')
   .option('--lease <ms>', 'a worker that is silent for so long loses its crews', whole, 5_000)
   .option('--replicas <count>', 'copies in a cluster of NATS servers', whole, 1)
@@ -152,6 +153,7 @@ natsCommand('worker <files...>', 'run crews of these files for whoever asks over
 natsCommand('events [subject]', 'follow the event stream of workers over NATS')
   .option('--since <place>', 'begin behind this number of the stream, at this time, or with `all` (default: now)')
   .option('--live', 'tokens and progress of tools, too')
+  .option('--messages', 'messages between actors, too, of workers that trace')
   .addHelpText('after', "\nSUBJECT is the id of a crew, or a filter of subjects: '*.agent.>'")
   .action((subject: string | undefined, options: import('./events.js').EventsOptions) =>
     end(async () => (await import('./events.js')).events(subject, options), options.json),

@@ -16,6 +16,7 @@ import { describe } from './ps.js'
 export interface WorkerCommandOptions extends NatsFlags {
   readonly name?: string
   readonly store?: string
+  readonly trace?: boolean
   readonly lease: number
   readonly replicas: number
   readonly keepEvents: number
@@ -37,6 +38,7 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
       leaseMs: options.lease,
       replicas: options.replicas,
       keepEventsMs: options.keepEvents * dayMs,
+      trace: options.trace === true,
       ...(options.name === undefined ? {} : { worker: options.name }),
     },
   })) as DistributedRuntime

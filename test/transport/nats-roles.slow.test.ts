@@ -156,6 +156,7 @@ const matrix: readonly (readonly [what: string, subject: string, publish: Who, s
   ['outcome of another’s tool', 'troupe.shop.mail.7.q3.outcome.t2', 'w', '-'],
   ['event', 'troupe.shop.event.q3', 'w', 'o'],
   ['live event', 'troupe.shop.live.q3.agent.x.model.delta', 'w', 'o'],
+  ['traced message', 'troupe.shop.msg.q3.agent.x', 'w', 'o'],
   ['all events', 'troupe.shop.event.>', 'w', 'o'],
   ['request to a worker', 'troupe.shop.worker.w1', 'w', 'w'],
   ['request to a tool worker', 'troupe.shop.worker.t1', 'w', 'wt'],
