@@ -10,7 +10,8 @@
  * Does not own: what an event is (`runtime/events.ts`), reading the stream (`nats-follower.ts`).
  *
  * - NE1 Every stored event of a shard is in the stream, behind all earlier ones of the shard, whatever fails and whoever
- *   owns it; one may be there twice.
+ *   owns it. The server stores a message only behind the last one of its shard that its sender knows, so none is there
+ *   twice.
  * - NE2 Nobody waits for the stream: `publish` takes at most 10,000 events into memory, over all shards, and what does
  *   not fit is read from the journal again.
  * - NE3 An event that is too large for the server, or that JSON cannot say, is there without its data: it says
@@ -61,7 +62,7 @@ export interface NatsEventsOptions {
 /** Events in memory, over all shards. */
 export const maxQueued = 10_000
 /** Events of one message, and characters of their JSON: below the server's usual limit, whatever they are in UTF-8. */
-const maxTogether = 256
+const maxTogether = 64
 const maxCharacters = 256 * 1024
 /** Shards that are sent for at once. */
 const maxAtOnce = 64
@@ -72,8 +73,6 @@ const ackMs = 2_000
 /** When a shard is tried again. */
 const againMs = 250
 const weekMs = 7 * 24 * 3_600_000
-/** How long the server remembers ids of events. */
-const rememberedMs = 120_000
 const nanos = 1_000_000
 const messageTooLarge = 10054
 
@@ -82,6 +81,8 @@ interface Lane {
   readonly shard: string
   /** The last event that is in the stream; null when the stream must be asked. */
   cursor: Cursor | null
+  /** Number of the message that has it; 0 for none. */
+  at: number
   /** Of the journal, events up to this time need not be stored. Epoch milliseconds. */
   until: number
   /** Events behind the cursor, in order. */
@@ -134,7 +135,6 @@ export class NatsEvents {
       storage: StorageType.File,
       num_replicas: options.replicas ?? 1,
       max_age: maxAgeMs * nanos,
-      duplicate_window: Math.min(rememberedMs, maxAgeMs) * nanos,
     }
     try {
       const found = await streams.info(wanted.name).catch(() => null)
@@ -207,7 +207,7 @@ export class NatsEvents {
 
   #laneOf(shard: string): Lane {
     // Where nothing is known of a shard the stream is asked.
-    const fresh: Lane = { shard, cursor: null, until: 0, queue: [], behind: true, working: false }
+    const fresh: Lane = { shard, cursor: null, at: 0, until: 0, queue: [], behind: true, working: false }
     const lane = this.#lanes.get(shard) ?? fresh
     this.#lanes.delete(shard)
     this.#lanes.set(shard, lane)
@@ -309,7 +309,9 @@ export class NatsEvents {
   async #find(lane: Lane): Promise<void> {
     const { link, subjects } = this.#options
     const asked = link.manager.streams.getMessage(this.#stream, { last_by_subj: subjects.events(lane.shard) })
-    const last = placeIn(await this.#answered(asked))
+    const message = await this.#answered(asked)
+    const last = placeIn(message)
+    lane.at = message?.seq ?? 0
     lane.until = this.#maxAgeMs > 0 ? Date.now() - this.#maxAgeMs : 0
     if (last === null || (await this.#isInJournal(lane.shard, last))) lane.cursor = last ?? beginning
     else {
@@ -335,7 +337,7 @@ export class NatsEvents {
       const { cursor } = lane
       if (cursor === null) return
       const wanted = rest.filter((placed) => placed.at > until && isAfter(placed, cursor))
-      const sent = wanted.length === 0 ? 0 : await this.#send(lane.shard, wanted)
+      const sent = wanted.length === 0 ? 0 : await this.#send(lane, wanted)
       const last = sent === wanted.length ? rest.at(-1)! : wanted[sent - 1]!
       rest = rest.slice(rest.indexOf(last) + 1)
       // Somebody may have said meanwhile that it is not known any more.
@@ -346,31 +348,33 @@ export class NatsEvents {
   }
 
   /** Stores as many of these events as one message takes, at least one. Gives their number. */
-  async #send(shard: string, placed: readonly PlacedEvent[]): Promise<number> {
+  async #send(lane: Lane, placed: readonly PlacedEvent[]): Promise<number> {
     const texts: string[] = []
     let characters = 0
     for (const each of placed.slice(0, maxTogether)) {
-      const text = textOf(toCloudEvent(shard, each))
+      const text = textOf(toCloudEvent(lane.shard, each))
       characters += text.length
       if (texts.length > 0 && characters > maxCharacters) break
       texts.push(text)
     }
-    const sent = await this.#store(shard, placed, texts).catch((error: unknown) => {
+    const sent = await this.#store(lane, texts).catch((error: unknown) => {
       if (!isUnsendable(error)) throw error
-      if (texts.length > 1) return this.#send(shard, placed.slice(0, 1))
-      return this.#store(shard, placed, [JSON.stringify(truncated(toCloudEvent(shard, placed[0]!)))])
+      if (texts.length > 1) return this.#send(lane, placed.slice(0, 1))
+      return this.#store(lane, [JSON.stringify(truncated(toCloudEvent(lane.shard, placed[0]!)))])
     })
     if (this.#failing) this.#options.log.info('events are stored again')
     this.#failing = false
     return sent
   }
 
-  async #store(shard: string, placed: readonly PlacedEvent[], texts: readonly string[]): Promise<number> {
-    const [first, last] = [placed[0]!, placed[texts.length - 1]!]
-    // Both ends and the time are part of it: with more events, or behind a cut, it is another message.
-    const msgID = `${shard}-${first.sequence}-${first.index}-${last.sequence}-${last.index}-${last.at}`
-    const body = `[${texts.join(',')}]`
-    await this.#answered(this.#client.publish(this.#options.subjects.events(shard), body, { msgID, timeout: ackMs }))
+  /** Stores one message behind the last one of its shard, and nowhere else: another owner may have been here. */
+  async #store(lane: Lane, texts: readonly string[]): Promise<number> {
+    const subject = this.#options.subjects.events(lane.shard)
+    const expect = { lastSubjectSequence: lane.at }
+    const { seq } = await this.#answered(
+      this.#client.publish(subject, `[${texts.join(',')}]`, { expect, timeout: ackMs }),
+    )
+    lane.at = seq
     return texts.length
   }
 

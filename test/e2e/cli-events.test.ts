@@ -44,8 +44,10 @@ async function interrupted(command: Command): Promise<{ readonly code: number | 
 describe('troupe events', () => {
   test('CE1 events: a line each, with its number, which --since takes', async () => {
     const { source, events, words } = await stream()
-    for (let n = 0; n < 3; n++) await source.commit('q3', { count: 1, data: { text: 'a\u001b[31m\nb' } }, events)
-    await events.flush()
+    for (let n = 0; n < 3; n++) {
+      await source.commit('q3', { count: 1, data: { text: 'a\u001b[31m\nb' } }, events)
+      await events.flush()
+    }
     const all = troupe([...words, '--since', 'all'], { cwd, env })
     await all.says('     3 ')
     await interrupted(all)

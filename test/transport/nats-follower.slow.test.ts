@@ -39,10 +39,12 @@ const ids = (followed: readonly FollowedEvent[]) => followed.map(({ event }) => 
 const idsOf = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, n) => `a-${from + n}-0`)
 const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
-/** So many commits of one event each. */
+/** So many commits of one event each, each a message of its own. */
 async function commits(shard: string, many: number): Promise<void> {
-  for (let n = 0; n < many; n++) await source.commit(shard, { count: 1 }, events)
-  await events.flush()
+  for (let n = 0; n < many; n++) {
+    await source.commit(shard, { count: 1 }, events)
+    await events.flush()
+  }
 }
 
 /** Follows until the test ends; gives what has come. */
