@@ -87,7 +87,7 @@ async function trial(): Promise<Times> {
         if (event.type === 'troupe.model.called' && (called += 1) === active) allCalled()
         if (performance.now() < killedAt) continue
         const ms = performance.now() - killedAt
-        if (event.type === 'troupe.shard.taken') taken.set(shard, ms)
+        if (event.type === 'troupe.shard.taken' && !taken.has(shard)) taken.set(shard, ms)
         else if (event.type === 'troupe.model.called' && taken.has(shard) && !effect.has(shard)) effect.set(shard, ms)
         if (effect.size === active) allBack()
       }
