@@ -9,11 +9,13 @@
  * - Y3 A record that does not follow from the one before stops the shard with `JOURNAL_CORRUPT`.
  * - Y4 Decisions that differ from the recorded ones are refused with `UPGRADE_REFUSED`, which names the first one; the
  *   shard is untouched. An accepted upgrade is journalled and not refused again.
+ * - Y5 A record that lands while a shard is rebuilt is no damage: the state is that of some moment, and what does not know
+ *   of the record is kept out by the fence.
  */
 import { canonicalJson } from './codec.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
 import { isTroupeError, TroupeError, toTroupeError } from './errors.js'
-import type { Journal, StoredRecord } from './journal.js'
+import type { Journal, ShardHead, StoredRecord } from './journal.js'
 import { checkChain, corrupt, fromRecord, type RecordedCommit } from './record.js'
 import { loadSnapshot, type SealedSegments } from './snapshot.js'
 import { emptyState, type ShardState, versionsOf } from './state.js'
@@ -63,7 +65,7 @@ export async function recover(
       })
       const replayed = replay(shard, state, tail, context, acceptUpgrade)
       const diverged = replayed.diverged ?? changed
-      return finish(shard, { ...replayed, diverged }, tail, stored.sequence, sealed, head.sequence)
+      return await finish(journal, head, { ...replayed, diverged }, tail, stored.sequence, sealed)
     } catch (error) {
       // A damaged snapshot is an optimisation lost; one that this release cannot read may be made again by replay.
       if (!isTroupeError(error) || (error.code !== 'SNAPSHOT_INCOMPATIBLE' && error.code !== 'JOURNAL_CORRUPT'))
@@ -74,14 +76,8 @@ export async function recover(
   const tail = await readTail(journal, shard, 0, new Uint8Array(32))
   if (tail === null) throw refusal ?? corrupt(shard, 1, 'is missing and no snapshot stands in for it')
   try {
-    return finish(
-      shard,
-      replay(shard, emptyState(shard), tail, context, acceptUpgrade),
-      tail,
-      0,
-      new Map(),
-      head.sequence,
-    )
+    const replayed = replay(shard, emptyState(shard), tail, context, acceptUpgrade)
+    return await finish(journal, head, replayed, tail, 0, new Map())
   } catch (error) {
     // Replay under other code after a snapshot that this code cannot read: both reasons count.
     if (refusal === undefined || !isTroupeError(error) || error.code !== 'UPGRADE_REFUSED') throw error
@@ -98,22 +94,20 @@ function acceptedHere(commits: readonly RecordedCommit[], context: DecideContext
   )
 }
 
-function finish(
-  shard: string,
+/** @param head as it was before the tail was read: somebody may have written since, where several share the journal */
+async function finish(
+  journal: Journal,
+  { shard, sequence: least }: ShardHead,
   replayed: { state: ShardState; diverged: string | null },
   tail: Tail,
   snapshot: number,
   sealed: SealedSegments,
-  headSequence: number,
-): Recovered {
-  if (replayed.state.sequence !== headSequence) {
-    throw new TroupeError(
-      'JOURNAL_TRUNCATED',
-      `${shard}: records end at ${replayed.state.sequence}, the index says ${headSequence}`,
-      {
-        details: { shard, sequence: replayed.state.sequence },
-      },
-    )
+): Promise<Recovered> {
+  const { sequence } = replayed.state
+  const most = sequence > least ? (await journal.head(shard)).sequence : least
+  if (sequence < least || sequence > most) {
+    const message = `${shard}: records end at ${sequence}, the index says ${most}`
+    throw new TroupeError('JOURNAL_TRUNCATED', message, { details: { shard, sequence } })
   }
   const { state, diverged } = replayed
   return { state, hash: tail.hash, tailBytes: tail.bytes, snapshot, sealed, diverged }

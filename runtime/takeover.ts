@@ -55,6 +55,8 @@ interface TakenShard {
 interface Taking {
   /** Its last owner did not leave it in order. */
   readonly unclean: boolean
+  /** Who had it last; empty where one process owns everything. */
+  readonly previous: string
   /** How long nobody had it, as far as it is still to be journalled. */
   readonly downMs: number
 }
@@ -106,7 +108,7 @@ export class Takeover {
     }
     const active = [...shard.state().timers.values()].some((timer) => timer.id.startsWith('active:'))
     if (active && taking.downMs > 0) await shard.own({ type: 'shard.resumed', downMs: taking.downMs })
-    this.#crashes = await this.#countCrashes(taking.unclean)
+    this.#crashes = await this.#countCrashes(taking)
     for (const [key, timer] of [...shard.state().timers]) {
       if ((this.#crashes[timerWork(key, timer)] ?? 0) >= maxCrashes)
         await shard.own({ type: 'timer.crashed', timer: key })
@@ -118,14 +120,14 @@ export class Takeover {
   async #take(unclean: boolean): Promise<Taking> {
     const { ownership, ports } = this.#host
     const { owner: previous, at } = this.#shard.state()
-    if (ownership === null) return { unclean, downMs: this.#host.openedAt() - at }
+    if (ownership === null) return { unclean, previous: '', downMs: this.#host.openedAt() - at }
     const { owner } = ownership
-    if (previous === owner) return { unclean: false, downMs: 0 }
+    if (previous === owner) return { unclean: false, previous, downMs: 0 }
     const goneAt = previous === '' ? at : Math.max(at, ownership.lastSeen(previous) ?? at)
     const downMs = at === 0 ? 0 : Math.max(0, ports.clock.now() - goneAt)
     await this.#shard.own({ type: 'shard.taken', owner, downMs })
     // One that lives, as far as is known here, and has not left when it was asked to may be dead as well.
-    return { unclean: previous !== '', downMs: 0 }
+    return { unclean: previous !== '', previous, downMs: 0 }
   }
 
   async #settleEffects(): Promise<void> {
@@ -196,10 +198,16 @@ export class Takeover {
   }
 
   /** An executor that is only thought to be gone may still begin a call that it has announced, and take its time. */
-  async #outwait({ from, body, startBy }: Effect): Promise<void> {
+  async #outwait(effect: Effect): Promise<void> {
+    const callMs = this.#outwaitMs(effect)
+    if (callMs === null) return
+    await new Promise<void>((resolve) => this.#host.ports.clock.after(startWithinMs + callMs, resolve))
+  }
+
+  /** How long a call may take that is only asked about when it is over; null for anything else. */
+  #outwaitMs({ from, body, startBy }: Effect): number | null {
     const asker = this.#shard.state().actors.get(from)?.snapshot.context as { onUnknown?: string } | undefined
-    if (startBy === null || body.type !== 'tool.call' || asker?.onUnknown !== 'verify') return
-    await new Promise<void>((resolve) => this.#host.ports.clock.after(startWithinMs + body.timeoutMs, resolve))
+    return startBy !== null && body.type === 'tool.call' && asker?.onUnknown === 'verify' ? body.timeoutMs : null
   }
 
   /** Blobs of a crash that no record names. */
@@ -217,14 +225,17 @@ export class Takeover {
 
   /**
    * How often the process died over each piece of work that is about to be tried again. After an unclean end one more,
-   * durably and before it is; else what an owner counted that left before it came to it.
+   * durably and before it is; else what an owner counted that left before it came to it. An owner that only waited until
+   * another's call was over died over something else.
    */
-  async #countCrashes(unclean: boolean): Promise<Readonly<Record<string, number>>> {
-    const { journal, ports } = this.#host
+  async #countCrashes({ unclean, previous }: Taking): Promise<Readonly<Record<string, number>>> {
+    const { journal, ports, ownership } = this.#host
     const { effects, timers } = this.#shard.state()
     const now = ports.clock.now()
     const work = [
-      ...[...effects.values()].map((effect) => workOf(effect.from, effect.length)),
+      ...[...effects.values()]
+        .filter((effect) => ownership === null || effect.executor === previous || this.#outwaitMs(effect) === null)
+        .map((effect) => workOf(effect.from, effect.length)),
       ...[...timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer)),
     ]
     if (work.length === 0) return {}

@@ -159,6 +159,20 @@ describe('recovery', () => {
     },
   )
 
+  test('Y5 recovery: a record that lands between a look at the head and the reading is no damage', async () => {
+    const stage = await openStage(talk(2))
+    await (await stage.runtime.spawn(agent())).ask('go')
+    const now = await stage.journal.head('agent')
+    let looks = 0
+    const journal = override(stage.journal, {
+      head: async () => ((looks += 1) === 1 ? { ...now, sequence: now.sequence - 1 } : now),
+    })
+    expect((await recover(journal, 'agent', context, false)).state.sequence).toBe(now.sequence)
+    const behind = override(stage.journal, { head: async () => ({ ...now, sequence: now.sequence - 1 }) })
+    await expect(recover(behind, 'agent', context, false)).rejects.toMatchObject({ code: 'JOURNAL_TRUNCATED' })
+    await stage.runtime.close()
+  })
+
   test('Y3 recovery: records that end before the index says are JOURNAL_TRUNCATED', async () => {
     const stage = await killed(2)
     stage.store.shards.get('agent')!.records.pop()

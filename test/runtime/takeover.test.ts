@@ -236,6 +236,34 @@ describe('takeover', () => {
     await until(() => finished(other) != null)
   })
 
+  test('TA3 TA4 takeover: owners that die while a call is waited out are no crashes over it', async () => {
+    let asked = 0
+    const stand = await two('once', {
+      verify: async () => {
+        asked += 1
+        return { done: false }
+      },
+    })
+    const { owners, clock, crew, works, started, worker } = stand
+    const one = await worker('w0')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    let last = one
+    for (const name of ['w1', 'w2', 'w3', 'w4']) {
+      owners.expire(owners.current)
+      last = await worker(name)
+      owners.moveTo(name)
+      await until(() => last.worker.active.has('pair'))
+      await quiet()
+    }
+    clock.advance(40_000)
+    await until(() => asked === 1)
+    works.open('x')
+    await until(() => finished(last) != null)
+    expect(finished(last)).toMatchObject({ code: null })
+    expect(started).toHaveLength(2)
+  })
+
   test('H6 append: a record that lands after it was given up is not decided again', async () => {
     const { crew, works, store, worker } = await two()
     let late: (() => void) | null = null
