@@ -8,7 +8,7 @@ import ts from 'typescript'
 import { expect, test } from 'vitest'
 import { knownProviders } from '../actors/providers.js'
 import { errorCodes } from '../runtime/errors.js'
-import { type SoakReport, soakTable, withTable } from './soak-table.js'
+import { type Soaks, soakTable, withTable } from './soak-table.js'
 
 const root = join(import.meta.dirname, '..')
 const read = (path: string) => readFileSync(join(root, path), 'utf8')
@@ -117,5 +117,5 @@ test('readme: every link to a file leads to one', () => {
 
 test('readme: the table of what was measured is that of test/soak.json', () => {
   expect(withTable(readme, 'a table')).toContain('-->\na table\n<!--')
-  expect(withTable(readme, soakTable(JSON.parse(read('test/soak.json')) as SoakReport))).toBe(readme)
+  expect(withTable(readme, soakTable(JSON.parse(read('test/soak.json')) as Soaks))).toBe(readme)
 })

@@ -2,7 +2,13 @@
  * What the README says was measured: made of `test/soak.json`, and checked against it by `readme.test.ts`.
  */
 
-/** What `npm run soak` writes, as far as the table names it. */
+/** What `npm run soak` writes: each area as it was run last. */
+export interface Soaks {
+  readonly core: SoakReport
+  readonly workers?: WorkersReport
+}
+
+/** The soak of what one process does, as far as the table names it. */
 export interface SoakReport {
   readonly commit: string
   readonly node: string
@@ -21,6 +27,27 @@ export interface SoakReport {
   }
 }
 
+/** The soak of workers over NATS, as far as the table names it. */
+export interface WorkersReport {
+  readonly commit: string
+  readonly node: string
+  readonly scale: number
+  readonly parts: {
+    readonly failover: Trials & { readonly faults: number; readonly takeovers: number; readonly takeoverP99Ms: number }
+    readonly stops: Trials & { readonly stops: number }
+    readonly cluster: Trials & { readonly kills: number; readonly truncations: number }
+    readonly links: Trials & { readonly trials: number; readonly noticedMs: Readonly<Record<string, number>> }
+    readonly rolling: Trials & { readonly restarts: number }
+    readonly mutants: { readonly caught: number; readonly violations: readonly string[] }
+    readonly bench: { readonly results: readonly Readonly<Record<string, number | string>>[] }
+  }
+}
+
+interface Trials {
+  readonly runs: number
+  readonly violations: readonly string[]
+}
+
 interface Tests {
   readonly passed: number
   readonly failed: number
@@ -30,7 +57,8 @@ interface Tests {
 export const tableMarks = ['<!-- made of test/soak.json -->', '<!-- end -->'] as const
 
 /** Figures of the benchmarks: bench, field, what it is, at most or at least. */
-const figures: readonly (readonly [bench: string, field: string, what: string, bound: string])[] = [
+type Figure = readonly [bench: string, field: string, what: string, bound: string]
+const figures: readonly Figure[] = [
   ['round', 'memoryOverRaw', 'a round in memory over a hand-written loop on the `openai` client', '≤ 1.15'],
   ['round', 'durableProcessOverRaw', 'a round that survives a killed process, over the same', '≤ 1.40'],
   ['throughput', 'durableOverRaw', 'rounds a second of 100 crews, durable, over 100 such loops', '≥ 1.0'],
@@ -54,10 +82,92 @@ const figures: readonly (readonly [bench: string, field: string, what: string, b
   ['cold', 'firstTsMs', 'the same for a TypeScript file seen first', '≤ 600'],
 ]
 
-/** The table of a soak. */
-export function soakTable({ commit, node, parts }: SoakReport): string {
+const workerFigures: readonly Figure[] = [
+  ['mail', 'overRequestReply', 'a letter and its answer over raw NATS request and reply', ''],
+  ['mail', 'overJetStreamPublish', 'the same over raw JetStream publishes', ''],
+  ['stored', 'journalPerRound', 'journal messages of a tool round', '≤ 3'],
+  ['stored', 'storedPerRound', 'all stored messages of a tool round', '≤ 5'],
+  ['scale', 'twoOverOne', 'rounds a second of two workers over one', ''],
+  ['scale', 'fourOverOne', 'of four over one', ''],
+  ['fanout', 'streamOverRaw1', 'events to one follower over raw publish', '≥ 0.5'],
+  ['fanout', 'streamOverRaw100', 'to a hundred', '≥ 0.5'],
+  ['takeover', 'takenP99Ms', 'ms until a killed worker’s crews have another, p99', ''],
+  ['history', 'append10000Over100', 'an append after 10,000 rounds over one after 100', '≤ 1.3'],
+]
+
+/** The tables of what was run. */
+export function soakTable({ core, workers }: Soaks): string {
+  return [...coreTable(core), ...(workers === undefined ? [] : ['', ...workersTable(workers)])].join('\n')
+}
+
+type Row = readonly [what: string, count: string, broken: number]
+
+function tables(
+  heading: string,
+  trials: readonly Row[],
+  measured: readonly Figure[],
+  results: SoakReport['parts']['bench']['results'],
+): string[] {
+  const figure = ([name, field, what, bound]: Figure): string => {
+    const value = results.find((result) => result['bench'] === name)?.[field]
+    return `| ${what} | ${typeof value === 'number' ? rounded(value) : 'not measured'} | ${bound} |`
+  }
+  return [
+    heading,
+    '',
+    '| tried | how often | broken |',
+    '|---|---|---|',
+    ...trials.map((row) => `| ${row.join(' | ')} |`),
+    '',
+    '| measured | | target |',
+    '|---|---|---|',
+    ...measured.map(figure),
+  ]
+}
+
+function workersTable({ commit, node, parts }: WorkersReport): string[] {
+  const { failover, stops, cluster, links, rolling, mutants, bench } = parts
+  const noticed = Math.max(...Object.values(links.noticedMs))
+  const row = (what: string, count: string, { violations }: Pick<Trials, 'violations'>): Row => [
+    what,
+    count,
+    violations.length,
+  ]
+  return tables(
+    `Workers over NATS, commit \`${commit.slice(0, 12)}\`, Node ${node}:`,
+    [
+      row(
+        '`kill -9` of workers and of the server under load',
+        `${failover.faults} faults, ${failover.runs} runs`,
+        failover,
+      ),
+      row(
+        'takeovers after a kill, p99 within lease + 2,000 ms',
+        `${failover.takeovers}, p99 ${rounded(failover.takeoverP99Ms)} ms`,
+        { violations: [] },
+      ),
+      row('an owner sleeps beyond its lease and wakes up', `${stops.stops} stops`, stops),
+      row('mutants of what keeps it out', `${mutants.caught + mutants.violations.length}`, mutants),
+      row(
+        'a node of three is killed, or comes back with a truncated file',
+        `${cluster.kills} and ${cluster.truncations}, ${cluster.runs} runs`,
+        cluster,
+      ),
+      row(
+        'five kinds of link faults, noticed within 5,000 ms',
+        `${links.trials} each, ${rounded(noticed)} ms at most`,
+        links,
+      ),
+      row('rolling restarts of three workers', `${rolling.restarts}, ${rolling.runs} runs`, rolling),
+    ],
+    workerFigures,
+    bench.results,
+  )
+}
+
+function coreTable({ commit, node, parts }: SoakReport): string[] {
   const { kills, budget, storage, mutants, simulation, bench } = parts
-  const trials: readonly (readonly [what: string, count: string, broken: number])[] = [
+  const trials: readonly Row[] = [
     [
       '`kill -9` of a real process, judged by a ledger outside',
       `${kills.trials} kills, ${kills.runs} runs`,
@@ -76,21 +186,7 @@ export function soakTable({ commit, node, parts }: SoakReport): string {
     ],
     ['flipped bits, power cuts, full disks', `${storage.passed + storage.failed} tests`, storage.failed],
   ]
-  const measured = figures.map(([name, field, what, bound]) => {
-    const value = bench.results.find((result) => result['bench'] === name)?.[field]
-    return `| ${what} | ${typeof value === 'number' ? rounded(value) : 'not measured'} | ${bound} |`
-  })
-  return [
-    `Commit \`${commit.slice(0, 12)}\`, Node ${node}:`,
-    '',
-    '| tried | how often | broken |',
-    '|---|---|---|',
-    ...trials.map((row) => `| ${row.join(' | ')} |`),
-    '',
-    '| measured | | target |',
-    '|---|---|---|',
-    ...measured,
-  ].join('\n')
+  return tables(`Commit \`${commit.slice(0, 12)}\`, Node ${node}:`, trials, figures, bench.results)
 }
 
 function rounded(value: number): string {

@@ -1,6 +1,7 @@
 /**
  * `npm run soak [-- AREA] [--scale N]`: the full counts of what `npm test` runs at a tenth, written to `test/soak.json`
- * together with the commit they were run on. The simulation runs beside the other parts, the benchmarks alone at the end.
+ * together with the commit they were run on; an area that is not run stays as it was. Of `core` the simulation runs beside the
+ * other parts; the faults of `workers` are judged by time too, and run one after the other. The benchmarks run alone at the end.
  */
 import { execFileSync, spawn } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -8,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import type { BudgetReport } from './fault/budget-trials.js'
 import type { KillReport } from './fault/kill-trials.js'
-import { type SoakReport, soakTable, withTable } from './soak-table.js'
+import { type Soaks, soakTable, withTable } from './soak-table.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({
@@ -21,7 +22,7 @@ const benches: Readonly<Record<string, readonly string[]>> = {
   core: ['round', 'growth', 'store', 'journal', 'resume', 'cold', 'throughput'],
   workers: ['mail', 'stored', 'scale', 'fanout', 'takeover', 'restart', 'history'],
 }
-const areas = ['core']
+const areas = ['core', 'workers']
 const area = positionals[0] ?? 'core'
 if (!areas.includes(area)) {
   process.stderr.write(`no area ${area}; there are: ${areas.join(', ')}\n`)
@@ -126,10 +127,63 @@ async function bench(): Promise<object> {
   return { ok: part.code === 0, seconds: part.seconds, results: lines.map((line) => JSON.parse(line) as unknown) }
 }
 
+/** A part of the workers' area. */
+async function faults<Report extends { readonly violations: readonly string[] }>(
+  name: string,
+  run: () => Promise<Report>,
+): Promise<object> {
+  say(name)
+  const report = await run()
+  return { ok: report.violations.length === 0, ...report }
+}
+
+const times = (full: number): number => Math.max(1, Math.round(full * scale))
+
+const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
+  failover: () =>
+    faults('failover', async () => {
+      const { leaseMs, runFailover } = await import('./fault/failover-trials.js')
+      const counts = { each: times(20), random: times(100), lanes: times(200), together: 20 }
+      const report = await runFailover({ seed: base, ...counts, idle: times(1_000), idleBytes: 1_000_000 })
+      const late = report.takeoverP99Ms > leaseMs + 2_000 ? [`takeovers take ${report.takeoverP99Ms} ms`] : []
+      return { ...report, violations: [...report.violations, ...late] }
+    }),
+  stops: () =>
+    faults('stops', async () =>
+      (await import('./fault/stop-trials.js')).runStops({ seed: base, count: times(50), lanes: 24 }),
+    ),
+  cluster: () =>
+    faults('cluster', async () => {
+      const { runClusterFaults } = await import('./fault/cluster-trials.js')
+      return runClusterFaults({ seed: base, kills: times(30), truncations: times(20), lanes: 24 })
+    }),
+  links: () =>
+    faults('links', async () => {
+      const { runLinkFaults } = await import('./fault/link-trials.js')
+      const report = await runLinkFaults({ seed: base, count: times(30), lanes: 24 })
+      const late = Object.entries(report.noticedMs).filter(([, ms]) => ms > 5_000)
+      return { ...report, violations: [...report.violations, ...late.map(([kind, ms]) => `${kind}: ${ms} ms`)] }
+    }),
+  rolling: () =>
+    faults('rolling', async () =>
+      (await import('./fault/rolling-trials.js')).runRollingRestarts({ seed: base, count: times(10), lanes: 24 }),
+    ),
+  mutants: () =>
+    faults('mutants', async () => {
+      const { listNatsMutants, runNatsMutant } = await import('./fault/worker-mutants.js')
+      const results = listNatsMutants().map((mutant) => runNatsMutant(mutant, 8, base))
+      const missed = results.filter(({ caughtBy }) => caughtBy === null)
+      return { caught: results.length - missed.length, results, violations: missed.map(({ mutant }) => mutant) }
+    }),
+}
+
 const parts: Record<string, object> = {}
-const write = (): void => {
-  const report = { commit, dirty, area, scale, node: process.version, parts }
-  writeFileSync(fileURLToPath(new URL('soak.json', import.meta.url)), `${JSON.stringify(report, null, 2)}\n`)
+const file = fileURLToPath(new URL('soak.json', import.meta.url))
+const write = (): Soaks => {
+  const soaks = JSON.parse(readFileSync(file, 'utf8')) as Soaks
+  const all = { ...soaks, [area]: { commit, dirty, scale, node: process.version, parts } }
+  writeFileSync(file, `${JSON.stringify(all, null, 2)}\n`)
+  return all
 }
 /** One part after the other. */
 async function lane(steps: Readonly<Record<string, () => Promise<object>>>): Promise<void> {
@@ -142,19 +196,20 @@ async function lane(steps: Readonly<Record<string, () => Promise<object>>>): Pro
 const storageTests = ['test/fault/storage.slow.test.ts', 'test/fault/bit-flips.slow.test.ts']
 const mutantTests = ['test/simulation/mutants.test.ts']
 // The simulation keeps its own time; the others wait for disks and processes beside it. Benches need the machine alone.
-await Promise.all([
-  lane({ simulation }),
-  lane({
-    kills,
-    budget,
-    storage: () => tests('storage', storageTests),
-    mutants: () => tests('mutants', mutantTests),
-  }),
-])
+const coreLanes = () =>
+  Promise.all([
+    lane({ simulation }),
+    lane({
+      kills,
+      budget,
+      storage: () => tests('storage', storageTests),
+      mutants: () => tests('mutants', mutantTests),
+    }),
+  ])
+await (area === 'core' ? coreLanes() : lane(workerSteps))
 if (values.bench) await lane({ bench })
 if (scale === 1 && values.bench) {
   const readme = fileURLToPath(new URL('../README.md', import.meta.url))
-  const report = { commit, node: process.version, scale, parts } as unknown as SoakReport
-  writeFileSync(readme, withTable(readFileSync(readme, 'utf8'), soakTable(report)))
+  writeFileSync(readme, withTable(readFileSync(readme, 'utf8'), soakTable(write())))
 }
 process.exit(Object.values(parts).every((part) => (part as { ok: boolean }).ok) ? 0 : 1)

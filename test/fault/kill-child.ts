@@ -5,28 +5,29 @@
  * and kills the process with SIGKILL at the n-th time. The product knows nothing of it. Run by `kill-trials.ts`.
  */
 import { openSync, readFileSync, writeSync } from 'node:fs'
-import { createFetch } from '../../actors/fetch.js'
-import { createOpenAIModelPort } from '../../actors/model-openai.js'
-import { createToolPort } from '../../actors/tool.js'
-import { agentMachine, budgetMachine, crewMachine, toolMachine } from '../../machines/index.js'
-import type { Crew } from '../../runtime/define.js'
-import type { LiveCrew } from '../../runtime/dispatcher.js'
 import { isTroupeError } from '../../runtime/errors.js'
-import type { Journal, JournalRecord } from '../../runtime/journal.js'
 import { createLog } from '../../runtime/log.js'
-import type { ModelPort, ToolPort } from '../../runtime/ports.js'
-import { prepareCrew } from '../../runtime/prepared-crew.js'
-import { fromRecord } from '../../runtime/record.js'
 import type { CrewHandle } from '../../runtime/crew-handle.js'
 import { Runtime } from '../../runtime/runtime.js'
 import { Scope } from '../../runtime/scope.js'
 import { systemClock } from '../../runtime/system-clock.js'
 import { Worker } from '../../runtime/worker.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
-import { crewOf, type CrewPlan, type LedgerLine, taskOf, type Workshop } from './kill-crews.js'
+import {
+  createHookedPorts,
+  Danger,
+  die,
+  hookJournal,
+  type Hooks,
+  machines,
+  sayLine,
+  type Window,
+} from './hooked-ports.js'
+import { crewOf, type CrewPlan, type LedgerLine, onceTools, taskOf, type Workshop } from './kill-crews.js'
+import { type LostCall, lostCalls } from './kill-judge.js'
 
 /** Where a process may be killed by hook. */
-export type HookedWindow = 'before append' | 'append to dispatch' | 'in flight' | 'outcome to append'
+export type HookedWindow = Extract<Window, 'before append' | 'append to dispatch' | 'in flight' | 'outcome to append'>
 
 /** What the parent tells a child. */
 export interface ChildConfig {
@@ -54,14 +55,6 @@ export interface CrewResult {
   readonly modelCalls: number
 }
 
-/** A `once` call that was interrupted after its `dispatched` record: who had it, when it was dispatched and given up. */
-export interface LostCall {
-  readonly crew: string
-  readonly executor: string
-  readonly dispatchedAt: number
-  readonly interruptedAt: number
-}
-
 /** A line of the child's stdout. */
 export type ChildSays =
   | { readonly type: 'opening' }
@@ -73,37 +66,30 @@ export type ChildSays =
 const config = JSON.parse(process.argv[2] ?? '{}') as ChildConfig
 const ledger = openSync(config.ledger, 'a')
 
-function say(line: ChildSays): void {
-  const bytes = Buffer.from(`${JSON.stringify(line)}\n`)
-  for (let at = 0; at < bytes.length; ) {
-    try {
-      at += writeSync(1, bytes, at)
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error
-    }
-  }
-}
+const say = (line: ChildSays): void => sayLine(line)
 
 function write(line: Omit<LedgerLine, 'pid' | 'at'>): void {
   writeSync(ledger, `${JSON.stringify({ pid: process.pid, at: Date.now(), ...line })}\n`)
 }
 
-function die(): never {
-  for (;;) process.kill(process.pid, 'SIGKILL')
-}
-
 // ---------------------------------------------------------------------------------------------- the hook
 
 /** Counts passings, and kills. Not before every piece of work that was through `config.crashes` crashes is done. */
-class Gate {
-  /** Work that must be done first: shard, then the actor or timer that waits. */
-  readonly #endangered = new Map<string, Set<string>>()
+class Gate implements Hooks {
+  readonly danger = new Danger(config.crashes)
   readonly #waiting: (() => void)[] = []
   #spawned = false
   #armed = false
   #passed = 0
 
-  pass(window: HookedWindow, what: string): void {
+  constructor() {
+    this.danger.onSafe = () => {
+      for (const wake of this.#waiting.splice(0)) wake()
+      this.#arm()
+    }
+  }
+
+  pass(window: Window, what: string): void {
     if (!this.#armed || config.hook?.window !== window) return
     this.#passed += 1
     if (this.#passed < config.hook.nth) return
@@ -111,33 +97,9 @@ class Gate {
     die()
   }
 
-  /** The runtime counted crashes for work that it is about to try again. */
-  counted(shard: string, attempts: Readonly<Record<string, number>>): void {
-    const works = Object.entries(attempts).filter(([, count]) => count >= config.crashes)
-    const names = works.map(([work]) => work.split(' ')[1]!)
-    if (names.length > 0) this.#endangered.set(shard, new Set(names))
-  }
-
-  appended(record: JournalRecord): void {
-    const names = this.#endangered.get(record.shard)
-    if (names === undefined) return
-    for (const { envelope } of fromRecord(record.shard, record)) {
-      if (envelope.from === 'clock/timer') names.delete(envelope.cause.split('|').slice(0, 2).join('|'))
-      if (envelope.from.startsWith('port/') && envelope.body.type !== 'effect.interrupted') names.delete(envelope.to)
-    }
-    if (names.size === 0) this.ended(record.shard)
-  }
-
-  /** The shard has nothing that could come to harm any more. */
-  ended(shard: string): void {
-    this.#endangered.delete(shard)
-    for (const wake of this.#waiting.splice(0)) wake()
-    this.#arm()
-  }
-
   /** Resolves when only `shard`, if any, could come to harm. */
   async safeBut(shard: string): Promise<void> {
-    while ([...this.#endangered.keys()].some((other) => other !== shard))
+    while (this.danger.shards.some((other) => other !== shard))
       await new Promise<void>((resolve) => this.#waiting.push(resolve))
   }
 
@@ -152,60 +114,13 @@ class Gate {
   }
 
   #arm(): void {
-    if (this.#armed || !this.#spawned || this.#endangered.size > 0) return
+    if (this.#armed || !this.#spawned || this.danger.shards.length > 0) return
     this.#armed = true
     say({ type: 'armed' })
   }
 }
 
 const gate = new Gate()
-
-function guardJournal(inner: Journal): Journal {
-  const guarded: Partial<Journal> = {
-    append: async (record) => {
-      gate.pass('before append', record.shard)
-      await inner.append(record)
-      gate.pass('append to dispatch', record.shard)
-      gate.appended(record)
-    },
-    putAttempts: async (shard, attempts) => {
-      gate.counted(shard, attempts)
-      await inner.putAttempts(shard, attempts)
-    },
-  }
-  return new Proxy(inner, {
-    get: (_target, name: keyof Journal) => {
-      const own = guarded[name]
-      if (own !== undefined) return own
-      const value: unknown = inner[name]
-      return typeof value === 'function' ? (value.bind(inner) as unknown) : value
-    },
-  })
-}
-
-function guardModel(inner: ModelPort): ModelPort {
-  const call: ModelPort['call'] = async (request) => {
-    const outcome = await inner.call(request)
-    gate.pass('outcome to append', 'model')
-    return outcome
-  }
-  return { call, price: inner.price, check: inner.check, close: inner.close }
-}
-
-function guardTools(inner: ToolPort): ToolPort {
-  return {
-    run: async (request) => {
-      const outcome = await inner.run(request)
-      gate.pass('outcome to append', request.tool)
-      return outcome
-    },
-    verify: async (request) => {
-      const outcome = await inner.verify(request)
-      gate.pass('outcome to append', `verify ${request.tool}`)
-      return outcome
-    },
-  }
-}
 
 const shop: Workshop = {
   write,
@@ -224,55 +139,21 @@ const shop: Workshop = {
 // ---------------------------------------------------------------------------------------------- the runtime
 
 function createRuntime(): { runtime: Runtime; worker: Worker } {
-  const fetch = createFetch()
-  const model = createOpenAIModelPort({
-    providers: {
-      scripted: {
-        baseURL: config.baseURL,
-        apiKey: null,
-        headers: { 'x-process': `${process.pid}` },
-        fetch: async (url, init) => {
-          // by then the request is on the wire; a reply takes longer
-          const timer = setTimeout(() => gate.pass('in flight', 'model'), 2)
-          try {
-            return await fetch(url, init)
-          } finally {
-            clearTimeout(timer)
-          }
-        },
-      },
-    },
-  })
   const log = createLog('error')
-  const guarded = guardModel(model)
-  const bind = (crew: Crew): LiveCrew => {
-    const prepared = prepareCrew(crew, guarded)
-    const tools = createToolPort({
-      tools: (_shard, agent) => prepared.agents.get(agent)?.tools ?? new Map(),
-      deps: undefined,
-      log: (bindings) => log.with(bindings),
-      clock: systemClock,
-      concurrency: () => prepared.crew.limits.toolConcurrency,
-    })
-    return { prepared, model: guarded, tools: guardTools(tools) }
-  }
+  const ports = createHookedPorts(gate, { baseURL: config.baseURL, log, once: onceTools })
   const worker = new Worker({
-    journal: guardJournal(createLevelJournal({ path: config.store, durability: config.durability })),
+    journal: hookJournal(createLevelJournal({ path: config.store, durability: config.durability }), gate),
     log,
     executor: `${process.pid}`,
     ports: { clock: systemClock, random: Math.random },
-    context: {
-      scope: new Scope(),
-      machines: { agent: agentMachine, tool: toolMachine, budget: budgetMachine, crew: crewMachine },
-    },
+    context: { scope: new Scope(), machines },
   })
   const runtime: Runtime = new Runtime({
     worker,
-    bind,
+    bind: ports.bind,
     release: async () => {
       await worker.close(runtime.graceMs)
-      await model.close()
-      await fetch.close()
+      await ports.close()
     },
   })
   return { runtime, worker }
@@ -289,26 +170,13 @@ async function resultOf(crew: CrewHandle<string>, plan: CrewPlan, watched: boole
     if (!isTroupeError(error)) throw error
     return { id, code: error.code, reason: error.message, output: '', messages: [], modelCalls: 0 }
   } finally {
-    gate.ended(id)
+    gate.danger.ended(id)
   }
 }
 
 /** Watching makes the model stream. */
 async function drain(events: AsyncIterable<unknown>): Promise<void> {
   for await (const event of events) void event
-}
-
-async function lostCalls(runtime: Runtime, crew: string): Promise<LostCall[]> {
-  const dispatched = new Map<string, { executor: string; at: number }>()
-  const lost: LostCall[] = []
-  for await (const { envelope } of runtime.journal(crew)) {
-    const { body, at, cause } = envelope
-    if (body.type === 'effect.dispatched') dispatched.set(cause, { executor: String(body['executor']), at })
-    if (body.type !== 'effect.interrupted' || body['started'] !== true) continue
-    const by = dispatched.get(cause) ?? { executor: 'nobody', at: Number.POSITIVE_INFINITY }
-    lost.push({ crew, executor: by.executor, dispatchedAt: by.at, interruptedAt: at })
-  }
-  return lost
 }
 
 async function main(): Promise<void> {
@@ -328,7 +196,7 @@ async function main(): Promise<void> {
   gate.spawned()
   const all = await Promise.all(results)
   gate.disarm()
-  const lost = await Promise.all(config.crews.map(({ id }) => lostCalls(runtime, id)))
+  const lost = await Promise.all(config.crews.map(({ id }) => lostCalls(id, runtime.journal(id))))
   await runtime.close({ graceMs: 5_000 })
   clearTimeout(bound)
   say({ type: 'done', results: all, lost: lost.flat() })

@@ -23,8 +23,11 @@ import {
   type ScriptedRequest,
 } from '../../actors/scripted-model.js'
 
-/** `plain`: pure and idempotent tools; `once`: all classes; `tight`: a budget too small for the task. */
-export type CrewKind = 'plain' | 'once' | 'tight' | PoisonKind
+/**
+ * `plain`: pure and idempotent tools; `once`: all classes; `tight`: a budget too small for the task; `bulk`: one call that
+ * brings much, and no more.
+ */
+export type CrewKind = 'plain' | 'once' | 'tight' | 'bulk' | PoisonKind
 
 /** `poison` kills its process each time, `poison-once` too and is a `once` tool; `poison-twice` twice, then it fails twice. */
 export type PoisonKind = 'poison' | 'poison-once' | 'poison-twice'
@@ -41,8 +44,8 @@ export interface CrewPlan {
 export interface LedgerLine {
   readonly pid: number
   readonly at: number
-  readonly what: 'start' | 'end' | 'throw' | 'kill'
-  /** Name of the tool, or of the window of a kill. */
+  readonly what: 'start' | 'end' | 'throw' | 'kill' | 'server' | 'stop'
+  /** Name of the tool, or of the window of a fault. */
   readonly tool: string
   /** The one call of one task that this is: unlike keys, it does not come from the runtime. */
   readonly slot: string
@@ -53,12 +56,15 @@ export interface LedgerLine {
 /** What the tools need of the process that runs them. */
 export interface Workshop {
   write(line: Omit<LedgerLine, 'pid' | 'at'>): void
-  read(): readonly LedgerLine[]
+  /** Everything that was written about the crew of a slot. */
+  read(slot: string): readonly LedgerLine[]
   /** In the middle of a tool's work. */
   working(tool: string): void
   /** Ends the process, once no crew but `crew` has work that has been through two crashes. */
   die(crew: string): Promise<never>
   readonly poisonous: boolean
+  /** What `haul` brings. */
+  readonly haulBytes?: number
 }
 
 interface Task {
@@ -108,6 +114,7 @@ const palettes: Readonly<Record<CrewKind, readonly string[]>> = {
   plain: ['look', 'put', 'put'],
   once: ['look', 'put', 'send', 'pay'],
   tight: ['look', 'put'],
+  bulk: ['haul'],
   poison: ['look'],
   'poison-once': ['look'],
   'poison-twice': ['look'],
@@ -119,7 +126,7 @@ export function answerTo(request: ScriptedRequest): ScriptedAnswer {
   const task = JSON.parse(lastUser(request)) as Task
   const round = request.messages.filter(({ role }) => role === 'assistant').length
   if (round >= task.rounds) return { text: `done ${task.name} ${conversationHash(request.messages)}` }
-  const count = 1 + draw(`${task.name} ${round} count`, 3)
+  const count = task.kind === 'bulk' ? 1 : 1 + draw(`${task.name} ${round} count`, 3)
   const calls = Array.from({ length: count }, (_, index) => callOf(task, round, index))
   return { text: `round ${round}`, calls }
 }
@@ -131,7 +138,7 @@ function callOf(task: Task, round: number, index: number): { name: string; argum
     return { name: task.kind, arguments: { slot }, id }
   const helper = helpers[task.depth]
   const delegates = round === 1 && index === 0 ? task.depth === 0 : draw(`${slot} delegates`, 6) === 0
-  if (helper !== undefined && delegates) {
+  if (helper !== undefined && delegates && task.kind !== 'bulk') {
     const rounds = 1 + draw(`${slot} rounds`, 2)
     const text = taskText({ name: slot, kind: task.kind, rounds, depth: task.depth + 1 })
     return { name: helper, arguments: { task: text }, id }
@@ -189,7 +196,7 @@ function toolsOf(shop: Workshop): Record<string, Tool> {
   /** Fails once for some slots, so that a retry is due when the process dies. */
   const put = async ({ slot }: Slot, { idempotencyKey: key }: ToolContext): Promise<string> => {
     const failed = (line: LedgerLine): boolean => line.slot === slot && line.what === 'throw'
-    if (draw(`${slot} fails`, 8) !== 0 || shop.read().some(failed))
+    if (draw(`${slot} fails`, 8) !== 0 || shop.read(slot).some(failed))
       return work(shop, 'put', slot, key, 1 + draw(slot, 12))
     shop.write({ what: 'start', tool: 'put', slot, key })
     shop.write({ what: 'throw', tool: 'put', slot, key })
@@ -197,7 +204,7 @@ function toolsOf(shop: Workshop): Record<string, Tool> {
   }
   /** Whoever pays keeps an account: it knows what was done, and what was begun and not ended. */
   const verify = async ({ slot }: Slot, { idempotencyKey: key }: ToolContext) => {
-    const lines = shop.read().filter((line) => line.key === key)
+    const lines = shop.read(slot).filter((line) => line.key === key)
     if (lines.some(({ what }) => what === 'end')) return { done: true as const, result: resultOf('pay', slot) }
     return lines.length === 0 ? { done: false as const } : { done: null }
   }
@@ -209,7 +216,7 @@ function toolsOf(shop: Workshop): Record<string, Tool> {
   }
   /** Dies twice, throws twice, works: as many throws as it has retries. */
   const twice = async ({ slot }: Slot, { idempotencyKey: key }: ToolContext): Promise<string> => {
-    const lines = shop.read().filter((line) => line.slot === slot)
+    const lines = shop.read(slot).filter((line) => line.slot === slot)
     const starts = lines.filter(({ what }) => what === 'start').length
     shop.write({ what: 'start', tool: 'poison-twice', slot, key })
     await pause(poisonMs)
@@ -223,7 +230,7 @@ function toolsOf(shop: Workshop): Record<string, Tool> {
       name,
       description: `Does ${name}.`,
       input,
-      timeoutMs: 30_000,
+      timeoutMs: 10_000,
       ...(more as object),
       run: more.run,
     }) as Tool
@@ -232,10 +239,23 @@ function toolsOf(shop: Workshop): Record<string, Tool> {
     put: tool('put', { effect: 'idempotent', run: put as never }),
     send: tool('send', { effect: 'once', run: run('send') as never }),
     pay: tool('pay', { effect: 'once', run: run('pay') as never, verify: verify as never }),
+    haul: tool('haul', { effect: 'pure', run: () => 'x'.repeat(shop.haulBytes ?? 0) }),
     poison: tool('poison', { effect: 'idempotent', run: poison('poison') as never }),
     'poison-once': tool('poison-once', { effect: 'once', run: poison('poison-once') as never }),
     'poison-twice': tool('poison-twice', { effect: 'idempotent', run: twice as never }),
   }
+}
+
+/** The definitions that all crews of a campaign over several workers share, by name. */
+export function sharedCrews(shop: Workshop): ReadonlyMap<string, Crew<string>> {
+  const names = ['plain', 'once', 'bulk', ...tightBudgets.map((_, index) => `tight-${index}`)]
+  const kindOf = (name: string): CrewKind => name.split('-')[0] as CrewKind
+  return new Map(names.map((name) => [name, crewOf({ id: name, kind: kindOf(name), rounds: 0 }, shop)]))
+}
+
+/** Name of the shared definition for a crew. */
+export function sharedNameOf({ id, kind }: CrewPlan): string {
+  return kind === 'tight' ? `tight-${draw(id, tightBudgets.length)}` : kind
 }
 
 /** Effect class of each tool, for the judge. */

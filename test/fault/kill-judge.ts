@@ -4,8 +4,31 @@
  *
  * Every function returns violations as sentences; none means that all is well.
  */
-import type { CrewResult, LostCall } from './kill-child.js'
+import type { RecordedCommit } from '../../runtime/record.js'
+import type { CrewResult } from './kill-child.js'
 import { crewOfSlot, type CrewPlan, type LedgerLine, onceTools, unknownText, withoutUnknowns } from './kill-crews.js'
+
+/** A `once` call that was interrupted after its `dispatched` record: who had it, when it was dispatched and given up. */
+export interface LostCall {
+  readonly crew: string
+  readonly executor: string
+  readonly dispatchedAt: number
+  readonly interruptedAt: number
+}
+
+/** The calls that a crew's journal has as lost. */
+export async function lostCalls(crew: string, journal: AsyncIterable<RecordedCommit>): Promise<LostCall[]> {
+  const dispatched = new Map<string, { executor: string; at: number }>()
+  const lost: LostCall[] = []
+  for await (const { envelope } of journal) {
+    const { body, at, cause } = envelope
+    if (body.type === 'effect.dispatched') dispatched.set(cause, { executor: String(body['executor']), at })
+    if (body.type !== 'effect.interrupted' || body['started'] !== true) continue
+    const by = dispatched.get(cause) ?? { executor: 'nobody', at: Number.POSITIVE_INFINITY }
+    lost.push({ crew, executor: by.executor, dispatchedAt: by.at, interruptedAt: at })
+  }
+  return lost
+}
 
 /** A kill as the parent saw it: the process was gone at `at`. */
 export interface Kill {
@@ -28,21 +51,33 @@ export interface Campaign {
   readonly requests: ReadonlyMap<string, { readonly count: number; readonly faults: number }>
 }
 
-/** Everything that is wrong with a campaign. */
+/** What a campaign did, whoever did it. */
+export type Deeds = Pick<Campaign, 'crews' | 'results' | 'twin' | 'lost' | 'ledger' | 'twinLedger'>
+
+/** Everything that is wrong with a campaign of one process at a time. */
 export function judge(campaign: Campaign): string[] {
   const found = [
-    ...campaign.crews.flatMap((plan) => judgeResult(campaign, plan)),
-    ...judgeKeys(campaign),
-    ...judgeStarts(campaign),
-    ...judgeDone(campaign),
+    ...judgeDeeds(campaign),
+    ...judgeStarts(campaign.ledger, (tool) => !onceTools.has(tool)),
     ...judgeLost(campaign),
     ...judgeRequests(campaign),
   ]
   return found.map((violation) => `${campaign.name}: ${violation}`)
 }
 
+/** What must hold for whoever works: runs end as their twins', each call has one key and is done, `once` at most once. */
+export function judgeDeeds(deeds: Deeds): string[] {
+  return [
+    ...deeds.crews.flatMap((plan) => judgeResult(deeds, plan)),
+    ...judgeKeys(deeds),
+    ...judgeStarts(deeds.ledger, (tool) => onceTools.has(tool)),
+    ...judgeDone(deeds),
+    ...judgeTold(deeds),
+  ]
+}
+
 /** The run ended as the twin's did. */
-function judgeResult({ results, twin }: Campaign, plan: CrewPlan): string[] {
+function judgeResult({ results, twin }: Deeds, plan: CrewPlan): string[] {
   const mine = results.find(({ id }) => id === plan.id)
   const expected = twin.find(({ id }) => id === plan.id)
   if (mine === undefined || expected === undefined) return [`${plan.id} has no result`]
@@ -69,7 +104,7 @@ function firstDifference(mine: readonly unknown[], expected: readonly unknown[])
 }
 
 /** One call of one task has one key, over all processes: a second key means that its model reply was taken twice. */
-function judgeKeys({ ledger }: Campaign): string[] {
+function judgeKeys({ ledger }: Deeds): string[] {
   const keys = new Map<string, Set<string>>()
   const slots = new Map<string, Set<string>>()
   for (const { slot, key, what } of ledger) {
@@ -88,11 +123,12 @@ function judgeKeys({ ledger }: Campaign): string[] {
 }
 
 /** A `once` call starts once over all processes; any other once a process, and once more for each failure. */
-function judgeStarts({ ledger }: Campaign): string[] {
+function judgeStarts(ledger: readonly LedgerLine[], judges: (tool: string) => boolean): string[] {
   const violations: string[] = []
   const starts = new Map<string, number>()
   const allowed = new Map<string, number>()
   for (const { tool, slot, pid, what } of ledger) {
+    if (!judges(tool)) continue
     const place = onceTools.has(tool) ? `${tool} ${slot}` : `${tool} ${slot} in process ${pid}`
     if (what === 'start') starts.set(place, (starts.get(place) ?? 0) + 1)
     if (what === 'throw') allowed.set(place, (allowed.get(place) ?? 1) + 1)
@@ -104,7 +140,7 @@ function judgeStarts({ ledger }: Campaign): string[] {
 }
 
 /** What the twin did was done, and nothing else; a `once` call may be missing only where one was lost. */
-function judgeDone({ crews, ledger, twinLedger, lost }: Campaign): string[] {
+function judgeDone({ crews, ledger, twinLedger, lost }: Deeds): string[] {
   const compared = new Set(crews.filter(({ kind }) => kind === 'plain' || kind === 'once').map(({ id }) => id))
   const done = (lines: readonly LedgerLine[]): Map<string, LedgerLine> =>
     new Map(
@@ -127,8 +163,8 @@ function judgeDone({ crews, ledger, twinLedger, lost }: Campaign): string[] {
   return violations
 }
 
-/** Each `unknown` lies over a kill of the very process that had the call; none is told that was not lost. */
-function judgeLost({ lost, kills, results }: Campaign): string[] {
+/** Each `unknown` lies over a kill of the very process that had the call. */
+function judgeLost({ lost, kills }: Campaign): string[] {
   const violations: string[] = []
   for (const { crew, executor, dispatchedAt, interruptedAt } of lost) {
     const kill = kills.find(({ pid }) => `${pid}` === executor)
@@ -136,6 +172,12 @@ function judgeLost({ lost, kills, results }: Campaign): string[] {
     else if (dispatchedAt > kill.at || interruptedAt < kill.at - 1_000)
       violations.push(`${crew}: a call was lost from ${dispatchedAt} to ${interruptedAt}, the kill was at ${kill.at}`)
   }
+  return violations
+}
+
+/** None is told as unknown that was not lost. */
+function judgeTold({ lost, results }: Deeds): string[] {
+  const violations: string[] = []
   for (const { id, messages } of results) {
     const told = messages.filter(({ content }) => typeof content === 'string' && content.startsWith(unknownText)).length
     const own = lost.filter(({ crew }) => crew === id).length

@@ -8,19 +8,11 @@ import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { fault, type ScriptedAnswer, type ScriptedModel, startScriptedModel } from '../../actors/scripted-model.js'
 import { bundleChild } from './child-script.js'
-import type { ChildConfig, ChildSays, CrewResult, HookedWindow, LostCall } from './kill-child.js'
-import {
-  answerTo,
-  conversationHash,
-  type CrewPlan,
-  draw,
-  type LedgerLine,
-  latencyOf,
-  type PoisonKind,
-} from './kill-crews.js'
-import { type Campaign, judge, type Kill } from './kill-judge.js'
+import type { ChildConfig, ChildSays, CrewResult, HookedWindow } from './kill-child.js'
+import { type CrewPlan, draw, type LedgerLine, type PoisonKind } from './kill-crews.js'
+import { startKillModel } from './kill-model.js'
+import { type Campaign, judge, type Kill, type LostCall } from './kill-judge.js'
 
 const root = join(import.meta.dirname, '../..')
 const hookedWindows: readonly HookedWindow[] = ['before append', 'append to dispatch', 'in flight', 'outcome to append']
@@ -174,25 +166,7 @@ async function runCampaign(name: string, plan: Planned[], script: string): Promi
 /** A folder and a model for one campaign. */
 async function openPlace() {
   const folder = await mkdtemp(join(tmpdir(), 'troupe-kill-'))
-  const requests = new Map<string, { count: number; faults: number }>()
-  const failed = new Set<string>()
-  const model: ScriptedModel = await startScriptedModel(
-    (request) => {
-      const conversation = conversationHash(request.messages)
-      const answer = answerTo(request)
-      const place = `${String(request.headers['x-process'])} ${conversation}`
-      const asked = requests.get(place) ?? { count: 0, faults: 0 }
-      requests.set(place, asked)
-      asked.count += 1
-      // A few conversations meet a fault, once, whoever asks first.
-      const faulty = faultOf(conversation, answer)
-      if (faulty === null || failed.has(conversation)) return fault.delay(latencyOf(conversation), answer)
-      failed.add(conversation)
-      asked.faults += 1
-      return faulty
-    },
-    { keep: 0 },
-  )
+  const { model, requests } = await startKillModel()
   return {
     model,
     requests,
@@ -205,19 +179,6 @@ async function openPlace() {
       await model.close()
       await rm(folder, { recursive: true, force: true })
     },
-  }
-}
-
-function faultOf(conversation: string, answer: ScriptedAnswer): ScriptedAnswer | null {
-  switch (draw(`${conversation} fault`, 90)) {
-    case 0:
-      return fault.status(503)
-    case 1:
-      return fault.cut(60, answer)
-    case 2:
-      return fault.garbage('<html>')
-    default:
-      return null
   }
 }
 

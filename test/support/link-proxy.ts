@@ -24,14 +24,18 @@ export interface LinkProxy {
    * function is called: long after they have come back over a new link.
    */
   strand(): () => void
+  /** Ends the server's side of every link that stands: clients are not told, and nothing comes any more. */
+  halve(): void
   close(): Promise<void>
 }
 
 /** Starts a proxy in front of a port of this machine. */
 export async function startLinkProxy(target: number): Promise<LinkProxy> {
   const sockets = new Set<Socket>()
-  /** The server's side of links that were stranded. */
+  /** Sides of links whose other side was ended, and that are not told. */
   const stranded = new Set<Socket>()
+  /** The server's side of links that stand, with the client's. */
+  const pairs = new Map<Socket, Socket>()
   const held: { readonly way: 'up' | 'down'; readonly to: Socket; readonly bytes: Buffer }[] = []
   const passages: { up: Passage; down: Passage } = { up: 'pass', down: 'pass' }
   const set = (way: 'up' | 'down', passage: Passage): void => {
@@ -57,6 +61,8 @@ export async function startLinkProxy(target: number): Promise<LinkProxy> {
     }
     join(client, behind, 'up')
     join(behind, client, 'down')
+    pairs.set(behind, client)
+    behind.once('close', () => pairs.delete(behind))
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const proxy: LinkProxy = {
@@ -90,6 +96,12 @@ export async function startLinkProxy(target: number): Promise<LinkProxy> {
       for (const socket of sockets) socket.destroy()
       return () => {
         for (const { to, bytes } of waiting) to.write(bytes)
+      }
+    },
+    halve: () => {
+      for (const [behind, client] of pairs) {
+        stranded.add(client)
+        behind.destroy()
       }
     },
     close: () => {

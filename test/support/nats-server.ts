@@ -6,6 +6,10 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { connectNats } from '../../transport/nats-connection.js'
+
+/** How long the nodes of a cluster may take to agree on a leader. */
+const electionMs = 60_000
 
 /** A running server. */
 export interface NatsServer {
@@ -13,6 +17,10 @@ export interface NatsServer {
   readonly port: number
   /** Where JetStream keeps its files. */
   readonly folder: string
+  /** Its process; 0 while there is none. */
+  readonly pid: number
+  /** Resolves when the process that runs now has ended, whoever ended it. */
+  readonly ended: Promise<void>
   /** What it has said since it was started last. */
   log(): string
   /** `kill -9`. */
@@ -33,6 +41,39 @@ export interface NatsServerOptions {
 
 /** Starts a server. Fails with one clear line when there is no nats-server on this machine. */
 export async function startNatsServer(options: NatsServerOptions = {}): Promise<NatsServer> {
+  const server = await prepareServer(options)
+  await server.start()
+  return server
+}
+
+/** Starts a cluster of servers on this machine; resolves when JetStream works there. */
+export async function startNatsCluster(count = 3): Promise<readonly NatsServer[]> {
+  const ports = await Promise.all(Array.from({ length: count }, freePort))
+  const routes = ports.map((port) => `nats://127.0.0.1:${port}`).join(', ')
+  const nodes = await Promise.all(
+    ports.map((port, index) => {
+      const cluster = `cluster { name: troupe, listen: "127.0.0.1:${port}", routes: [${routes}] }`
+      return prepareServer({ config: `server_name: node${index}\n${cluster}` })
+    }),
+  )
+  await Promise.all(nodes.map((node) => node.start()))
+  await agreed(nodes)
+  return nodes
+}
+
+/** Until the nodes have a leader JetStream answers nobody. */
+async function agreed(nodes: readonly NatsServer[]): Promise<void> {
+  for (const until = performance.now() + electionMs; ; ) {
+    try {
+      const { connection } = await connectNats({ servers: nodes.map(({ url }) => url) })
+      return await connection.close()
+    } catch (error) {
+      if (performance.now() > until) throw error
+    }
+  }
+}
+
+async function prepareServer(options: NatsServerOptions): Promise<NatsServer> {
   const folder = await mkdtemp(join(tmpdir(), 'troupe-nats-'))
   const port = await freePort()
   const file = join(folder, 'server.conf')
@@ -41,14 +82,23 @@ export async function startNatsServer(options: NatsServerOptions = {}): Promise<
   await writeFile(file, (await options.whole?.({ port, folder })) ?? usual)
   let child: ChildProcess | null = null
   let said = ''
-  const server: NatsServer = {
+  let ended = Promise.resolve()
+  return {
     url: `nats://127.0.0.1:${port}`,
     port,
     folder,
+    get pid() {
+      return child?.pid ?? 0
+    },
+    get ended() {
+      return ended
+    },
     log: () => said,
     async start() {
       said = ''
-      child = await startProcess(file, (text) => (said += text), options.env)
+      const started = await startProcess(file, (text) => (said += text), options.env)
+      child = started
+      ended = new Promise((resolve) => started.once('exit', () => resolve()))
     },
     async kill() {
       await end(child, 'SIGKILL')
@@ -59,8 +109,6 @@ export async function startNatsServer(options: NatsServerOptions = {}): Promise<
       await rm(folder, { recursive: true, force: true })
     },
   }
-  await server.start()
-  return server
 }
 
 function startProcess(
