@@ -60,7 +60,7 @@ export function runNatsMutant(mutant: string, stops: number, seed: number): Nats
     spawnSync(process.execPath, words, {
       cwd: mutated.copy,
       encoding: 'utf8',
-      env: { ...process.env, JITI_TSCONFIG_PATHS: 'true' },
+      env: { ...process.env, JITI_TSCONFIG_PATHS: 'true', NO_COLOR: '1' },
     })
   const journal = run('node_modules/vitest/vitest.mjs', 'run', '--project', 'real', '--reporter', 'dot', journalTests)
   if (journal.status !== 0) {
