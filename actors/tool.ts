@@ -17,7 +17,7 @@
 import { Buffer } from 'node:buffer'
 import { ToolError } from '../runtime/define.js'
 import type { AnyTool, ToolContext, ToolLog } from '../runtime/define.js'
-import type { Clock, ToolOutcome, ToolPort, ToolRequest } from '../runtime/ports.js'
+import type { Clock, ToolOutcome, ToolPort, ToolRequest, ToolVerified } from '../runtime/ports.js'
 import { cutBytes } from '../runtime/redact.js'
 import { describeIssues } from '../runtime/verdict.js'
 import { cutOutput, describeThrown, toText, wordsOf } from './tool-result.js'
@@ -64,7 +64,6 @@ export function createToolPort(options: ToolPortOptions): ToolPort {
 }
 
 type FailedKind = Extract<ToolOutcome, { status: 'failed' }>['kind']
-type Verified = Awaited<ReturnType<ToolPort['verify']>>
 
 function failed(kind: FailedKind, message: string): ToolOutcome {
   return { status: 'failed', kind, message }
@@ -110,7 +109,7 @@ function outcomeOf(ended: Ended, tool: AnyTool, request: ToolRequest, secrets: r
   return failed('threw', describeThrown(ended.thrown, secrets))
 }
 
-async function verify(options: ToolPortOptions, places: Places, request: ToolRequest): Promise<Verified> {
+async function verify(options: ToolPortOptions, places: Places, request: ToolRequest): Promise<ToolVerified> {
   const tool = options.tools(request.shard, request.agent).get(request.tool)
   const ask = tool?.verify
   if (tool === undefined || ask === undefined) return { done: null }

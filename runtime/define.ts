@@ -72,6 +72,13 @@ export interface ToolOptions<Input extends z.ZodType = z.ZodType, Deps = unknown
   readonly concurrency?: number
   /** Bytes of output kept for the model; more is cut with a note. @default 1_048_576 */
   readonly maxBytes?: number
+  /**
+   * Over NATS the calls go to tool workers (`troupe worker FILE --tools-only`), never to the worker that runs the crew;
+   * `concurrency` counts in each of them. Without NATS it makes no difference: the tool runs in this process. One name
+   * means one remote tool in a namespace.
+   * @default false
+   */
+  readonly remote?: boolean
   /** The work. What it returns is told to the model: a string as it is, anything else as JSON. */
   readonly run: (input: z.output<Input>, context: ToolContext<Deps, Data>) => unknown
 }
@@ -227,6 +234,7 @@ const toolShape = z.strictObject({
     .min(256)
     .max(16 * 1_048_576)
     .default(1_048_576),
+  remote: z.boolean().default(false),
   run: z.custom<AnyTool['run']>((value) => typeof value === 'function', 'a function'),
 })
 

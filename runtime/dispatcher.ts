@@ -6,8 +6,10 @@
  *
  * - X1 An effect is dispatched only after the commit that asked for it is durable.
  * - X2 A `once` call starts only after its `dispatched` record is durable, and not after that record's `startBy`.
- * - X3 Every dispatched effect comes back with one outcome, whatever its port does, unless it was cancelled.
+ * - X3 Every dispatched effect comes back with one outcome, whatever its port does, unless it was cancelled or given away.
  * - X5 When the shard has another owner, what runs here goes on and its outcome is sent after the shard; nothing new starts.
+ * - X6 What another process is to work on names it in a durable `dispatched` record first, of whatever class it is; its
+ *   outcome is that process's to bring, and the shard looks after it.
  * - X4 At most `maxInFlight` effects are with the ports; the rest wait here in order.
  */
 import type { ModelCall, ToolCall } from '../machines/index.js'
@@ -17,7 +19,7 @@ import type { Draft } from './envelope.js'
 import { broken, type EdgeRun, failed, type Outcome, replied, toolOutcome, verified } from './edge.js'
 import { TroupeError, toTroupeError } from './errors.js'
 import type { Journal } from './journal.js'
-import type { Clock, ModelDelta, ModelPort, ModelTimeouts, ToolPort, ToolRequest } from './ports.js'
+import type { Clock, ModelDelta, ModelPort, ModelTimeouts, RemotePlace, ToolPort, ToolRequest } from './ports.js'
 import type { PreparedCrew } from './prepared-crew.js'
 import type { Effect, ShardState } from './state.js'
 
@@ -69,6 +71,8 @@ export interface DispatchingShard {
   readonly ports: Ports
   /** Name of this process in `dispatched` records. */
   executor(): string
+  /** Higher with every owner of the shard. */
+  readonly term: number
   /** Whether this process may still act for the shard. */
   owns(): boolean
   state(): ShardState
@@ -83,6 +87,8 @@ export interface DispatchingShard {
   /** Whether anybody watches the run live. */
   watched(): boolean
   show(event: LiveEvent): void
+  /** The executor that its `dispatched` record names works on an effect now. */
+  given(effect: string): void
   /** Something that must not happen did; the shard stops with it. */
   stop(reason: TroupeError): void
 }
@@ -101,6 +107,7 @@ export class Dispatcher {
   readonly #shard: DispatchingShard
   readonly #inFlight = new Map<string, AbortController>()
   readonly #waiting: Given[] = []
+  readonly #leaving = new AbortController()
   #closed = false
   #draining = false
   #departed = false
@@ -170,6 +177,7 @@ export class Dispatcher {
   depart(): void {
     this.#draining = true
     this.#departed = true
+    this.#leaving.abort()
   }
 
   /** Aborts everything; outcomes that still come in are for a closed shard. */
@@ -277,7 +285,9 @@ export class Dispatcher {
       timeoutMs: call.timeoutMs,
       data,
       signal,
-      mayStart: () => this.#mayStart(effect, call, signal),
+      mayStart: (remote) => this.#mayStart(effect, call, signal, remote),
+      term: shard.term,
+      leaving: this.#leaving.signal,
       progress: (value) =>
         shard.show({
           kind: 'progress',
@@ -288,8 +298,12 @@ export class Dispatcher {
           value,
         }),
     }
-    if (call.type === 'tool.verify') return verified(await tools.verify(request))
-    const outcome = await tools.run(request)
+    const outcome = await (call.type === 'tool.verify' ? tools.verify(request) : tools.run(request))
+    if ('done' in outcome) return verified(outcome)
+    if (outcome.status === 'given') {
+      shard.given(effect.id)
+      return null
+    }
     // Not started, and this process is sure of it: it may be asked for again.
     if (outcome.status === 'dropped' && !signal.aborted)
       return { body: { type: 'effect.interrupted', started: false }, values: [] }
@@ -307,21 +321,26 @@ export class Dispatcher {
     return written.trim() === '' ? '{}' : written
   }
 
-  /** Writes the `dispatched` record of a `once` call, then looks whether it may still start. */
-  async #mayStart(effect: Effect, call: ToolCall, signal: AbortSignal): Promise<boolean> {
+  /** Writes the `dispatched` record of a `once` call or a remote one, then looks whether it may still start. */
+  async #mayStart(
+    effect: Effect,
+    call: ToolCall,
+    signal: AbortSignal,
+    { executor, withinMs }: RemotePlace = { executor: this.#shard.executor(), withinMs: startWithinMs },
+  ): Promise<boolean> {
     if (signal.aborted || this.#closed || this.#departed) return false
-    if (call.effect !== 'once') return true
+    if (call.effect !== 'once' && executor === this.#shard.executor()) return true
     const { clock } = this.#shard.ports
-    const startBy = clock.now() + startWithinMs
+    const startBy = clock.now() + withinMs
     const started = clock.monotonic()
     await this.#shard.post({
       from: 'shard/self',
       to: 'shard/self',
       cause: effect.id,
-      body: { type: 'effect.dispatched', effect: effect.id, executor: this.#shard.executor(), startBy },
+      body: { type: 'effect.dispatched', effect: effect.id, executor, startBy },
       values: [],
     })
-    const inTime = clock.monotonic() - started < startWithinMs
+    const inTime = clock.monotonic() - started < withinMs
     const mayAct = inTime && !this.#isClosed() && !this.#hasDeparted() && this.#shard.owns()
     return mayAct && !signal.aborted && this.#shard.state().effects.has(effect.id)
   }

@@ -19,17 +19,23 @@ import { NatsMail } from '../transport/nats-mail.js'
 import { NatsOwnership } from '../transport/nats-ownership.js'
 import { NatsSurvey } from '../transport/nats-survey.js'
 import { readSettings, type Settings } from '../transport/nats-settings.js'
+import { NatsToolWorker } from '../transport/nats-tool-worker.js'
+import { type RemoteProgress, RemoteTools } from '../transport/nats-tools.js'
 import { NatsTrace } from '../transport/nats-trace.js'
+import { StandingLease } from '../transport/standing-lease.js'
 import { Subjects } from '../transport/subjects.js'
+import { WorkerRequests } from '../transport/worker-requests.js'
 import { answerRequest } from './control-answers.js'
 import type { CrewHandle as LocalHandle } from './crew-handle.js'
-import type { Agent, Crew } from './define.js'
+import type { Agent, AnyTool, Crew } from './define.js'
 import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
 import { TroupeError } from './errors.js'
 import type { CrewHandle, Runtime } from './face.js'
 import type { Journal } from './journal.js'
 import type { Log } from './log.js'
+import type { ToolPort } from './ports.js'
+import { isRemoteOutcome, readRemoteOutcome } from './remote-outcome.js'
 import { RemoteRuntime } from './remote-runtime.js'
 import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
 import type { Worker, WorkerOptions } from './worker.js'
@@ -38,8 +44,12 @@ import type { Worker, WorkerOptions } from './worker.js'
 export interface DistributedOptions extends NatsOptions {
   /** Crews, workers, mail and events of one name belong together. @default 'default' */
   readonly namespace?: string
-  /** `worker` runs crews; `client` only uses those that workers run. @default 'worker' */
-  readonly role?: 'worker' | 'client'
+  /**
+   * `worker` runs crews; `tools` works on calls of the `remote` tools of the crews that it is offered, and runs none of them;
+   * `client` only uses crews that workers run.
+   * @default 'worker'
+   */
+  readonly role?: 'worker' | 'tools' | 'client'
   /** Name of this worker: `^[A-Za-z0-9_-]{1,64}$`, one process at a time. @default host name, process id and some chance */
   readonly worker?: string
   /** How long a worker that has gone silent keeps its crews, in milliseconds. @default 5_000 */
@@ -55,6 +65,7 @@ export interface DistributedOptions extends NatsOptions {
   readonly trace?: boolean
 }
 
+const defaultLeaseMs = 5_000
 /** Requests of clients under way at once: a crew that is waited for and followed has two. */
 const maxRequests = 4_096
 
@@ -68,6 +79,8 @@ export interface DistributedParts {
   /** Hash of a crew's definition. Whoever only uses crews needs no keys of their providers. */
   readonly hashOf: (crew: Crew) => string
   readonly newWorker: (journal: Journal, more: Partial<WorkerOptions>) => Worker
+  /** A tool port for these tools, whoever asks. */
+  readonly newTools: (tools: ReadonlyMap<string, AnyTool>) => ToolPort
   /** Ends the ports, when nothing runs any more. */
   readonly closePorts: () => Promise<void>
 }
@@ -82,7 +95,7 @@ export async function joinNamespace(parts: DistributedParts): Promise<Distribute
   if (!isClient)
     watchDenied(link, ({ code, details }) => parts.log.error('NATS does not allow it', { code, ...details }))
   try {
-    const member = nats.role === 'client' ? null : await Membership.join(parts, link, subjects)
+    const member = await joinAs(nats.role ?? 'worker', parts, link, subjects)
     return new DistributedRuntime(parts, link, subjects, member)
   } catch (error) {
     await link.connection.close()
@@ -90,16 +103,37 @@ export async function joinNamespace(parts: DistributedParts): Promise<Distribute
   }
 }
 
+/** What this process does for others. */
+interface Member {
+  readonly name: string
+  /** Works for crews of this definition from now on. */
+  offer(crew: Crew): Promise<void>
+  /** Hands everything over, waits up to `graceMs` for what runs, and goes. */
+  leave(graceMs: number): Promise<void>
+  /** Resolves when it has gone. */
+  readonly left: Promise<void>
+}
+
+async function joinAs(
+  role: NonNullable<DistributedOptions['role']>,
+  parts: DistributedParts,
+  link: NatsLink,
+  subjects: Subjects,
+): Promise<Member | null> {
+  if (role === 'client') return null
+  return role === 'tools' ? ToolMembership.join(parts, link, subjects) : Membership.join(parts, link, subjects)
+}
+
 /** A runtime whose crews are wherever their owner is. */
 export class DistributedRuntime extends RemoteRuntime implements Runtime {
   readonly #parts: DistributedParts
   readonly #link: NatsLink
   readonly #subjects: Subjects
-  readonly #member: Membership | null
+  readonly #member: Member | null
   #closed: Promise<void> | null = null
 
   /** @internal Made by `joinNamespace`. */
-  constructor(parts: DistributedParts, link: NatsLink, subjects: Subjects, member: Membership | null) {
+  constructor(parts: DistributedParts, link: NatsLink, subjects: Subjects, member: Member | null) {
     super({ channel: createDoorClient({ link, subjects }), hashOf: parts.hashOf })
     this.#parts = parts
     this.#link = link
@@ -127,7 +161,10 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
     return readSettings(this.#link, this.#subjects)
   }
 
-  /** Lets this worker run crews of this definition. A client cannot. */
+  /**
+   * Lets this worker run crews of this definition, or work on their remote tools. A client cannot.
+   * @throws TroupeError `CONFIG_INVALID` for a client, `CREW_INVALID` for a tool worker and another tool of a name that it has.
+   */
   async offer(definition: Crew | Agent): Promise<void> {
     if (this.#member === null) throw new TroupeError('CONFIG_INVALID', 'a client runs no crews')
     await this.#member.offer(toCrew(definition))
@@ -155,11 +192,12 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
 }
 
 /** This process as one of the workers. */
-class Membership {
+class Membership implements Member {
   readonly name: string
   readonly #parts: DistributedParts
   readonly #ownership: NatsOwnership
   readonly #crews: Map<string, LiveCrew>
+  readonly #remote: RemoteTools
   readonly #leaving: Leaving
 
   private constructor(
@@ -168,12 +206,14 @@ class Membership {
     ownership: NatsOwnership,
     crews: Map<string, LiveCrew>,
     leaving: Leaving,
+    remote: RemoteTools,
   ) {
     this.#parts = parts
     this.name = name
     this.#ownership = ownership
     this.#crews = crews
     this.#leaving = leaving
+    this.#remote = remote
   }
 
   static async join(parts: DistributedParts, link: NatsLink, subjects: Subjects): Promise<Membership> {
@@ -181,7 +221,7 @@ class Membership {
     const name = nats.worker ?? workerName()
     const shared = { link, subjects, ...(nats.replicas === undefined ? {} : { replicas: nats.replicas }) }
     const mail = await NatsMail.open({ ...shared, log })
-    const leaseMs = nats.leaseMs ?? 5_000
+    const leaseMs = nats.leaseMs ?? defaultLeaseMs
     const ownership = await NatsOwnership.open({ ...shared, worker: name, leaseMs, crews: {}, mail })
     const folder = parts.store === undefined ? null : join(parts.store, `copy-${nats.namespace ?? 'default'}`)
     const copy = folder === null ? undefined : { path: folder, log }
@@ -213,32 +253,39 @@ class Membership {
       else events.publish(shard, placed)
     }
     receive(mail, worker, ownership, log)
+    const remote = new RemoteTools({
+      ...{ link, subjects, log, worker: name },
+      lives: (executor) => ownership.lives(executor),
+      release: (executor, shard, effect) => ownership.cancel(executor, shard, [effect]),
+      show: (progress) => show(worker, progress),
+    })
     const door = await doorTo({ worker, ownership, crews, leaving, parts, link, subjects })
     leaving.ends = [
       () => mail.drain(),
       () => worker.close(0),
       () => door.close(),
+      () => remote.close(),
       () => events.close(),
       () => mail.close(),
       () => ownership.close(),
     ]
-    return new Membership(parts, name, ownership, crews, leaving)
+    return new Membership(parts, name, ownership, crews, leaving, remote)
   }
 
   async offer(crew: Crew): Promise<void> {
-    const live = this.#parts.bind(crew)
-    if (this.#crews.get(crew.name) === live) return
-    this.#crews.set(crew.name, live)
+    const { prepared, model, tools } = this.#parts.bind(crew)
+    if (this.#crews.get(crew.name)?.prepared === prepared) return
+    const isRemote = (agent: string, tool: string): boolean =>
+      prepared.agents.get(agent)?.tools.get(tool)?.remote === true
+    this.#crews.set(crew.name, { prepared, model, tools: this.#remote.route(tools, isRemote) })
     const versions = [...this.#crews].map(([name, { prepared }]) => [name, prepared.hash] as const)
     await this.#ownership.announce(Object.fromEntries(versions))
   }
 
-  /** Hands everything over, waits up to `graceMs` for what runs, and goes. */
   leave(graceMs: number): Promise<void> {
     return this.#leaving.begin(graceMs)
   }
 
-  /** Resolves when it has gone. */
   get left(): Promise<void> {
     return this.#leaving.gone
   }
@@ -246,7 +293,7 @@ class Membership {
 
 /** The end of a worker: begun once, by its own process or by whoever drains it. */
 class Leaving {
-  readonly #worker: Worker
+  readonly #worker: Pick<Worker, 'close' | 'left'>
   #begun: Promise<void> | null = null
   #tellHandedOver = (): void => undefined
   #tellGone = (): void => undefined
@@ -256,7 +303,7 @@ class Leaving {
   /** What is ended behind the worker, in this order. Null as long as it has not begun. */
   ends: readonly (() => Promise<void> | void)[] | null = null
 
-  constructor(worker: Worker) {
+  constructor(worker: Pick<Worker, 'close' | 'left'>) {
     this.#worker = worker
   }
 
@@ -281,11 +328,95 @@ class Leaving {
   }
 }
 
+/** This process as one that works on remote tools. */
+class ToolMembership implements Member {
+  readonly name: string
+  readonly #lease: StandingLease
+  readonly #worker: NatsToolWorker
+  readonly #tools: Map<string, AnyTool>
+  readonly #leaving: Leaving
+
+  private constructor(
+    name: string,
+    lease: StandingLease,
+    worker: NatsToolWorker,
+    tools: Map<string, AnyTool>,
+    leaving: Leaving,
+  ) {
+    this.name = name
+    this.#lease = lease
+    this.#worker = worker
+    this.#tools = tools
+    this.#leaving = leaving
+  }
+
+  static async join(
+    { nats, log, newTools }: DistributedParts,
+    link: NatsLink,
+    subjects: Subjects,
+  ): Promise<ToolMembership> {
+    const { worker: name = workerName(), leaseMs = defaultLeaseMs, replicas = 1 } = nats
+    const mail = await NatsMail.open({ link, subjects, replicas, log })
+    const lease = await StandingLease.take(link, subjects, { worker: name, ttlMs: leaseMs, replicas })
+    const tools = new Map<string, AnyTool>()
+    const worker = new NatsToolWorker({
+      ...{ link, subjects, log, worker: name },
+      owner: () => (lease.isHeld ? lease.owner : null),
+      tools: newTools(tools),
+      send: (shard, letter) => mail.send(shard, letter),
+    })
+    const requests = new WorkerRequests(link, subjects, leaseMs)
+    const leaving = new Leaving(worker)
+    // As long as it has a lease, whoever asks is told what it still works on.
+    leaving.ends = [() => lease.release(), () => requests.close(), () => mail.close()]
+    requests.serve(name, () => (lease.isHeld ? lease.epoch : null), {
+      leave: () => worker.leave(),
+      take: (shard) => worker.take(shard),
+      working: (shard, effects) => worker.working(shard, effects),
+      cancel: (shard, effects) => worker.cancel(shard, effects),
+      drain: (graceMs) => leaving.drain(graceMs),
+    })
+    return new ToolMembership(name, lease, worker, tools, leaving)
+  }
+
+  async offer(crew: Crew): Promise<void> {
+    const remote = Object.values(crew.agents).flatMap(({ tools }) => tools.filter((tool) => tool.remote))
+    for (const tool of remote) {
+      const known = this.#tools.get(tool.name)
+      if (known !== undefined && known !== tool)
+        throw new TroupeError('CREW_INVALID', `there are two remote tools named ${tool.name}: which one is meant?`)
+      this.#tools.set(tool.name, tool)
+    }
+    await this.#lease.announce({ crews: {}, tools: [...this.#tools.keys()] })
+    for (const tool of remote) this.#worker.offer(tool.name, tool)
+  }
+
+  leave(graceMs: number): Promise<void> {
+    return this.#leaving.begin(graceMs)
+  }
+
+  get left(): Promise<void> {
+    return this.#leaving.gone
+  }
+}
+
+/** Shows what a remote tool shows, as long as this process has the shard. */
+function show(worker: Worker, { shard, effect: id, executor, value }: RemoteProgress): void {
+  const effect = worker.active.get(shard)?.state.effects.get(id)
+  if (effect === undefined || effect.executor !== executor || effect.body.type !== 'tool.call') return
+  const { agent, run, callId } = effect.body
+  worker.hub.show(shard, { kind: 'progress', effect: id, agent, run, callId, value })
+}
+
 /** Mail of this worker's shards, wherever they are at the moment. */
 function receive(mail: NatsMail, worker: Worker, ownership: NatsOwnership, log: Log): void {
   mail.receive({
     owns: (shard) => worker.owns(shard),
-    take: async (shard, draft) => void (await (await worker.shard(shard)).post(draft)),
+    take: async (id, letter) => {
+      const shard = await worker.shard(id)
+      const draft = isRemoteOutcome(letter) ? readRemoteOutcome(letter, shard.state, Math.random) : letter
+      if (draft !== null) await shard.post(draft)
+    },
     dead: async (shard, _, code, reason) => log.warn('dead letter', { shard, code, reason }),
   })
   const settle = ownership.onChange

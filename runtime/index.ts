@@ -9,14 +9,14 @@ import { agentMachine, budgetMachine, crewMachine, toolMachine } from '../machin
 import { createLevelJournal } from '../transport/level-journal.js'
 import { createMemoryJournal } from '../transport/memory-journal.js'
 import { listenControl, type Unlisten } from './control.js'
-import type { Agent, Crew } from './define.js'
+import type { Agent, AnyTool, Crew } from './define.js'
 import type { DistributedOptions } from './distributed.js'
 import type { LiveCrew } from './dispatcher.js'
 import { isTroupeError, TroupeError } from './errors.js'
 import type { Runtime } from './face.js'
 import type { Journal } from './journal.js'
 import { createLog, type Log, type LogLevel } from './log.js'
-import type { ModelPort } from './ports.js'
+import type { ModelPort, ToolPort } from './ports.js'
 import { prepareCrew } from './prepared-crew.js'
 import type { RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
@@ -115,6 +115,8 @@ const busyMs = 3_000
 const askAgainMs = 50
 /** When it is looked again what a store that drains still has. */
 const drainLookMs = 250
+/** Of a tool worker each tool's own bound counts. */
+const noBound = Number.POSITIVE_INFINITY
 
 /**
  * Opens a store, or a memory, and takes up what its last owner left. On a store that another process owns it becomes a
@@ -127,18 +129,21 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
     ...(options.providers === undefined ? {} : { providers: options.providers }),
     ...(options.prices === undefined ? {} : { prices: options.prices }),
   })
+  const toolPort = (of: (agent: string) => ReadonlyMap<string, AnyTool>, atOnce: number): ToolPort =>
+    createToolPort({
+      tools: (_shard, agent) => of(agent),
+      deps: options.deps,
+      log: (bindings) => log.with(bindings),
+      clock: systemClock,
+      concurrency: () => atOnce,
+    })
   const bound = new WeakMap<Crew, LiveCrew>()
   const bind = (crew: Crew): LiveCrew => {
     const known = bound.get(crew)
     if (known !== undefined) return known
     const prepared = prepareCrew(crew, model)
-    const tools = createToolPort({
-      tools: (_shard, agent) => prepared.agents.get(agent)?.tools ?? new Map(),
-      deps: options.deps,
-      log: (bindings) => log.with(bindings),
-      clock: systemClock,
-      concurrency: () => prepared.crew.limits.toolConcurrency,
-    })
+    const ofAgent = (agent: string): ReadonlyMap<string, AnyTool> => prepared.agents.get(agent)?.tools ?? new Map()
+    const tools = toolPort(ofAgent, prepared.crew.limits.toolConcurrency)
     const live = { prepared, model, tools }
     bound.set(crew, live)
     return live
@@ -154,7 +159,9 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
       close: () => model.close(),
     }
     const hashOf = (crew: Crew): string => prepareCrew(crew, unchecked).hash
-    return joinNamespace({ nats, store: options.store, log, bind, hashOf, newWorker, closePorts: () => model.close() })
+    const newTools = (tools: ReadonlyMap<string, AnyTool>): ToolPort => toolPort(() => tools, noBound)
+    const closePorts = (): Promise<void> => model.close()
+    return joinNamespace({ nats, store: options.store, log, bind, hashOf, newWorker, newTools, closePorts })
   }
   if (options.store === undefined) {
     const worker = await open(createMemoryJournal(), options, log)

@@ -152,6 +152,14 @@ export interface ModelPort {
   close(): Promise<void>
 }
 
+/** Where another process is to work on a call. */
+export interface RemotePlace {
+  /** Who it is, `<worker>.<epoch>`. */
+  readonly executor: string
+  /** It starts within so long from now, or not at all; at most `startWithinMs` of the dispatcher. */
+  readonly withinMs: number
+}
+
 /** One execution of one tool call. */
 export interface ToolRequest {
   readonly effect: string
@@ -171,10 +179,15 @@ export interface ToolRequest {
   readonly data: unknown
   readonly signal: AbortSignal
   /**
-   * Called when the call has its place and would start now. For a `once` tool this writes the `dispatched` record.
+   * Called when the call has its place and would start now. For a `once` tool, and for any that another process is to
+   * work on, this writes the `dispatched` record.
    * False: the call must not be made; answer `dropped`.
    */
-  readonly mayStart: () => Promise<boolean>
+  readonly mayStart: (remote?: RemotePlace) => Promise<boolean>
+  /** A number that is higher with every owner of the shard: who works for a later one refuses an earlier one. */
+  readonly term: number
+  /** Aborts when the shard goes to another process: a call that has no place yet is not made here (`dropped`). */
+  readonly leaving: AbortSignal
   readonly progress: (value: unknown) => void
 }
 
@@ -185,19 +198,25 @@ export type ToolOutcome =
   /** The tool said no in its own words (`ToolError`), or threw; the model is told `message`. */
   | {
       readonly status: 'failed'
-      readonly kind: 'told' | 'threw' | 'timeout' | 'unserialisable'
+      readonly kind: 'told' | 'threw' | 'timeout' | 'unserialisable' | 'unserved'
       readonly message: string
     }
   /** It was cancelled; whether it ran is unknown when `started`. */
   | { readonly status: 'cancelled'; readonly started: boolean }
   /** `mayStart` refused. */
   | { readonly status: 'dropped' }
+  /** The executor that `mayStart` was told of works on it; its outcome comes by mail. */
+  | { readonly status: 'given' }
+
+/** What a `verify` found out. */
+export type ToolVerified =
+  | { readonly done: true; readonly content: string }
+  | { readonly done: false }
+  | { readonly done: null }
 
 /** The tool port. Never rejects. */
 export interface ToolPort {
   run(request: ToolRequest): Promise<ToolOutcome>
   /** Asks a tool's `verify` function whether a call that may have run did run. */
-  verify(
-    request: ToolRequest,
-  ): Promise<{ readonly done: true; readonly content: string } | { readonly done: false } | { readonly done: null }>
+  verify(request: ToolRequest): Promise<ToolVerified | Extract<ToolOutcome, { status: 'dropped' | 'given' }>>
 }

@@ -130,7 +130,8 @@ function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
     models,
     delegates,
     settings,
-    tools: agent.tools.map(({ name, description, effect, onUnknown, timeoutMs, retries, run }) => ({
+    tools: agent.tools.map(({ name, description, effect, onUnknown, timeoutMs, retries, run, remote }) => ({
+      ...(remote ? { remote } : {}),
       name,
       description,
       effect,

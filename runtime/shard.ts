@@ -143,6 +143,8 @@ export class Shard {
       journal: host.journal,
       ports: host.ports,
       executor: () => host.ownership?.owner ?? host.executor,
+      term: recovered.state.sequence,
+      given: (effect) => void this.#takeover.follow(effect),
       owns: () => host.ownership?.owns(id, this.crewName) ?? true,
       send: async (draft) => {
         await host.ownership!.send(id, draft)

@@ -9,6 +9,8 @@
  * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up, also by a later
  *   owner when the one that counted it left before it could.
  * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
+ * - TA5 A tool call that was given to another process is asked after from time to time, and is interrupted when nobody has
+ *   it, and a while behind its time in any case: a message that was lost holds up no run.
  */
 import type { DecideContext } from './commit.js'
 import { type Ports, startWithinMs } from './dispatcher.js'
@@ -25,7 +27,9 @@ export const maxCrashes = 3
 /** When an executor that did not answer is asked again. */
 const askAgainMs = 250
 /** When one that works on something is asked whether it still does. */
-const lookAgainMs = 10_000
+export const lookAgainMs = 10_000
+/** How long after its time a tool call's outcome may still be on its way. */
+export const lateMs = 5_000
 
 /** What a takeover needs of its process. */
 interface TakingHost {
@@ -152,12 +156,32 @@ export class Takeover {
     for (let open = ids; open.length > 0; open = open.filter((id) => this.#shard.state().effects.has(id))) {
       const kept = ownership.lives(executor) ? await ownership.working(executor, this.#shard.id, open) : []
       if (!this.#shard.isActive()) return
-      await this.#giveUp(kept === null ? [] : open.filter((id) => !kept.includes(id)), ownership)
+      const late = open.filter((id) => kept?.includes(id) === true && this.#isLate(id))
+      if (late.length > 0) ownership.cancel(executor, this.#shard.id, late)
+      await this.#giveUp(kept === null ? [] : open.filter((id) => !kept.includes(id) || late.includes(id)), ownership)
       open = kept ?? open
-      await new Promise<void>((resolve) =>
-        this.#host.ports.clock.after(kept === null ? askAgainMs : lookAgainMs, resolve),
-      )
+      await this.#wait(kept === null ? askAgainMs : lookAgainMs)
     }
+  }
+
+  /** Whether a tool call should long have ended, wherever it runs. */
+  #isLate(id: string): boolean {
+    const { startBy = null, body } = this.#shard.state().effects.get(id) ?? {}
+    if (startBy === null || body === undefined || body.type === 'model.call') return false
+    return this.#host.ports.clock.now() > startBy + body.timeoutMs + lateMs
+  }
+
+  /** Looks after an effect that was given to another process. Never rejects. */
+  async follow(id: string): Promise<void> {
+    await this.#wait(lookAgainMs)
+    const effect = this.#shard.state().effects.get(id)
+    const { ownership } = this.#host
+    if (ownership !== null && effect !== undefined && this.#shard.isActive())
+      await this.#settleWith(ownership, effect.executor, [id])
+  }
+
+  #wait(delayMs: number): Promise<void> {
+    return new Promise((resolve) => this.#host.ports.clock.after(delayMs, resolve))
   }
 
   /** Interrupts what nobody works on. Never rejects. */
@@ -201,13 +225,14 @@ export class Takeover {
   async #outwait(effect: Effect): Promise<void> {
     const callMs = this.#outwaitMs(effect)
     if (callMs === null) return
-    await new Promise<void>((resolve) => this.#host.ports.clock.after(startWithinMs + callMs, resolve))
+    await this.#wait(startWithinMs + callMs)
   }
 
   /** How long a call may take that is only asked about when it is over; null for anything else. */
   #outwaitMs({ from, body, startBy }: Effect): number | null {
     const asker = this.#shard.state().actors.get(from)?.snapshot.context as { onUnknown?: string } | undefined
-    return startBy !== null && body.type === 'tool.call' && asker?.onUnknown === 'verify' ? body.timeoutMs : null
+    const isAsked = body.type === 'tool.call' && body.effect === 'once' && asker?.onUnknown === 'verify'
+    return startBy !== null && isAsked ? body.timeoutMs : null
   }
 
   /** Blobs of a crash that no record names. */

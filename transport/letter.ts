@@ -13,6 +13,7 @@ import { z } from 'zod'
 import { BlobRef, checkShape, contentHash, type DecodeBounds, decodeForeign, encode } from '../runtime/codec.js'
 import type { Draft } from '../runtime/envelope.js'
 import { TroupeError } from '../runtime/errors.js'
+import { isRemoteOutcome } from '../runtime/remote-outcome.js'
 import type { Subjects } from './subjects.js'
 
 /** A larger letter keeps its body beside the mail: a claim check. */
@@ -97,13 +98,25 @@ export function decodeLetter(bytes: Uint8Array, subject: string, subjects: Subje
   }
   let draft: Draft
   try {
-    draft = schema.parse(decodeForeign(bytes, bounds))
+    draft = schema.parse(isJson(bytes) ? jsonOf(bytes) : decodeForeign(bytes, bounds))
     // Also the partition: a letter elsewhere would be read by somebody who is not asked for it.
     if (subjects.mail(subjects.shardOfMail(subject), draft.to) === subject) return draft
   } catch (error) {
     throw new TroupeError('ENVELOPE_INVALID', 'the bytes are no letter', { cause: error })
   }
   throw new TroupeError('ENVELOPE_INVALID', `the letter is for ${draft.to.slice(0, 80)}, and came as mail for another`)
+}
+
+/** No letter in MessagePack begins like this: it would be a number. */
+function isJson(bytes: Uint8Array): boolean {
+  return bytes[0] === 0x7b
+}
+
+/** An outcome as a program in any language may write it. What actors are sent by workers has no such form. */
+function jsonOf(bytes: Uint8Array): unknown {
+  const value = JSON.parse(Buffer.from(bytes).toString('utf8')) as Draft
+  if (isRemoteOutcome(value)) return decodeForeign(encode(value), bounds)
+  throw new TroupeError('ENVELOPE_INVALID', 'only outcomes of tool workers may be JSON')
 }
 
 function tooLarge(bytes: number): TroupeError {

@@ -18,6 +18,8 @@ import type { Subjects } from './subjects.js'
 export interface Announcement {
   /** Names of the crews whose code it has, with the versions of their code. */
   readonly crews: Readonly<Record<string, string>>
+  /** Names of the tools that it works on for others. @default none */
+  readonly tools?: readonly string[] | undefined
 }
 
 /** A worker that lives. */
@@ -33,6 +35,7 @@ export interface Member extends Announcement {
 
 const announcement = z.object({
   crews: z.record(z.string(), z.string()),
+  tools: z.array(z.string()).optional(),
   epoch: z.int().min(1).optional(),
   since: z.int().optional(),
 })
@@ -40,8 +43,8 @@ const announcement = z.object({
 const maxSeen = 10_000
 
 /** Encodes an announcement as a lease carries it. @param lease the lease; the entry that takes it says nothing of it yet */
-export function encodeAnnouncement({ crews }: Announcement, lease?: Pick<Member, 'epoch' | 'since'>): string {
-  return JSON.stringify({ crews, epoch: lease?.epoch, since: lease?.since })
+export function encodeAnnouncement({ crews, tools }: Announcement, lease?: Pick<Member, 'epoch' | 'since'>): string {
+  return JSON.stringify({ crews, tools, epoch: lease?.epoch, since: lease?.since })
 }
 
 /** The name of a worker under one lease, as records have it. */
@@ -149,12 +152,12 @@ export class NatsMembership {
 
   /** Whether it is news, and more than a renewal. */
   #put(member: Member): boolean {
-    const { worker, epoch, revision, crews } = member
+    const { worker, epoch, revision } = member
     const known = this.#members.get(worker)
     if (revision <= Math.max(known?.revision ?? 0, this.#left.get(worker) ?? 0)) return false
     this.#members.set(worker, member)
     this.#saw(ownerName(worker, epoch))
-    return known?.epoch !== epoch || JSON.stringify(known.crews) !== JSON.stringify(crews)
+    return known?.epoch !== epoch || encodeAnnouncement(known) !== encodeAnnouncement(member)
   }
 
   #saw(owner: string): void {
@@ -186,9 +189,9 @@ export class NatsMembership {
 export function memberOf(entry: KvEntry | null): Member | null {
   if (entry === null || entry.operation !== 'PUT') return null
   try {
-    const { crews, epoch, since } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
+    const { epoch, since, ...told } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
     const { key: worker, revision, created } = entry
-    return { worker, epoch: epoch ?? revision, since: since ?? created.getTime(), revision, crews }
+    return { ...told, worker, epoch: epoch ?? revision, since: since ?? created.getTime(), revision }
   } catch {
     return null
   }

@@ -1,8 +1,8 @@
 /**
  * Ownership over NATS: a lease under the worker's name, the list of those that have one, and requests between them.
  *
- * Owns: which shards are this worker's by lease, list, announcements and pins; taking a lost lease again.
- * Does not own: leases (`nats-lease.ts`), the list (`nats-membership.ts`), the list of pins (`nats-pins.ts`), the rule
+ * Owns: which shards are this worker's by lease, list, announcements and pins.
+ * Does not own: leases (`standing-lease.ts`), the list (`nats-membership.ts`), the list of pins (`nats-pins.ts`), the rule
  * (`partitions.ts`), requests on the wire (`worker-requests.ts`), letters (`mail`), what an owner does
  * (`runtime/worker.ts`).
  *
@@ -21,10 +21,10 @@ import type { Clock } from '../runtime/ports.js'
 import type { DrainProgress, WorkerInfo } from '../runtime/survey.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
-import { NatsLease } from './nats-lease.js'
 import { NatsMembership, ownerName } from './nats-membership.js'
 import { NatsPins } from './nats-pins.js'
 import { ownersAmong } from './partitions.js'
+import { StandingLease } from './standing-lease.js'
 import { partitionOf, type Subjects } from './subjects.js'
 import { WorkerRequests, type WorkerWork } from './worker-requests.js'
 
@@ -63,8 +63,7 @@ export class NatsOwnership implements Ownership {
   readonly #members: NatsMembership
   readonly #requests: WorkerRequests
   readonly #closing = new AbortController()
-  #lease: NatsLease
-  #taking: Promise<void> | null = null
+  readonly #lease: StandingLease
   #crews: Crews
   readonly #pins: NatsPins
   /** By crew: the owner of each partition by the rule, as the list is now. */
@@ -74,7 +73,7 @@ export class NatsOwnership implements Ownership {
   readonly clock: Clock
   onChange: (shard?: string) => void = () => undefined
 
-  private constructor(options: NatsOwnershipOptions, lease: NatsLease, members: NatsMembership, pins: NatsPins) {
+  private constructor(options: NatsOwnershipOptions, lease: StandingLease, members: NatsMembership, pins: NatsPins) {
     const { link, subjects, requestMs = 5_000 } = options
     this.#options = options
     this.#members = members
@@ -85,7 +84,7 @@ export class NatsOwnership implements Ownership {
     this.clock = clusterClock(lease.offsetMs)
     members.onChange = () => this.#change()
     pins.onChange = (shard) => this.#change(shard)
-    lease.onLost = () => this.#lose()
+    lease.onChange = () => this.#change()
   }
 
   /**
@@ -96,7 +95,8 @@ export class NatsOwnership implements Ownership {
   static async open(options: NatsOwnershipOptions): Promise<NatsOwnership> {
     const { link, subjects, worker, leaseMs = defaultLeaseMs, replicas = 1 } = options
     subjects.worker(worker)
-    const lease = await take(options, options.crews)
+    const announcement = { crews: options.crews }
+    const lease = await StandingLease.take(link, subjects, { worker, ttlMs: leaseMs, replicas, announcement })
     let pins: NatsPins | null = null
     try {
       pins = await NatsPins.open({ link, subjects, pollMs: leaseMs / 3, replicas })
@@ -130,7 +130,6 @@ export class NatsOwnership implements Ownership {
     this.#requests.close()
     this.#members.close()
     this.#pins.close()
-    await this.#taking
     await this.#lease.release()
   }
 
@@ -142,31 +141,7 @@ export class NatsOwnership implements Ownership {
   }
 
   get owner(): string {
-    return ownerName(this.#options.worker, this.epoch)
-  }
-
-  #lose(): void {
-    this.#taking = this.#takeAgain()
-    this.#change()
-  }
-
-  async #takeAgain(): Promise<void> {
-    const { signal } = this.#closing
-    const pauseMs = (this.#options.leaseMs ?? defaultLeaseMs) / 3
-    while (!signal.aborted) {
-      const crews = this.#crews
-      const lease = await take(this.#options, crews).catch(() => null)
-      if (lease !== null) return this.#hold(lease, crews)
-      await pause(pauseMs, null, { signal, ref: false }).catch(() => undefined)
-    }
-  }
-
-  #hold(lease: NatsLease, crews: Crews): void {
-    this.#lease = lease
-    if (this.#closing.signal.aborted) return
-    if (crews !== this.#crews) void lease.announce({ crews: this.#crews })
-    this.#change()
-    lease.onLost = () => this.#lose()
+    return this.#lease.owner
   }
 
   #change(shard?: string): void {
@@ -340,15 +315,6 @@ export class NatsOwnership implements Ownership {
 
 function noWorker(worker: string): TroupeError {
   return new TroupeError('WORKER_UNKNOWN', `there is no worker ${worker}`, { details: { worker } })
-}
-
-function take({ link, subjects, worker, leaseMs, replicas }: NatsOwnershipOptions, crews: Crews): Promise<NatsLease> {
-  return NatsLease.take(link, subjects, {
-    worker,
-    ttlMs: leaseMs ?? defaultLeaseMs,
-    replicas: replicas ?? 1,
-    announcement: { crews },
-  })
 }
 
 /** Whether a crew of this name is among them; any, for a shard that has none yet. */

@@ -68,6 +68,11 @@ export class Subjects {
     return `${this.#prefix}.mail.${partitionOf(shard)}.${token(shard)}.>`
   }
 
+  /** Where a tool worker sends outcomes, whatever their shard. */
+  outcomes(worker: string): string {
+    return `${this.#prefix}.mail.*.*.${addressTokens(`outcome/${worker}`)}`
+  }
+
   /** The shard of a mail's subject. */
   shardOfMail(subject: string): string {
     return subject.split('.')[4] ?? ''
@@ -172,19 +177,37 @@ export class Subjects {
 
   /** Where shard workers ask for port work, and where they hear of its progress. */
   toolCalls(): { readonly requests: string[]; readonly reports: string[] } {
-    const reports = [`${this.#prefix}.progress.*.*`]
-    return { requests: [`${this.#prefix}.tool.*`, `${this.#prefix}.start.*`], reports }
+    return { requests: [this.tool(), `${this.#prefix}.start.*`], reports: [`${this.#prefix}.progress.*.*`] }
   }
 
   /** Where a tool worker of this name is asked for port work. */
   toolRequests(worker: string): string[] {
-    return [`${this.#prefix}.tool.*`, `${this.#prefix}.start.${token(worker)}`, this.worker(worker)]
+    return [this.tool(), this.start(worker), this.worker(worker)]
   }
 
   /** Where it sends what comes of it: outcomes, bodies of those that are large, progress. */
   toolReports(worker: string): string[] {
-    const outcomes = `${this.#prefix}.mail.*.*.outcome.${token(worker)}`
-    return [outcomes, `${this.#prefix}.content.*.letter.>`, `${this.#prefix}.progress.*.${token(worker)}`]
+    return [this.outcomes(worker), `${this.#prefix}.content.*.letter.>`, `${this.#prefix}.progress.*.${token(worker)}`]
+  }
+
+  /** Where a tool worker offers to work on calls of a tool: a queue group. @param tool all tools, when none is named */
+  tool(tool?: string): string {
+    return `${this.#prefix}.tool.${tool === undefined ? '*' : token(tool)}`
+  }
+
+  /** Where a tool worker takes the calls that it has a place for. */
+  start(worker: string): string {
+    return `${this.#prefix}.start.${token(worker)}`
+  }
+
+  /** Progress of a tool worker's calls, for the worker that owns their shard; of all of them, when none is named. */
+  progress(owner: string, worker?: string): string {
+    return `${this.#prefix}.progress.${token(owner)}.${worker === undefined ? '*' : token(worker)}`
+  }
+
+  /** The tool worker of a progress subject. */
+  workerOfProgress(subject: string): string {
+    return subject.split('.')[4] ?? ''
   }
 
   /** Letters that nobody could take. */

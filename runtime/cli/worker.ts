@@ -1,11 +1,13 @@
 /**
- * `troupe worker`: a process that runs crews for whoever asks over NATS.
+ * `troupe worker`: a process that runs crews for whoever asks over NATS, or works on their remote tools.
  *
  * Owns: loading the crew files, what is told at the start, the clean stop.
  * Does not own: the worker (`distributed.ts`), how NATS is reached (`nats.ts`).
  *
  * - WO1 One signal hands the crews over and waits for what runs here; a second one ends at once.
  */
+import type { Crew } from '../define.js'
+import { TroupeError } from '../errors.js'
 import { type DistributedRuntime, createRuntime } from '../index.js'
 import { loadCrew } from './load.js'
 import { type NatsFlags, natsFrom } from './nats.js'
@@ -22,6 +24,7 @@ export interface WorkerCommandOptions extends NatsFlags {
   readonly keepEvents: number
   readonly grace: number
   readonly json?: boolean
+  readonly toolsOnly?: boolean
 }
 
 const dayMs = 86_400_000
@@ -29,12 +32,14 @@ const dayMs = 86_400_000
 /** Runs until a signal comes. Returns the exit code. */
 export async function worker(files: readonly string[], options: WorkerCommandOptions): Promise<number> {
   const crews = await Promise.all(files.map(async (file) => (await loadCrew(file)).crew))
+  const tools = options.toolsOnly === true ? remoteToolsOf(crews) : null
   const stopping = firstSignal()
   const runtime = (await createRuntime({
     log: 'info',
     ...(options.store === undefined ? {} : { store: options.store }),
     nats: {
       ...natsFrom(options),
+      role: options.toolsOnly === true ? 'tools' : 'worker',
       leaseMs: options.lease,
       replicas: options.replicas,
       keepEventsMs: options.keepEvents * dayMs,
@@ -43,18 +48,39 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
     },
   })) as DistributedRuntime
   for (const crew of crews) await runtime.offer(crew)
+  const about = { worker: runtime.worker, namespace: options.namespace, server: runtime.server }
+  if (tools === null) await tell(about, crews, runtime, options)
+  else if (options.json === true) writeJson({ type: 'worker', ...about, crews: [], tools })
+  else writeLine(`tool worker ${about.worker} of namespace ${about.namespace}: ${tools.join(', ')}`)
+  const signal = await Promise.race([stopping, runtime.left.then(() => null)])
+  const leaving = tools === null ? 'handing the crews over …' : 'finishing what runs …'
+  if (options.json !== true) writeLine(signal === null ? 'drained' : leaving)
+  await runtime.close({ graceMs: options.grace })
+  return signal === 'SIGINT' ? exitCodes.interrupted : exitCodes.done
+}
+
+/** Says what a worker has, and what the server has given it. */
+async function tell(
+  about: { readonly worker: string | null; readonly namespace: string; readonly server: string },
+  crews: readonly Crew[],
+  runtime: DistributedRuntime,
+  options: WorkerCommandOptions,
+): Promise<void> {
   const names = crews.map(({ name }) => name)
-  const { namespace } = options
-  const cluster = { server: runtime.server, ...(await runtime.settings()) }
-  if (options.json === true) writeJson({ type: 'worker', worker: runtime.worker, namespace, crews: names, ...cluster })
-  else writeLine(`worker ${runtime.worker} of namespace ${namespace}: ${names.join(', ')} · ${describe(cluster)}`)
+  const cluster = { server: about.server, ...(await runtime.settings()) }
+  if (options.json === true) writeJson({ type: 'worker', ...about, crews: names, ...cluster })
+  else writeLine(`worker ${about.worker} of namespace ${about.namespace}: ${names.join(', ')} · ${describe(cluster)}`)
   if (cluster.replicas < options.replicas) {
     writeLine(`  asked for ${options.replicas} copies: the streams were made with fewer, and stay as they are`)
   }
-  const signal = await Promise.race([stopping, runtime.left.then(() => null)])
-  if (options.json !== true) writeLine(signal === null ? 'drained' : 'handing the crews over …')
-  await runtime.close({ graceMs: options.grace })
-  return signal === 'SIGINT' ? exitCodes.interrupted : exitCodes.done
+}
+
+/** Names of the tools that a tool worker of these crews offers. @throws TroupeError `CREW_INVALID` when there are none. */
+function remoteToolsOf(crews: readonly Crew[]): string[] {
+  const tools = crews.flatMap(({ agents }) => Object.values(agents).flatMap((agent) => agent.tools))
+  const names = new Set(tools.filter(({ remote }) => remote).map(({ name }) => name))
+  if (names.size > 0) return [...names]
+  throw new TroupeError('CREW_INVALID', 'no tool of these files is for tool workers: define it with `remote: true`')
 }
 
 /** The first signal; a second one ends the process. */

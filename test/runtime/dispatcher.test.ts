@@ -175,6 +175,8 @@ describe('dispatcher', () => {
       journal: stage.journal,
       ports: { clock: stage.clock, random: () => 0 },
       executor: () => 'test',
+      term: 1,
+      given: () => undefined,
       owns: () => true,
       send: () => Promise.resolve(),
       state: () => emptyState('s1'),

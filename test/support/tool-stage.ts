@@ -48,6 +48,8 @@ export function request(change: Partial<ToolRequest> = {}): ToolRequest {
     data: null,
     signal: new AbortController().signal,
     mayStart: () => Promise.resolve(true),
+    term: 1,
+    leaving: new AbortController().signal,
     progress: () => undefined,
     ...change,
   }

@@ -345,6 +345,16 @@ test('ML4 large: the body comes back equal and is gone afterwards, of two of the
   await expect.poll(async () => (await state('content')).messages, patient).toBe(0)
 })
 
+test('LTR1 JSON: an outcome of a tool worker may be written in it, and nothing else', async () => {
+  const { taken, dead } = await receiving()
+  const outcome = letter('far', { from: 'port/tool', to: 'outcome/t' })
+  link.connection.publish(subjects.mail('a', 'agent/writer'), JSON.stringify(letter('near')))
+  link.connection.publish(subjects.mail('a', 'outcome/other'), JSON.stringify(outcome))
+  link.connection.publish(subjects.mail('a', 'outcome/t'), JSON.stringify(outcome))
+  await expect.poll(() => taken, patient).toEqual(['a:far'])
+  expect(dead).toHaveLength(2)
+})
+
 test('ML5 LTR1 garbage: what is no letter of its subject is a dead letter, and the next one comes through', async () => {
   const told: unknown[] = []
   const watch = link.connection.subscribe(subjects.dead(), {

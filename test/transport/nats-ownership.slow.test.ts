@@ -121,7 +121,7 @@ describe('NATS ownership', () => {
     await expect(worker('a.b')).rejects.toMatchObject({ code: 'ID_INVALID' })
   })
 
-  test('NO2 lease: behind a dead link nothing is owned when its time is over, and later there is another epoch', async () => {
+  test('NO2 SL1 lease: behind a dead link nothing is owned when its time is over, and later there is another epoch', async () => {
     const { proxy, over } = await proxied()
     const [a, b] = [await worker('a', { link: over }), await worker('b')]
     await expect.poll(() => split([a, b]).wrong).toBe(0)
@@ -230,6 +230,7 @@ describe('NATS ownership', () => {
     const late = await worker('d')
     expect([late.owns(shard!, 'report'), late.ownerOf(shard!, 'report')]).toEqual([false, 'b'])
     await late.close()
+    await expect.poll(() => a.lives(late.owner)).toBe(false)
     // Whoever has no code of the crew, or is gone, has no shards of it.
     await expect
       .poll(() => a.assign(shard!, 'report', 'c').catch(({ code }: { code: string }) => code))

@@ -43,6 +43,11 @@ test('SU1 subjects: what is no token is refused, whatever it is and wherever it 
 test('SU3 subjects: a foreign name is one token, and no two names meet', () => {
   expect(subjects.mail('q3', 'agent/writer-r2')).toBe(`troupe.shop.mail.${partitionOf('q3')}.q3.agent.writer-r2`)
   expect(subjects.event('q3', 'tool/a.b>*', 'run.finished')).toBe('troupe.shop.event.q3.tool.a_2eb_3e_2a.run.finished')
+  const outcome = subjects.mail('q3', 'outcome/gpu_1').replace(/mail\.\d+\.q3/, 'mail.*.*')
+  expect(subjects.outcomes('gpu_1')).toBe(outcome)
+  expect([subjects.tool('look'), subjects.start('t')]).toEqual(['troupe.shop.tool.look', 'troupe.shop.start.t'])
+  expect(subjects.workerOfProgress(subjects.progress('w', 't'))).toBe('t')
+  expect(() => subjects.tool('a.b')).toThrow(refused)
   expect(subjects.shardOfMail(subjects.mail('q3', 'agent/x'))).toBe('q3')
   expect(subjects.partsOfDoor(subjects.door('me', 'q3'))).toEqual(['me', 'q3'])
   expect(() => subjects.mail('q3', 'a.b/x')).toThrow(refused)

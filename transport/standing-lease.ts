@@ -1,0 +1,104 @@
+/**
+ * The standing lease: a worker's lease that is taken again whenever it was lost.
+ *
+ * Owns: taking it again, announcing under the next lease what was to be announced under the last.
+ * Does not own: one lease (`nats-lease.ts`), what follows from losing it.
+ *
+ * - SL1 A lease that is lost is taken again until it is released, with another epoch; what is announced is what was asked
+ *   for last.
+ */
+import { setTimeout as pause } from 'node:timers/promises'
+import type { NatsLink } from './nats-connection.js'
+import { type LeaseOptions, NatsLease } from './nats-lease.js'
+import { type Announcement, ownerName } from './nats-membership.js'
+import type { Subjects } from './subjects.js'
+
+const defaultTtlMs = 5_000
+
+/** Takes leases of one name, from `take` to `release`. */
+export class StandingLease {
+  readonly #take: (told: Announcement) => Promise<NatsLease>
+  readonly #options: LeaseOptions
+  readonly #closing = new AbortController()
+  #lease: NatsLease
+  #told: Announcement
+  #taking: Promise<void> | null = null
+  /** Called when the lease was lost, and when there is another one. */
+  onChange: () => void = () => undefined
+
+  private constructor(options: LeaseOptions, lease: NatsLease, take: (told: Announcement) => Promise<NatsLease>) {
+    this.#options = options
+    this.#take = take
+    this.#told = options.announcement ?? { crews: {} }
+    this.#lease = lease
+    lease.onLost = () => this.#lose()
+  }
+
+  /** Takes the first one. @throws TroupeError `STORE_BUSY` while another process has the name, and what the server refuses. */
+  static async take(link: NatsLink, subjects: Subjects, options: LeaseOptions): Promise<StandingLease> {
+    const take = (announcement: Announcement): Promise<NatsLease> =>
+      NatsLease.take(link, subjects, { ...options, announcement })
+    return new StandingLease(options, await take(options.announcement ?? { crews: {} }), take)
+  }
+
+  /** Number of the lease that is held, or was held last. */
+  get epoch(): number {
+    return this.#lease.epoch
+  }
+
+  /** `<worker>.<epoch>` */
+  get owner(): string {
+    return ownerName(this.#options.worker, this.epoch)
+  }
+
+  /** False while there is none, and as soon as it may have run out. */
+  get isHeld(): boolean {
+    return this.#lease.isHeld
+  }
+
+  /** Epoch milliseconds, by the server's clock, at which this process's monotonic clock stood at zero. */
+  get offsetMs(): number {
+    return this.#lease.offsetMs
+  }
+
+  /** Tells others something else from now on, at the latest with the next lease. Never rejects. */
+  announce(told: Announcement): Promise<void> {
+    this.#told = told
+    return this.#lease.announce(told)
+  }
+
+  /** Gives it back, and does not take it again. */
+  async release(): Promise<void> {
+    this.#closing.abort()
+    await this.#taking
+    await this.#lease.release()
+  }
+
+  #lose(): void {
+    this.#taking = this.#takeAgain()
+    this.#change()
+  }
+
+  async #takeAgain(): Promise<void> {
+    const { signal } = this.#closing
+    const pauseMs = (this.#options.ttlMs ?? defaultTtlMs) / 3
+    while (!signal.aborted) {
+      const told = this.#told
+      const lease = await this.#take(told).catch(() => null)
+      if (lease !== null) return this.#hold(lease, told)
+      await pause(pauseMs, null, { signal, ref: false }).catch(() => undefined)
+    }
+  }
+
+  #hold(lease: NatsLease, told: Announcement): void {
+    this.#lease = lease
+    if (this.#closing.signal.aborted) return
+    if (told !== this.#told) void lease.announce(this.#told)
+    this.#change()
+    lease.onLost = () => this.#lose()
+  }
+
+  #change(): void {
+    if (!this.#closing.signal.aborted) this.onChange()
+  }
+}
