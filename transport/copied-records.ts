@@ -4,7 +4,7 @@
  * Owns: the proof that what is here is what the server has.
  * Does not own: keeping it (`local-copy.ts`), the server's records (`jetstream-journal.ts`).
  *
- * - CR1 Records from here are given only when their chain ends in the hash of the server's head, or in a record of the
+ * - CPR1 Records from here are given only when their chain ends in the hash of the server's head, or in a record of the
  *   server that follows from the last one here. What does not is dropped.
  */
 import type { StoredRecord } from '../runtime/journal.js'

@@ -4,8 +4,8 @@
  * Owns: keeping records and pieces by shard, how much is kept and what goes first, trouble with the folder.
  * Does not own: what is true (JetStream), the check against it (`jetstream-journal.ts`, `jetstream-content.ts`).
  *
- * - LC1 What is given out is what was kept: each row is checked against its hash, and records follow from each other.
- * - LC2 A folder that is damaged, full, not writable or in use costs speed and nothing else. It is told once.
+ * - LCP1 What is given out is what was kept: each row is checked against its hash, and records follow from each other.
+ * - LCP2 A folder that is damaged, full, not writable or in use costs speed and nothing else. It is told once.
  * - LC3 Nobody waits for what is kept; at most 16 MiB are on their way to the disk, and what does not fit is not kept.
  * - LC4 It holds at most about `maxBytes`: the shards that were not used for longest go first.
  * - LC5 What was kept of a shard before it was cut or removed is gone when its new life is entered.

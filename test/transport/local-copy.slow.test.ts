@@ -88,7 +88,7 @@ function manifestOf(hash: Uint8Array, sequence: number, chunk: Buffer): Snapshot
 const chunksOf = ({ chunks }: SnapshotManifest, chunk: Buffer) => new Map([[chunks[0]!, chunk]])
 
 describe('local copy', () => {
-  test('CR1 restart: what was written or read before is not fetched again, and the tail of others is', async () => {
+  test('CPR1 restart: what was written or read before is not fetched again, and the tail of others is', async () => {
     const all = numbers(1, 200).map(large)
     const first = await owner(1, 'copy')
     await write(first, all)
@@ -114,7 +114,7 @@ describe('local copy', () => {
     expect(warnings).toEqual([])
   })
 
-  test('CR1 foreign: a folder of another namespace changes nothing', async () => {
+  test('CPR1 foreign: a folder of another namespace changes nothing', async () => {
     const others = new Subjects(`foreign${count}`)
     const foreign = await owner(1, 'copy', undefined, others)
     await write(foreign, numbers(1, 20, 'foreign '))
@@ -151,7 +151,7 @@ describe('local copy', () => {
     expect(await texts(journal, 'a', 11)).toEqual(['new life'])
   })
 
-  test('LC1 damage: whatever happens to the files, what is read is what was written', async () => {
+  test('LCP1 damage: whatever happens to the files, what is read is what was written', async () => {
     const all = numbers(1, 120).map(large)
     const chunk = Buffer.alloc(100_000, 'c')
     const first = await owner(1, 'copy')
@@ -178,7 +178,7 @@ describe('local copy', () => {
     }
   })
 
-  test('LC2 folder: in use or no folder at all, the journal goes without, and says so once', async () => {
+  test('LCP2 folder: in use or no folder at all, the journal goes without, and says so once', async () => {
     const first = await owner(1, 'copy')
     const second = await owner(2, 'copy')
     await writeFile(join(folder, 'file'), 'no folder')
