@@ -15,6 +15,8 @@ export interface WorkerInfo {
   readonly since: number
   /** Names of the crews whose code it has, with the versions of their code. None for one that leaves. */
   readonly crews: Readonly<Record<string, string>>
+  /** Names of the remote tools that it works on; none for one that runs crews. */
+  readonly tools: readonly string[]
   /** Partitions that fall to it, of 64; those of different crews count once. */
   readonly partitions: number
 }

@@ -179,11 +179,11 @@ export class NatsOwnership implements Ownership {
   /** Those that live, by name, and how many partitions fall to each. */
   workers(): WorkerInfo[] {
     const members = [...this.#members.members.values()].sort((one, other) => (one.worker < other.worker ? -1 : 1))
-    return members.map(({ worker, epoch, since, crews }) => {
+    return members.map(({ worker, epoch, since, crews, tools = [] }) => {
       const fallen = new Set<number>()
       for (const crew of Object.keys(crews))
         for (const [partition, owner] of this.#ownersOf(crew).entries()) if (owner === worker) fallen.add(partition)
-      return { worker, epoch, since, crews, partitions: fallen.size }
+      return { worker, epoch, since, crews, tools, partitions: fallen.size }
     })
   }
 

@@ -59,8 +59,14 @@ export function describe({ server, durability, replicas }: Omit<ClusterInfo, 'wo
   return `nats-server ${server} · ${copies} of the journal, ${survives[durability]}`
 }
 
-function workerRow({ worker, epoch, since, partitions, crews }: WorkerInfo): string[] {
+function workerRow({ worker, epoch, since, partitions, crews, tools }: WorkerInfo): string[] {
   const names = Object.keys(crews).map((name) => `${name}@${crews[name]?.slice(0, 8)}`)
   const time = new Date(since).toISOString().slice(0, 19).replace('T', ' ')
-  return [worker, String(epoch), time, String(partitions), oneLine(names.join(' ') || 'none: it leaves', 200)]
+  return [
+    worker,
+    String(epoch),
+    time,
+    String(partitions),
+    oneLine([...names, ...tools.map((tool) => `tool:${tool}`)].join(' ') || 'none: it leaves', 200),
+  ]
 }

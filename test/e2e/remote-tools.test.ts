@@ -229,7 +229,7 @@ describe('tool workers', () => {
     expect(end.stderr).toContain('CREW_INVALID')
   })
 
-  test('protocol: a tool server on a bare socket does a call, and its progress is seen', async () => {
+  test('protocol: a tool server on a bare socket does a call', async () => {
     const all = await crowd(['send'], ['w'], [])
     const script = join(import.meta.dirname, 'bare-tool.ts')
     const words = ['--import', 'jiti/register', script, `${server.port}`, all.namespace, 'bare', 'send']

@@ -17,8 +17,10 @@ import type { Draft } from '../../runtime/envelope.js'
 import { TroupeError } from '../../runtime/errors.js'
 import { createLog } from '../../runtime/log.js'
 import type { RemotePlace, ToolOutcome, ToolPort, ToolRequest } from '../../runtime/ports.js'
+import { remoteOutcome } from '../../runtime/remote-outcome.js'
 import { systemClock } from '../../runtime/system-clock.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { followEvents } from '../../transport/nats-follower.js'
 import { NatsToolWorker, type ToolWorkerOptions } from '../../transport/nats-tool-worker.js'
 import { type RemoteProgress, RemoteTools, type RemoteToolsOptions } from '../../transport/nats-tools.js'
 import { Subjects } from '../../transport/subjects.js'
@@ -463,6 +465,83 @@ describe('remote tools: runtimes', () => {
     const handle = await worker.spawn(crew)
     const { output } = await handle.ask('go')
     expect(output).toBe('look w0 | send w1')
+  })
+
+  test('progress: what a remote tool shows comes to whoever watches the run', async () => {
+    const seen = gate<string>()
+    const run = async (_: object, { progress }: { progress: (value: unknown) => void }): Promise<string> => {
+      // Best effort: it is shown until somebody has seen it.
+      const again = setInterval(() => progress({ percent: 50 }), 20)
+      const text = await seen.opened
+      clearInterval(again)
+      return text
+    }
+    const crew = crewOf(tool('look', run))
+    const worker = await join('worker', 'w', crew, await scripted(calls('look')))
+    await join('tools', 't', crew)
+    const started = (await worker.spawn(crew)).start('go')
+    for await (const { type, data } of started.events) {
+      if (type !== 'troupe.tool.progress') continue
+      expect(data).toMatchObject({ agent: 'lead', value: { percent: 50 } })
+      break
+    }
+    seen.open('seen')
+    expect((await started.result).output).toBe('seen')
+  })
+
+  test('stored: a round with a remote tool takes at most six messages on the server, events and mail included', async () => {
+    const crew = crewOf(tool('look', ({ word }: { word: string }) => word))
+    const script: ModelScript = ({ messages }) => {
+      const wanted = Number(messages.find(({ role }) => role === 'user')?.content)
+      const done = messages.filter(({ role }) => role === 'tool').length
+      return done < wanted ? reply.call('look', { word: `w${done}` }) : reply.text('done')
+    }
+    const worker = await join('worker', 'w', crew, await scripted(script))
+    await join('tools', 't', crew)
+    const handle = await worker.spawn(crew)
+    const stored = async (runs: number): Promise<number> => {
+      let ended = 0
+      for await (const { event } of followEvents({ link, subjects, since: 'all' })) {
+        if (event.type === 'troupe.run.finished') ended += 1
+        if (ended === runs) break
+      }
+      const streams = (['journal', 'content', 'mail', 'events'] as const).map((of) => subjects.stream(of))
+      const infos = await Promise.all(streams.map((name) => link.manager.streams.info(name)))
+      return infos.reduce((sum, { state }) => sum + state.last_seq, 0)
+    }
+    await handle.ask('1')
+    const first = await stored(1)
+    await handle.ask('2')
+    const second = await stored(2)
+    await handle.ask('12')
+    const third = await stored(3)
+    // Ten rounds more than the run before; fewer where commits share a record.
+    expect((third - second - (second - first)) / 10).toBeLessThanOrEqual(6)
+    expect(third - second).toBeGreaterThan(12 * 3)
+  })
+
+  test('RMO1 TO1 hostile: a start that comes twice and an outcome from somebody else change nothing', async () => {
+    const open = gate<string>()
+    let ran = 0
+    const crew = crewOf(tool('send', () => ((ran += 1), open.opened), { effect: 'once' }))
+    const worker = await join('worker', 'w', crew, await scripted(calls('send')))
+    await join('tools', 't', crew)
+    const overheard = link.connection.subscribe(subjects.start('t'), { max: 1 })
+    const dead = link.connection.subscribe(subjects.dead(), { max: 1 })
+    await link.connection.flush()
+    const result = (await worker.spawn(crew)).ask('go')
+    for await (const { data } of overheard) {
+      const again = await link.connection.request(subjects.start('t'), data)
+      expect(again.json()).toEqual({ started: true })
+      const { effect } = JSON.parse(Buffer.from(data).toString()) as { effect: string }
+      const owner = (await link.manager.streams.info(`KV_${subjects.stream('workers')}`)).state.last_seq
+      const forged = remoteOutcome(`evil.${owner}`, effect, { status: 'ok', content: 'forged', truncated: false })
+      link.connection.publish(subjects.mail('far', forged.to), JSON.stringify(forged))
+    }
+    for await (const message of dead) expect(message.json()).toMatchObject({ shard: 'far', code: 'OUTCOME_FORGED' })
+    open.open('sent')
+    expect((await result).output).toBe('sent')
+    expect(ran).toBe(1)
   })
 
   test('offer: two remote tools of one name are refused', async () => {
