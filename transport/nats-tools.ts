@@ -5,10 +5,10 @@
  * Does not own: the tool worker's half (`nats-tool-worker.ts`), the `dispatched` record and what becomes of a call that is
  * with a worker (`runtime/dispatcher.ts`, `runtime/takeover.ts`), outcomes (they are mail).
  *
- * - NT1 A call is started by nobody but the worker that its `dispatched` record names, and after that record is durable.
- * - NT2 A call that has no place waits for one as long as there are tool workers, and for its `timeoutMs` while there are
+ * - NRT1 A call is started by nobody but the worker that its `dispatched` record names, and after that record is durable.
+ * - NRT2 A call that has no place waits for one as long as there are tool workers, and for its `timeoutMs` while there are
  *   none; then the model is told that it was not made.
- * - NT3 What a worker refused is given to another place; what may have been started is never given twice.
+ * - NRT3 What a worker refused is given to another place; what may have been started is never given twice.
  */
 import { setTimeout as pause } from 'node:timers/promises'
 import { errors, type Msg, type Subscription } from '@nats-io/transport-node'

@@ -124,7 +124,7 @@ const start = (worker: string, change: object = {}): Promise<unknown> =>
 const refused = (code: string): unknown => expect.objectContaining({ error: expect.objectContaining({ code }) })
 
 describe('remote tools: the owner', () => {
-  test('NT1 give: the place is recorded, then the call is started there, and its outcome goes to the shard', async () => {
+  test('NRT1 give: the place is recorded, then the call is started there, and its outcome goes to the shard', async () => {
     const order: string[] = []
     const { sent } = await toolWorker('t', [
       tool('work', ({ word }: { word: string }) => (order.push('ran'), `<${word}>`)),
@@ -148,7 +148,7 @@ describe('remote tools: the owner', () => {
     })
   })
 
-  test('NT1 give: a call whose record was refused is started nowhere, and its place is given back', async () => {
+  test('NRT1 give: a call whose record was refused is started nowhere, and its place is given back', async () => {
     const { worker, sent } = await toolWorker('t', [tool('work', () => expect.unreachable(), { concurrency: 1 })])
     const port = owner('w', { release: (_, shard, effect) => worker.cancel(shard, [effect]) })
     expect(await port.run(call({ mayStart: () => Promise.resolve(false) }))).toEqual({ status: 'dropped' })
@@ -157,7 +157,7 @@ describe('remote tools: the owner', () => {
     expect([worker.running, sent.length]).toEqual([0, 0])
   })
 
-  test('NT2 wait: with no worker a call waits, says so, and is done when one comes', async () => {
+  test('NRT2 wait: with no worker a call waits, says so, and is done when one comes', async () => {
     const shown = gate<unknown>()
     const given = owner().run(call({ timeoutMs: 60_000, progress: shown.open }))
     expect(await shown.opened).toBe('waiting: no worker serves work')
@@ -166,14 +166,14 @@ describe('remote tools: the owner', () => {
     await expect.poll(() => sent, wait).toHaveLength(1)
   })
 
-  test('NT2 wait: behind its own time a call that nobody serves is told as not made, whatever its class', async () => {
+  test('NRT2 wait: behind its own time a call that nobody serves is told as not made, whatever its class', async () => {
     const asked = call({ timeoutMs: 100 })
     expect(await owner().run(asked)).toMatchObject({ status: 'failed', kind: 'unserved' })
     expect(await owner().verify(call({ timeoutMs: 100 }))).toEqual({ done: null })
     expect(asked.recorded).toEqual([])
   })
 
-  test('NT2 wait: calls for a full worker wait without a bound, and none is lost', async () => {
+  test('NRT2 wait: calls for a full worker wait without a bound, and none is lost', async () => {
     const open = gate()
     let [now, most] = [0, 0]
     const run = async (): Promise<void> => {
@@ -191,7 +191,7 @@ describe('remote tools: the owner', () => {
     expect(most).toBe(2)
   })
 
-  test('NT2 wait: a shard that goes and a call that is cancelled leave at once', async () => {
+  test('NRT2 wait: a shard that goes and a call that is cancelled leave at once', async () => {
     const [going, cancelled] = [new AbortController(), new AbortController()]
     const left = owner().run(call({ leaving: going.signal }))
     const ended = owner().run(call({ signal: cancelled.signal }))
@@ -201,7 +201,7 @@ describe('remote tools: the owner', () => {
     expect(await ended).toEqual({ status: 'cancelled', started: false })
   })
 
-  test('NT3 refused: a call whose place is over when it is started gets another one', async () => {
+  test('NRT3 refused: a call whose place is over when it is started gets another one', async () => {
     const { sent, worker } = await toolWorker('t', [tool('work', () => 'done')])
     let tries = 0
     const given = await owner().run(
@@ -218,7 +218,7 @@ describe('remote tools: the owner', () => {
     expect([tries, worker.refused]).toEqual([2, 1])
   })
 
-  test('NT3 give: a worker that is not known to live yet gets nothing', async () => {
+  test('NRT3 give: a worker that is not known to live yet gets nothing', async () => {
     await toolWorker('t', [tool('work', () => 'done')])
     const released: string[] = []
     let lives = false
