@@ -189,6 +189,9 @@ async function main(): Promise<void> {
         context: { scope: new Scope(), machines },
         ...more,
       }),
+    newTools: () => {
+      throw new Error('this one runs crews')
+    },
     closePorts: () => ports.close(),
   })
   for (const crew of sharedCrews(shop).values()) await runtime.offer(crew)
