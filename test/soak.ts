@@ -149,9 +149,12 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
       return { ...report, violations: [...report.violations, ...late] }
     }),
   stops: () =>
-    faults('stops', async () =>
-      (await import('./fault/stop-trials.js')).runStops({ seed: base, count: times(50), lanes: 24 }),
-    ),
+    faults('stops', async () => {
+      const { runStops } = await import('./fault/stop-trials.js')
+      const report = await runStops({ seed: base, count: times(50), lanes: 24 })
+      const missed = report.stops < times(50) ? [`only ${report.stops} stops were made`] : []
+      return { ...report, violations: [...report.violations, ...missed] }
+    }),
   cluster: () =>
     faults('cluster', async () => {
       const { runClusterFaults } = await import('./fault/cluster-trials.js')
@@ -170,8 +173,8 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
     ),
   mutants: () =>
     faults('mutants', async () => {
-      const { listNatsMutants, runNatsMutant } = await import('./fault/worker-mutants.js')
-      const results = listNatsMutants().map((mutant) => runNatsMutant(mutant, 8, base))
+      const { fenceMutants, runFenceMutant } = await import('./fault/worker-mutants.js')
+      const results = fenceMutants.map((mutant) => runFenceMutant(mutant, 8, base))
       const missed = results.filter(({ caughtBy }) => caughtBy === null)
       return { caught: results.length - missed.length, results, violations: missed.map(({ mutant }) => mutant) }
     }),

@@ -1,9 +1,9 @@
 /**
  * Mutants of what keeps a stale owner out: the product with one mechanism taken out. The journal's own tests, or the stops of
- * real workers, must notice. Each is a patch `test/mutants/nats-*.patch`; how one is made, `test/simulation/mutants.ts` says.
+ * real workers, must notice, as the simulation does: they are four of its mutants (`test/simulation/mutants.ts`).
  */
 import { execFileSync, spawnSync } from 'node:child_process'
-import { cpSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs'
+import { cpSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 
@@ -23,7 +23,7 @@ const copied = [
 const journalTests = 'test/transport/jetstream-journal.slow.test.ts'
 
 /** What became of a mutant. */
-export interface NatsMutantResult {
+export interface FenceMutantResult {
   readonly mutant: string
   readonly caughtBy: 'journal tests' | 'stops' | null
   /** The first sign of it. */
@@ -31,12 +31,12 @@ export interface NatsMutantResult {
 }
 
 /** Names of the mutants. */
-export function listNatsMutants(): string[] {
-  return readdirSync(folder)
-    .filter((file) => file.startsWith('nats-') && file.endsWith('.patch'))
-    .map((file) => file.slice(0, -'.patch'.length))
-    .sort()
-}
+export const fenceMutants = [
+  'workers-no-fence',
+  'workers-no-epoch-in-id',
+  'workers-no-read-back',
+  'workers-no-dispatched-record',
+] as const
 
 /** A copy of the product with a mutant's patch. Throws when that does not apply. */
 export function mutate(mutant: string): { readonly copy: string } & Disposable {
@@ -54,7 +54,7 @@ export function mutate(mutant: string): { readonly copy: string } & Disposable {
 }
 
 /** Runs the journal's tests on a mutant, and stops when those are content. */
-export function runNatsMutant(mutant: string, stops: number, seed: number): NatsMutantResult {
+export function runFenceMutant(mutant: string, stops: number, seed: number): FenceMutantResult {
   using mutated = mutate(mutant)
   const run = (...words: string[]) =>
     spawnSync(process.execPath, words, {

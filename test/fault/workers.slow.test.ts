@@ -7,7 +7,7 @@ import { expect, test } from 'vitest'
 import { runClusterFaults } from './cluster-trials.js'
 import { linkFaults, runLinkFaults } from './link-trials.js'
 import { runStops } from './stop-trials.js'
-import { listNatsMutants, mutate } from './worker-mutants.js'
+import { fenceMutants, mutate } from './worker-mutants.js'
 
 const seed = Number(process.env['TROUPE_SEED'] ?? Date.now() % 1_000_000)
 console.log(`workers: TROUPE_SEED=${seed}`)
@@ -29,10 +29,8 @@ test(
   longMs,
 )
 
-test('stop: mutants of what keeps a stale owner out apply', () => {
-  const mutants = listNatsMutants()
-  expect(mutants).toEqual(['nats-no-dispatched', 'nats-no-epoch-in-id', 'nats-no-fence', 'nats-no-read-back'])
-  for (const mutant of mutants) using(mutate(mutant))
+test.each(fenceMutants)('stop: the mutant %s of what keeps a stale owner out applies', (mutant) => {
+  mutate(mutant)[Symbol.dispose]()
 })
 
 test(
@@ -57,7 +55,3 @@ test(
   },
   longMs,
 )
-
-function using(mutant: Disposable): void {
-  mutant[Symbol.dispose]()
-}

@@ -2,8 +2,7 @@
  * Mutants: the product with one mechanism taken out. The simulation must notice.
  *
  * Each is a patch in `test/mutants/` (its first line says what it takes out), applied to a copy of the tree, so that the
- * product has no flags for it. Those that begin with `workers-` run with three workers over one journal, those
- * that begin with `nats-` are `test/fault/worker-mutants.ts`'s. A patch that no longer applies is made anew: change the line in a copy of the file, then
+ * product has no flags for it. Those that begin with `workers-` run with three workers over one journal. A patch that no longer applies is made anew: change the line in a copy of the file, then
  *
  *     diff -U1 --label a/runtime/shard.ts --label b/runtime/shard.ts runtime/shard.ts changed.ts
  */
@@ -30,10 +29,10 @@ export interface MutantResult {
   readonly example: number | null
 }
 
-/** Names of the mutants of the simulation. */
+/** Names of all mutants. */
 export function listMutants(): string[] {
   return readdirSync(folder)
-    .filter((file) => file.endsWith('.patch') && !file.startsWith('nats-'))
+    .filter((file) => file.endsWith('.patch'))
     .map((file) => file.slice(0, -'.patch'.length))
     .sort()
 }
