@@ -11,15 +11,17 @@
  *   accounts only. A timer that was replaced or cancelled is not delivered.
  * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
  */
-import { crc32 } from 'node:zlib'
 import type { LogAppend, LogStage, ModelCall, ToolCall } from '../machines/index.js'
 import { digestOf } from './codec.js'
 import { append, emptyHash, stage } from './conversation.js'
+import { dropLetters, trimLetters } from './dead-letter.js'
+import { called } from './effect-event.js'
 import type { Envelope } from './envelope.js'
 import { type ErrorCode, isTroupeError } from './errors.js'
 import type { RunEnd } from './runs.js'
 import type { Message, Scope, Step } from './scope.js'
 import { type Actor, type Effect, type Generation, type Machines, type ShardState, timerKey } from './state.js'
+import { trailOf } from './trail.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -92,6 +94,8 @@ interface Delivery {
   readonly message: Message
   /** An outcome, timer or interruption: some transition must take it. */
   readonly must: boolean
+  /** A dead letter that is tried again: one that nobody takes is one again. */
+  readonly replayed?: true
 }
 
 class Deciding {
@@ -118,6 +122,9 @@ class Deciding {
   /** Actors that failed in this commit, as they were before. */
   readonly #failed = new Map<string, Actor>()
   #timersChanged = false
+  #lettersAdded = false
+  /** The dead letter that is decided anew, in place of the envelope's own message. */
+  #replayed: Message | null = null
 
   constructor(state: ShardState, envelope: Envelope, context: DecideContext) {
     this.#state = state
@@ -134,6 +141,7 @@ class Deciding {
       this.#taking = this.#messages + this.#dropped
       this.#take(next)
     }
+    if (this.#lettersAdded) this.#tellDropped(trimLetters(state.letters), 'no room')
     const text = this.#lines.join('\n')
     return {
       sequence: state.sequence,
@@ -213,6 +221,10 @@ class Deciding {
       // The place of a lost commit: its number names runs, effects and keys, and is not used again.
       case 'shard.skipped':
         return
+      case 'letter.replayed':
+        return this.#replay(body['letter'] as string)
+      case 'letter.dropped':
+        return this.#tellDropped(dropLetters(this.#state.letters, body['letter'] as string | null), 'asked')
       case 'timer.crashed':
         return this.#crashTimer(body['timer'] as string)
       default:
@@ -260,8 +272,9 @@ class Deciding {
     if (timer === undefined) return
     this.#state.timers.delete(key)
     this.#timersChanged = true
-    this.#deadLetter('clock/timer', timer.actor, timer.message, 'EFFECT_CRASHED')
-    this.#fail(timer.actor, 'EFFECT_CRASHED', 'the process died three times over a timer')
+    const reason = 'the process died three times over a timer'
+    this.#deadLetter('clock/timer', timer.actor, timer.message, 'EFFECT_CRASHED', reason)
+    this.#fail(timer.actor, 'EFFECT_CRASHED', reason)
   }
 
   // ------------------------------------------------------------------------------------------ messages inside
@@ -292,31 +305,34 @@ class Deciding {
 
   /** Fails whoever the message is for, or else its sender; then there is room to tell its supervisor. */
   #overflow({ from, to, message }: Delivery): void {
-    this.#deadLetter(from, to, message, 'COMMIT_OVERFLOW')
+    const reason = `more than ${maxMessages} messages in one commit`
+    this.#deadLetter(from, to, message, 'COMMIT_OVERFLOW', reason)
     this.#overflows += 1
     const failing = this.#overflows > maxOverflows ? crewAddress : this.#state.actors.has(to) ? to : from
     if (!this.#state.actors.has(failing)) return
     this.#messageLimit = this.#messages + moreMessages
-    this.#fail(failing, 'COMMIT_OVERFLOW', `more than ${maxMessages} messages in one commit`)
+    this.#fail(failing, 'COMMIT_OVERFLOW', reason)
   }
 
-  #deliver({ from, to, message, must }: Delivery): void {
+  #deliver({ from, to, message, must, replayed }: Delivery): void {
     const actor = this.#state.actors.get(to)
     if (actor === undefined) {
       // Inside a commit it is normal that somebody has just gone; what comes from outside is never lost in silence.
-      if (must || from === this.#envelope.from) this.#deadLetter(from, to, message, 'ACTOR_FAILED')
+      const reason = `${to} is gone`
+      if (must || from === this.#envelope.from) this.#deadLetter(from, to, message, 'ACTOR_FAILED', reason)
       return
     }
     let step: Step
     try {
       step = this.#context.scope.deliver(actor.snapshot, to, message)
     } catch (error) {
-      this.#deadLetter(from, to, message, codeOf(error))
+      this.#deadLetter(from, to, message, codeOf(error), reasonOf(error))
       return this.#fail(to, codeOf(error), reasonOf(error))
     }
-    if (must && !step.taken) {
-      this.#deadLetter(from, to, message, 'OUTCOME_IGNORED')
-      return this.#fail(to, 'OUTCOME_IGNORED', `${message.type} came in a state that does not take it`)
+    if ((must || replayed === true) && !step.taken) {
+      const reason = `${message.type} came in a state that does not take it`
+      this.#deadLetter(from, to, message, 'OUTCOME_IGNORED', reason)
+      return replayed === true ? undefined : this.#fail(to, 'OUTCOME_IGNORED', reason)
     }
     actor.snapshot = step.snapshot
     this.#carryOut(to, step)
@@ -516,7 +532,8 @@ class Deciding {
     const id = message['run'] as string
     const { runs, logs } = this.#state
     if (message.type === 'run.queued') {
-      const { key, data } = this.#envelope.body
+      // A task that is given again is another run than the one that it ended as.
+      const { key, data } = this.#replayed === null ? this.#envelope.body : { ...this.#replayed, key: id }
       runs.set(id, {
         run: id,
         key: typeof key === 'string' ? key : id,
@@ -556,9 +573,28 @@ class Deciding {
     this.#events.push([from, event])
   }
 
-  #deadLetter(from: string, to: string, message: Message, code: string): void {
-    this.#emit('shard/dead', { type: 'message.dead', from, to, message: message.type, code })
+  #deadLetter(from: string, to: string, message: Message, code: string, reason: string): void {
+    const id = this.#generation()
+    this.#state.letters.set(id, { id, from, to, message, code, reason, at: this.#envelope.at })
+    this.#lettersAdded = true
+    this.#say('dead', `${id} ${code} ${to} ${message.type}`)
+    this.#emit('shard/dead', { type: 'message.dead', letter: id, from, to, message: message.type, code })
     if (to === crewAddress && message.type === 'crew.task') this.#endTask(code)
+  }
+
+  /** @param count how many went */
+  #tellDropped(count: number, reason: 'asked' | 'no room'): void {
+    if (count > 0) this.#emit('shard/dead', { type: 'letters.dropped', count, reason })
+  }
+
+  #replay(id: string): void {
+    const letter = this.#state.letters.get(id)
+    if (letter === undefined) return
+    this.#state.letters.delete(id)
+    this.#replayed = letter.message
+    this.#emit('shard/dead', { type: 'letter.replayed', letter: id, to: letter.to, message: letter.message.type })
+    const message = { ...letter.message, sequence: this.#state.sequence }
+    this.#push({ from: this.#envelope.from, to: letter.to, message, must: false, replayed: true })
   }
 
   /** A task that nobody took is a run that ended: whoever gave it waits for an end. */
@@ -570,20 +606,6 @@ class Deciding {
     this.#takeRun(end)
     this.#emit(crewAddress, end)
   }
-}
-
-/** The event of work that is asked for. */
-function called(body: ModelCall | ToolCall): Message {
-  const { type } = body
-  if (type !== 'model.call')
-    return {
-      type: type === 'tool.call' ? 'tool.called' : 'tool.verified',
-      callId: body.callId,
-      tool: body.tool,
-      agent: body.agent,
-      attempt: body.attempt,
-    }
-  return { type: 'model.called', agent: body.agent, deployment: body.deployment, maxOutputTokens: body.maxOutputTokens }
 }
 
 const nothingSpent = { nanoUsd: 0, tokens: 0, modelCalls: 0, toolCalls: 0 }
@@ -600,10 +622,4 @@ function codeOf(error: unknown): ErrorCode {
 
 function reasonOf(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).slice(0, 2_048)
-}
-
-function trailOf(lines: readonly string[]): Uint8Array {
-  const trail = Buffer.alloc(lines.length * 2)
-  lines.forEach((line, index) => trail.writeUInt16LE(crc32(line) & 0xffff, index * 2))
-  return trail
 }

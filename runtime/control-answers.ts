@@ -66,6 +66,15 @@ export async function* answerRequest(
       const options = { key: request.key, ...whomOf(request) }
       return yield { result: (await runtime.steer(request.crew, request.input as SteerInput, options)) ?? null }
     }
+    case 'letters':
+      for await (const item of runtime.deadLetters.list(request.crew)) yield { item }
+      return yield { result: null }
+    case 'letter':
+      return yield { result: await runtime.deadLetters.show(request.crew, request.letter) }
+    case 'replay':
+      return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter)) ?? null }
+    case 'drop':
+      return yield { result: await runtime.deadLetters.drop(request.crew, request.letter) }
     case 'move':
       return yield { result: await runtime.move(request.crew, request.to) }
     default:

@@ -59,6 +59,11 @@ export const controlRequest = z.discriminatedUnion('method', [
     run: z.string().max(64).optional(),
     agent: z.string().max(128).optional(),
   }),
+  z.strictObject({ method: z.literal('letters'), crew: id }),
+  z.strictObject({ method: z.literal('letter'), crew: id, letter: id }),
+  z.strictObject({ method: z.literal('replay'), crew: id, letter: id }),
+  /** Without `letter`: all of them. */
+  z.strictObject({ method: z.literal('drop'), crew: id, letter: id.optional() }),
   z.strictObject({ method: z.literal('move'), crew: id, to: id.optional() }),
   /** Does the crew run there, with this very definition? Can it, under its name's code? */
   z.strictObject({ method: z.literal('attach'), crew: id, ...code }),

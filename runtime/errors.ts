@@ -25,6 +25,8 @@ export const errorCodes = [
   'MAILBOX_FULL',
   'RUNS_FULL',
   'STEER_REFUSED',
+  'LETTER_UNKNOWN',
+  'LETTER_REFUSED',
   'COMMIT_OVERFLOW',
   'ROUND_LIMIT',
   'BUDGET_EXHAUSTED',

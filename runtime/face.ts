@@ -6,6 +6,7 @@
  *
  * - F1 Both runtimes keep every promise written here; what one cannot do, it refuses with a code.
  */
+import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
 import type { Run, RunResult } from './run.js'
@@ -70,6 +71,8 @@ export interface Runtime extends AsyncDisposable {
   journal(id: string, from?: number): AsyncGenerator<RecordedCommit, void, void>
   /** Deletes a crew with its journal, blobs and snapshots. Its id may be used again. @throws TroupeError `CREW_UNKNOWN`. */
   remove(id: string): Promise<void>
+  /** Messages that nobody could process: look at them, replay them, drop them. */
+  readonly deadLetters: DeadLetters
   /** Holds a crew's agents before their next model call, spawned here or not. @throws TroupeError `CREW_UNKNOWN`. */
   pause(id: string): Promise<void>
   /** Lets a crew's paused agents go on. @throws TroupeError `CREW_UNKNOWN`. */

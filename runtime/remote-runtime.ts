@@ -8,6 +8,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { type ControlRequest, fromWireCommit } from './control-wire.js'
+import type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 import { type Agent, type Crew, toCrew } from './define.js'
 import { checkId } from './envelope.js'
 import type { TroupeEvent } from './events.js'
@@ -112,6 +113,26 @@ export class RemoteRuntime implements Runtime {
   async cancel(id: string, run?: string): Promise<void> {
     const crew = checkId(id, 'a crew id')
     await this.#channel.ask(run === undefined ? { method: 'cancel', crew } : { method: 'cancel', crew, run })
+  }
+
+  readonly deadLetters: DeadLetters = {
+    list: (crew) => this.#letters(checkId(crew, 'a crew id')),
+    show: async (id, letter) => {
+      const crew = checkId(id, 'a crew id')
+      return (await this.#channel.ask({ method: 'letter', crew, letter })) as DeadLetterDetails
+    },
+    replay: async (crew, letter) => {
+      await this.#channel.ask({ method: 'replay', crew: checkId(crew, 'a crew id'), letter })
+    },
+    drop: async (id, letter) => {
+      const crew = checkId(id, 'a crew id')
+      const asked = letter === undefined ? { method: 'drop' as const, crew } : { method: 'drop' as const, crew, letter }
+      return (await this.#channel.ask(asked)) as number
+    },
+  }
+
+  async *#letters(crew: string): AsyncGenerator<DeadLetterInfo, void, void> {
+    for await (const item of this.#channel.stream({ method: 'letters', crew })) yield item as DeadLetterInfo
   }
 
   async steer(id: string, input: SteerInput, options: SteerOptions = {}): Promise<void> {

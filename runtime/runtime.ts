@@ -9,6 +9,7 @@
  */
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
+import { type DeadLetters, LocalDeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
@@ -93,7 +94,14 @@ export class Runtime {
   /** @internal Made by `createRuntime`. */
   constructor(parts: RuntimeParts) {
     this.#parts = parts
+    this.deadLetters = new LocalDeadLetters(parts.worker.journal, async (id) => {
+      await this.#known(id)
+      return parts.worker.shard(id)
+    })
   }
+
+  /** Messages that nobody could process. */
+  readonly deadLetters: DeadLetters
 
   /** @internal */
   get worker(): Worker {

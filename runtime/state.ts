@@ -9,6 +9,7 @@
  */
 import type { ModelCall, ToolCall } from '../machines/index.js'
 import { contentHash, encode } from './codec.js'
+import type { DeadLetter } from './dead-letter.js'
 import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
 import { TroupeError } from './errors.js'
 import { Runs, type RunState } from './runs.js'
@@ -71,6 +72,8 @@ export interface ShardState {
   readonly runs: Runs
   /** Grants of effects that were closed without a real bill, by effect: a late one still counts. */
   readonly owed: Map<string, { readonly keeper: string; readonly grant: string }>
+  /** Messages that nobody could process, by id, the oldest first. */
+  readonly letters: Map<string, DeadLetter>
 }
 
 /** The form of the plain data; another one is refused. */
@@ -95,6 +98,8 @@ export interface StoredState {
   readonly timers: readonly Timer[]
   readonly runs: readonly RunState[]
   readonly owed: readonly (readonly [string, { readonly keeper: string; readonly grant: string }])[]
+  /** Absent when there are none. */
+  readonly letters?: readonly DeadLetter[]
 }
 
 /** The state of a shard without a commit. */
@@ -111,6 +116,7 @@ export function emptyState(shard: string): ShardState {
     timers: new Map(),
     runs: new Runs(),
     owed: new Map(),
+    letters: new Map(),
   }
 }
 
@@ -136,6 +142,7 @@ export function toStoredState(state: ShardState, scope: Scope, machines: Machine
     timers: [...state.timers.values()],
     runs: [...state.runs.values()],
     owed: [...state.owed],
+    ...(state.letters.size === 0 ? {} : { letters: [...state.letters.values()] }),
   }
 }
 
@@ -188,6 +195,7 @@ export function fromStoredState(
   for (const timer of stored.timers) state.timers.set(timerKey(timer.actor, timer.id), { ...timer })
   for (const run of stored.runs) state.runs.set(run.run, { ...run })
   for (const [effect, grant] of stored.owed) state.owed.set(effect, grant)
+  for (const letter of stored.letters ?? []) state.letters.set(letter.id, letter)
   return state
 }
 

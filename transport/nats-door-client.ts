@@ -178,6 +178,14 @@ function closedError(): TroupeError {
   return new TroupeError('RUNTIME_CLOSED', 'the runtime is closed')
 }
 
+/** What a request that is asked again says of what it did the first time. */
+const gone: Partial<Record<ControlRequest['method'], string>> = {
+  remove: 'CREW_UNKNOWN',
+  drain: 'WORKER_UNKNOWN',
+  replay: 'LETTER_UNKNOWN',
+  drop: 'LETTER_UNKNOWN',
+}
+
 /** How far the answers to a request have come. */
 class Course {
   /** What is to be asked now. */
@@ -201,7 +209,7 @@ class Course {
     if (request.method === 'events' && !isLive(item as TroupeEvent))
       this.request = { ...request, since: (item as TroupeEvent).id }
     if (request.method === 'journal') this.request = { ...request, from: (item as { sequence: number }).sequence + 1 }
-    if (request.method !== 'list') return true
+    if (request.method !== 'list' && request.method !== 'letters') return true
     const { id } = item as { id: string }
     if (this.#passed.has(id)) return false
     this.#passed.add(id)
@@ -210,11 +218,7 @@ class Course {
 
   /** What was removed, or had to go, when it was asked for the first time is not there any more. */
   isDone(code: string): boolean {
-    const { method } = this.request
-    return (
-      this.#again &&
-      ((method === 'remove' && code === 'CREW_UNKNOWN') || (method === 'drain' && code === 'WORKER_UNKNOWN'))
-    )
+    return this.#again && code === gone[this.request.method]
   }
 
   /** Whether another worker, or the same one in a moment, may do it. Who was served before is not told that all are busy. */

@@ -120,6 +120,13 @@ storeCommand('steer <id> <text>', 'say something to the agents of a crew that is
     end(async () => (await import('./show.js')).steer(id, text, options), options.json),
   )
 
+storeCommand('dead-letters [words...]', 'list messages that nobody could process; show, replay or drop one')
+  .option('--all', 'drop every one of the crew')
+  .addHelpText('after', '\n[ID] lists; show ID LETTER, replay ID LETTER, drop ID LETTER, drop ID --all')
+  .action((words: string[], options: Options & { all?: boolean }) =>
+    end(async () => (await import('./dead-letters.js')).deadLetters(words, options), options.json),
+  )
+
 storeCommand('move <id>', 'give a crew to another worker')
   .option('--to <worker>', 'the worker that is to have it while it lives (default, and `auto`: the one it falls to)')
   .action((id: string, options: Options & { to?: string }) =>

@@ -26,6 +26,7 @@ export const invariants = {
   alive: 'no shard stops',
   gap: 'no gap: a record follows the one before, in number and in chain',
   run: 'a key names one run, and an accepted one is kept',
+  letters: 'every dead letter is kept or counted',
   steered: 'what a user says meanwhile is in the conversation once, in order, before the next call',
   decided: 'a message of a client is decided once',
   owner: 'one owner: only who took the shard last writes',

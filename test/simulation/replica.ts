@@ -100,6 +100,8 @@ export class Replica {
   /** Crashes before each commit. */
   readonly #crashesAt: number[] = []
   readonly #steers: Steers
+  /** Dead letters that were told and not told to have gone. */
+  #letters = 0
   /** First commit that asked for a piece of work. */
   readonly #firstAsked = new Map<string, number>()
   readonly #world: ReplicaWorld
@@ -183,10 +185,21 @@ export class Replica {
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
     this.#steers.take(this.state, commit)
+    this.#countLetters(commit)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')
         this.accounts.checkBill(event.run, event.spent)
     this.#disturbState()
+  }
+
+  #countLetters({ events }: Commit): void {
+    for (const [, event] of events) {
+      if (event.type === 'message.dead') this.#letters += 1
+      if (event.type === 'letter.replayed') this.#letters -= 1
+      if (event.type === 'letters.dropped') this.#letters -= event['count'] as number
+    }
+    const { size } = this.state.letters
+    this.#world.notes.check('letters', size === this.#letters, () => `${this.#where()}: ${size} of ${this.#letters}`)
   }
 
   // ------------------------------------------------------------------------------------------ impurity
