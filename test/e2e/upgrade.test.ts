@@ -53,7 +53,7 @@ async function stopped(how: 'killed' | 'closed'): Promise<Stage & { run: string 
 }
 
 /** The shipped machines with another agent. */
-function withAgent(implementations: object, version = '1'): Machines {
+function withAgent(implementations: object, version = shippedMachines['agent']!.version): Machines {
   const machine = shippedMachines['agent']!.provide(implementations as never)
   Object.defineProperty(machine, 'version', { value: version })
   return { ...shippedMachines, agent: machine }
@@ -225,7 +225,7 @@ describe('upgrade: versions', () => {
       ...rounds(false),
       store: before.store,
       clock: before.clock,
-      machines: withAgent({}, '2'),
+      machines: withAgent({}, 'next'),
     })
     await expect((await stage.runtime.spawn(agent())).ask('go', { key: 'k' })).resolves.toMatchObject({
       output: 'done',
@@ -238,7 +238,7 @@ describe('upgrade: versions', () => {
     async (how) => {
       const before = await stopped(how)
       const bytes = bytesOf(before.store)
-      const machines = withAgent(greedy, '2')
+      const machines = withAgent(greedy, 'next')
       const open = (more: Parameters<typeof openStage>[0]) =>
         openStage({ store: before.store, clock: before.clock, machines, ...more })
       const refusing = await open(rounds(false))
@@ -246,7 +246,7 @@ describe('upgrade: versions', () => {
       expect(refusal.code).toBe('UPGRADE_REFUSED')
       expect(refusal.message).toMatch(/commit 3 \(model\.replied/)
       if (how === 'closed')
-        expect(refusal.message).toContain('agent/agent-r2 was run by version 1 of its machine, this is 2')
+        expect(refusal.message).toMatch(/agent\/agent-r2 was run by version \d+ of its machine, this is next/)
       await refusing.runtime.close()
       expect(bytesOf(before.store)).toBe(bytes)
       const accepting = await open(rounds(true))
@@ -266,7 +266,7 @@ describe('upgrade: versions', () => {
     const done = await (await stage.runtime.spawn(agent())).ask('go', { key: 'k' })
     await stage.runtime.close()
     const crewMachine = shippedMachines['crew']!.provide({ guards: { hasWall: () => true } } as never)
-    Object.defineProperty(crewMachine, 'version', { value: '2' })
+    Object.defineProperty(crewMachine, 'version', { value: 'next' })
     const machines = { ...shippedMachines, crew: crewMachine }
     const open = () => openStage({ ...rounds(false), store: stage.store, clock: stage.clock, machines })
     const refusing = await open()
