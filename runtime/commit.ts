@@ -9,22 +9,18 @@
  * - D3 What fails, fails one actor: its supervisor is told inside the same commit, and the envelope counts as taken.
  * - D4 An outcome is delivered once, to the actor that asked, and only while its effect is open; afterwards it changes
  *   accounts only. A timer that was replaced or cancelled is not delivered.
- * - D6 A letter to another shard is a row of the outbox, numbered, with what its conversation says now; the end of a run that
- *   was asked for by mail is such a letter, however the run ended.
  * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
  */
 import type { LogAppend, LogStage, ModelCall, ToolCall } from '../machines/index.js'
 import { digestOf } from './codec.js'
-import { append, emptyHash, linkOf, stage } from './conversation.js'
+import { append, emptyHash, stage } from './conversation.js'
 import { dropLetters, trimLetters } from './dead-letter.js'
-import type { Envelope } from './envelope.js'
-import type { Commit, DecideContext, DomainEvent, TracedMessage } from './decided.js'
 import { called } from './effect-event.js'
-import { codeOf, type ErrorCode, reasonOf } from './errors.js'
-import { isForeign, maxOutbox, type OutboxRow, partsOf, stampOf } from './mail.js'
-import { failedRun, type RunEnd } from './runs.js'
-import type { Message, Step } from './scope.js'
-import { type Actor, type Effect, type Generation, type ShardState, timerKey } from './state.js'
+import type { Envelope } from './envelope.js'
+import { type ErrorCode, isTroupeError } from './errors.js'
+import type { RunEnd } from './runs.js'
+import type { Message, Scope, Step } from './scope.js'
+import { type Actor, type Effect, type Generation, type Machines, type ShardState, timerKey } from './state.js'
 import { trailOf } from './trail.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
@@ -38,7 +34,51 @@ export const crewAddress = 'crew/main'
 /** The keeper of a budget of the crew: what it has counted outlives a failure of the crew. */
 const crewKeeper = 'budget/crew'
 
-export type { Commit, DecideContext, DomainEvent, TracedMessage }
+/** Something that happened, for whoever watches: where, and what. */
+export type DomainEvent = readonly [from: string, event: Message]
+
+/** A message that an actor was given, for whoever traces: which one of its commit made it, null for the envelope. */
+export interface TracedMessage {
+  readonly from: string
+  readonly to: string
+  readonly message: Message
+  /** Index among the commit's messages of the one that was being taken when it was sent. */
+  readonly cause: number | null
+}
+
+/** What one envelope led to. */
+export interface Commit {
+  readonly sequence: number
+  readonly envelope: Envelope
+  /** SHA-256 over every decision in order. */
+  readonly digest: Uint8Array
+  /** Two bytes of checksum a decision: tells which one differs. */
+  readonly trail: Uint8Array
+  /** Effects that were asked for and are still open. */
+  readonly effects: readonly Effect[]
+  /** Effects that nobody waits for any more. */
+  readonly cancelled: readonly Effect[]
+  /** `dispatched` records of this commit. */
+  readonly dispatched: readonly Generation[]
+  readonly events: readonly DomainEvent[]
+  readonly timersChanged: boolean
+  /** Runs that ended. */
+  readonly finished: readonly string[]
+  /** The decisions in words, for a refused upgrade; only when asked for. */
+  readonly decisions: readonly string[]
+  /** Every message inside, in the order in which they were sent; only when they are traced. */
+  readonly messages: readonly TracedMessage[]
+}
+
+/** What `decide` needs beside state and envelope. */
+export interface DecideContext {
+  readonly scope: Scope
+  readonly machines: Machines
+  /** Effects of the outcome types that the edge may bring. */
+  readonly explain?: boolean
+  /** Commits tell their messages. */
+  readonly trace?: boolean
+}
 
 /**
  * Takes one envelope. Changes `state`; a caller that cannot record the commit must drop the state.
@@ -71,7 +111,6 @@ class Deciding {
   readonly #dispatched: Generation[] = []
   readonly #events: DomainEvent[] = []
   readonly #finished: string[] = []
-  readonly #letters: OutboxRow[] = []
   readonly #state: ShardState
   readonly #envelope: Envelope
   readonly #context: DecideContext
@@ -97,7 +136,6 @@ class Deciding {
     const state = this.#state
     state.sequence += 1
     state.at = Math.max(state.at, this.#envelope.at)
-    if (state.mail.life === 0) state.mail.begin(state.sequence)
     this.#intake()
     for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
       this.#taking = this.#messages + this.#dropped
@@ -115,7 +153,6 @@ class Deciding {
       dispatched: this.#dispatched,
       events: this.#events,
       timersChanged: this.#timersChanged,
-      letters: this.#letters,
       finished: this.#finished,
       decisions: this.#context.explain === true ? this.#lines : [],
       messages: this.#traced,
@@ -126,7 +163,6 @@ class Deciding {
 
   #intake(): void {
     const { to, from, cause, body } = this.#envelope
-    if (isForeign(from)) return this.#takeLetter()
     if (to === 'shard/self') return this.#takeOwn(body)
     const message = { ...body, sequence: this.#state.sequence }
     if (from === 'clock/timer') return this.#takeTimer(cause)
@@ -136,17 +172,6 @@ class Deciding {
     this.#state.effects.delete(cause)
     this.#owe(effect, body)
     this.#push({ from, to: effect.from, message, must: true })
-  }
-
-  /** A letter of another shard. An answer that nobody waits for any more is none to anybody. */
-  #takeLetter(): void {
-    const { to, from, cause, body } = this.#envelope
-    const { mail, actors, sequence, shard } = this.#state
-    const stamp = stampOf(cause)
-    if (stamp !== null && !mail.take(partsOf(from)[0], stamp)) return
-    this.#emit(to, { type: 'mail.taken', from, message: body.type })
-    if (to.startsWith('envoy/') && !actors.has(to)) return
-    this.#push({ from, to, message: { ...body, sequence, sender: from, shard }, must: false })
   }
 
   /** A closed effect's outcome: what it cost still counts, once. */
@@ -189,8 +214,6 @@ class Deciding {
         this.#emit('shard/self', { type: 'shard.taken', owner: body['owner'] })
         if ((body['downMs'] as number) > 0) this.#resume(body['downMs'] as number)
         return
-      case 'mail.handed':
-        return this.#state.mail.clear(body['rows'] as string[])
       case 'shard.left':
         this.#state.owner = ''
         this.#park(body['parked'] as string[])
@@ -204,10 +227,6 @@ class Deciding {
         return this.#tellDropped(dropLetters(this.#state.letters, body['letter'] as string | null), 'asked')
       case 'timer.crashed':
         return this.#crashTimer(body['timer'] as string)
-      // What was sent behind the cut is not known any more: its numbers would be taken for those letters.
-      case 'shard.repaired':
-        this.#state.mail.begin(this.#state.sequence)
-        return this.#emit('shard/self', body)
       default:
         this.#emit('shard/self', body)
     }
@@ -281,7 +300,6 @@ class Deciding {
     if (to.startsWith('port/')) return this.#takePort(delivery.from, message)
     if (to === 'shard/actors') return this.#takeActors(delivery.from, message)
     if (to === 'shard/runs') return this.#takeRun(message)
-    if (isForeign(to)) return this.#write(delivery.from, to, message)
     this.#deliver(delivery)
   }
 
@@ -407,31 +425,6 @@ class Deciding {
     }
   }
 
-  // ------------------------------------------------------------------------------------------ mail
-
-  /** Puts a letter into the outbox. `attach` names a conversation whose last message goes with it. */
-  #write(from: string, to: string, message: Message): void {
-    const { logs, mail } = this.#state
-    const { attach, ...body } = message
-    if (body.type === 'delegate.task' && mail.outbox.size >= maxOutbox) {
-      const full = { type: 'mail.returned', message: body.type, code: 'MAILBOX_FULL', reason: 'the outbox is full' }
-      return this.#push({ from: 'shard/self', to: from, message: full, must: false })
-    }
-    const last = attach === undefined ? undefined : logs.get(attach as string)?.entries.at(-1)
-    const row = mail.write({ id: this.#generation(), from, to, body, entries: last === undefined ? [] : [last] })
-    this.#letters.push(row)
-    this.#emit(from, { type: 'mail.sent', to, message: body.type, number: row.number })
-    this.#say('mail', `${row.id} ${to} ${row.number} ${JSON.stringify(body)} ${row.entries.map(linkOf).join()}`)
-  }
-
-  /** An agent of another crew works for nobody when its envoy goes with the whole crew. */
-  #recall(address: string): void {
-    const actor = this.#state.actors.get(address)
-    if (actor?.kind !== 'envoy') return
-    const [crew] = partsOf((actor.snapshot.context as { agent: string }).agent)
-    this.#write(address, `${crew}/${crewAddress}`, { type: 'delegate.revoke' })
-  }
-
   // ------------------------------------------------------------------------------------------ actors
 
   #takeActors(from: string, message: Message): void {
@@ -507,14 +500,11 @@ class Deciding {
       })
     }
     const keeper = this.#state.actors.has(crewKeeper) ? 'crew' : null
-    for (const other of [...this.#state.actors.keys()].filter((each) => each !== crewKeeper)) {
-      this.#recall(other)
-      this.#stop(other)
-    }
+    for (const other of [...this.#state.actors.keys()]) if (other !== crewKeeper) this.#stop(other)
     this.#dropped += this.#queue.length
     for (const { to, message } of this.#queue.splice(0)) if (to === 'shard/runs') this.#takeRun(message)
     for (const run of [...this.#state.runs.unfinished.values()]) {
-      const end = failedRun(run.run, code, reason)
+      const end = { type: 'run.finished', run: run.run, code, reason, finish: '', rounds: 0, spent: nothingSpent }
       this.#takeRun(end)
       this.#emit(crewAddress, end)
     }
@@ -542,7 +532,19 @@ class Deciding {
     const id = message['run'] as string
     const { runs, logs } = this.#state
     if (message.type === 'run.queued') {
-      runs.queue(id, this.#state.sequence, this.#envelope, this.#replayed)
+      // A task that is given again is another run than the one that it ended as.
+      const { key, data } = this.#replayed === null ? this.#envelope.body : { ...this.#replayed, key: id }
+      runs.set(id, {
+        run: id,
+        key: typeof key === 'string' ? key : id,
+        sequence: this.#state.sequence,
+        data: data === true,
+        status: 'queued',
+        conversation: id,
+        skip: 0,
+        until: 0,
+        end: null,
+      })
       return
     }
     const run = runs.get(id)
@@ -557,9 +559,6 @@ class Deciding {
     const end = { code, reason, finish, rounds, spent, at: this.#envelope.at }
     runs.finish(run, logs.get(run.conversation)?.length ?? 0, end)
     this.#finished.push(id)
-    if (run.replyTo === '') return
-    const answer = code === null ? { attach: run.conversation } : {}
-    this.#write(crewAddress, run.replyTo, { type: 'delegate.answered', code, reason, ...answer })
   }
 
   // ------------------------------------------------------------------------------------------ the rest
@@ -580,7 +579,7 @@ class Deciding {
     this.#lettersAdded = true
     this.#say('dead', `${id} ${code} ${to} ${message.type}`)
     this.#emit('shard/dead', { type: 'message.dead', letter: id, from, to, message: message.type, code })
-    if (to === crewAddress && /^(crew|delegate)\.task$/.test(message.type)) this.#endTask(code)
+    if (to === crewAddress && message.type === 'crew.task') this.#endTask(code)
   }
 
   /** @param count how many went */
@@ -601,15 +600,26 @@ class Deciding {
   /** A task that nobody took is a run that ended: whoever gave it waits for an end. */
   #endTask(code: string): void {
     const run = `r${this.#state.sequence}`
-    const end = failedRun(run, code, 'the crew could not take the task')
+    const reason = 'the crew could not take the task'
+    const end = { type: 'run.finished', run, code, reason, finish: '', rounds: 0, spent: nothingSpent }
     if (!this.#state.runs.has(run)) this.#takeRun({ type: 'run.queued', run })
     this.#takeRun(end)
     this.#emit(crewAddress, end)
   }
 }
 
+const nothingSpent = { nanoUsd: 0, tokens: 0, modelCalls: 0, toolCalls: 0 }
+
 /** Whether an outcome's counts are the provider's own. */
 function isReal(body: Message): boolean {
   const usage = body['usage'] as { estimated?: boolean } | undefined
   return usage === undefined ? body['real'] === true : usage.estimated === false
+}
+
+function codeOf(error: unknown): ErrorCode {
+  return isTroupeError(error) ? error.code : 'ACTOR_FAILED'
+}
+
+function reasonOf(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).slice(0, 2_048)
 }

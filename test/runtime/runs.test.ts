@@ -14,8 +14,6 @@ const run = (id: string, key: string, status: RunState['status'] = 'queued'): Ru
   skip: 0,
   until: 0,
   end: null,
-  replyTo: '',
-  lead: '',
 })
 const end = {
   code: null,

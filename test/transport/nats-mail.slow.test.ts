@@ -80,8 +80,8 @@ async function receiving(
   mail.receive({
     owns: () => true,
     ...receiver,
-    take: async (shard, draft, deliveries, first) => {
-      await receiver.take?.(shard, draft, deliveries, first)
+    take: async (shard, draft, deliveries) => {
+      await receiver.take?.(shard, draft, deliveries)
       taken.push(named(shard, draft))
     },
     dead: async (shard, draft, why, reason) => {
