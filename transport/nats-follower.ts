@@ -65,6 +65,8 @@ const maxSeen = 10_000
 /** A request for more lasts so long; a server that stays silent for twice half of it is asked anew. */
 const expiresMs = 4_000
 const againMs = 250
+/** A stream that does not answer at the start is asked again for so long. */
+const startMs = 20_000
 
 const cloudEvent = z.object({
   specversion: z.literal('1.0'),
@@ -80,7 +82,8 @@ const cloudEvent = z.object({
  * Follows the stream until `signal` ends it, or whoever reads leaves.
  * @throws TroupeError `ID_INVALID` for a filter that is none, `INPUT_INVALID` for a `since` that is none,
  * `CONFIG_INVALID` where there is no stream of events, `NATS_DENIED`, `NATS_UNREACHABLE` when the connection is closed,
- * and what the server refuses at the start.
+ * and what the server refuses at the start; `STORE_FAILED` when the
+ * stream does not answer for 20 s.
  */
 export async function* followEvents(options: FollowOptions): AsyncGenerator<FollowedEvent, void, void> {
   const follower = new Follower(options)
@@ -120,13 +123,23 @@ class Follower {
     signal?.addEventListener('abort', this.#stop)
     if (live === true) this.#hear(subjects.followed('live', filter))
     if (messages === true) this.#hear(subjects.messages(filter))
-    try {
-      this.#at = await this.#begin()
-    } catch (error) {
-      throw startError(error, this.#stream)
-    }
+    this.#at = await this.#beginInTime()
     this.#watch()
     void this.#read()
+  }
+
+  /** A stream whose leader is being chosen does not answer: that is waited for. */
+  async #beginInTime(): Promise<number> {
+    for (const until = performance.now() + startMs; ; ) {
+      try {
+        return await this.#begin()
+      } catch (error) {
+        const known = startError(error, this.#stream)
+        const { aborted } = this.#closing.signal
+        if (known.code !== 'STORE_FAILED' || aborted || performance.now() > until) throw known
+        await delay(againMs)
+      }
+    }
   }
 
   /** Takes what passes by, and is stored nowhere. */

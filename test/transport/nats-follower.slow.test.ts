@@ -128,6 +128,22 @@ describe('follow', () => {
     expect(numbers).toEqual([...numbers].sort((one, other) => one - other))
   })
 
+  test('NF1 follow: a stream that does not answer at the start, as while its leader is chosen, is asked again', async () => {
+    const proxy = await startLinkProxy(server.port)
+    closing.push(() => proxy.close())
+    const over = await connectNats({ servers: `127.0.0.1:${proxy.port}` })
+    closing.push(() => over.connection.close())
+    await commits('a', 3)
+    let asked = false
+    proxy.onUp = (bytes) => (asked ||= bytes.includes('STREAM.INFO'))
+    proxy.down = 'swallow'
+    const seen = following({ since: 'all' }, over)
+    await expect.poll(() => asked).toBe(true)
+    proxy.cut()
+    proxy.down = 'pass'
+    await expect.poll(() => ids(seen), { timeout: 15_000 }).toEqual(idsOf(1, 3))
+  })
+
   test('NF4 follow: the number of any event that came is a place to go on from', async () => {
     await commits('a', 1)
     for (let n = 0; n < 3; n++) {
