@@ -17,7 +17,7 @@ import { textsOf } from './content.js'
 import type { Entry } from './conversation.js'
 import type { Draft } from './envelope.js'
 import { broken, type EdgeRun, failed, type Outcome, replied, toolOutcome, verified } from './edge.js'
-import { TroupeError, toTroupeError } from './errors.js'
+import { isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import type { Journal } from './journal.js'
 import type { Clock, ModelDelta, ModelPort, ModelTimeouts, RemotePlace, ToolPort, ToolRequest } from './ports.js'
 import type { PreparedCrew } from './prepared-crew.js'
@@ -27,6 +27,13 @@ import type { Effect, ShardState } from './state.js'
 export const maxInFlight = 256
 /** How long after its record a `once` call may start. */
 export const startWithinMs = 10_000
+
+/** Waits between two tries of reading what a call needs. */
+const readAgainMs = 100
+const maxReadAgainMs = 5_000
+
+/** Not begun, and this process is sure of it: it may be asked for again. */
+const notStarted: Outcome = { body: { type: 'effect.interrupted', started: false }, values: [] }
 
 const timeouts: ModelTimeouts = { connectMs: 60_000, firstTokenMs: 120_000, gapMs: 60_000, totalMs: 600_000 }
 /** Without a stream many providers send not even a header before the reply is whole. */
@@ -247,7 +254,8 @@ export class Dispatcher {
     const agent = live?.prepared.agents.get(call.agent)
     if (live === null || agent === undefined)
       throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
-    const messages = await textsOf(shard.journal, shard.id, entries)
+    const messages = await this.#read(signal, () => textsOf(shard.journal, shard.id, entries))
+    if (messages === null) return signal.aborted ? null : notStarted
     if (agent.system !== null) messages.unshift(agent.system)
     const watched = shard.watched()
     const reply = await live.model.call({
@@ -266,13 +274,19 @@ export class Dispatcher {
         : undefined,
     })
     if (!reply.ok) return failed(reply, call, live.prepared, shard.ports)
-    return replied(reply, call, live.prepared, await this.#run(call.run))
+    // The reply has been paid for: it is kept for as long as it takes to check it.
+    const run = await this.#read(null, () => this.#run(call.run))
+    return run === null ? null : replied(reply, call, live.prepared, run)
   }
 
   async #tool(effect: Effect, call: ToolCall, entries: readonly Entry[], signal: AbortSignal): Promise<Outcome | null> {
     const shard = this.#shard
     const { tools } = shard.crew()!
-    const { data } = await this.#run(call.run)
+    const given = await this.#read(signal, async () => ({
+      run: await this.#run(call.run),
+      text: call.arguments ?? (await this.#argumentsOf(call, entries)),
+    }))
+    if (given === null) return signal.aborted ? null : notStarted
     const request: ToolRequest = {
       effect: effect.id,
       agent: call.agent,
@@ -281,9 +295,9 @@ export class Dispatcher {
       callId: call.callId,
       idempotencyKey: `${shard.id}.${call.key}`,
       tool: call.tool,
-      arguments: call.arguments ?? (await this.#argumentsOf(call, entries)),
+      arguments: given.text,
       timeoutMs: call.timeoutMs,
-      data,
+      data: given.run.data,
       signal,
       mayStart: (remote) => this.#mayStart(effect, call, signal, remote),
       term: shard.term,
@@ -304,13 +318,28 @@ export class Dispatcher {
       shard.given(effect.id)
       return null
     }
-    // Not started, and this process is sure of it: it may be asked for again.
-    if (outcome.status === 'dropped' && !signal.aborted)
-      return { body: { type: 'effect.interrupted', started: false }, values: [] }
+    if (outcome.status === 'dropped' && !signal.aborted) return notStarted
     const brought = toolOutcome(outcome, call, shard.ports)
     // Only who was told to stop may bring nothing.
     if (brought === null && !signal.aborted) throw new TroupeError('ACTOR_FAILED', 'the tool port brought no outcome')
     return brought
+  }
+
+  /**
+   * Reads what a call needs, for as long as the store is away. Null when nobody waits for it any more.
+   * @param signal of a call that has not begun: it is given up when the shard is left; null for one that has
+   */
+  async #read<T>(signal: AbortSignal | null, read: () => Promise<T>): Promise<T | null> {
+    const { clock } = this.#shard.ports
+    for (let delayMs = readAgainMs; ; delayMs = Math.min(maxReadAgainMs, delayMs * 2)) {
+      try {
+        return await read()
+      } catch (error) {
+        if (!isStoreTrouble(error)) throw error
+        await new Promise<void>((resolve) => clock.after(delayMs, resolve))
+      }
+      if (this.#closed || signal?.aborted === true || (signal !== null && this.#departed)) return null
+    }
   }
 
   /** The arguments that the model wrote, from its message in the conversation. */

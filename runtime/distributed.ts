@@ -220,8 +220,9 @@ class Membership implements Member {
     const { nats, log } = parts
     const name = nats.worker ?? workerName()
     const shared = { link, subjects, ...(nats.replicas === undefined ? {} : { replicas: nats.replicas }) }
-    const mail = await NatsMail.open({ ...shared, log })
     const leaseMs = nats.leaseMs ?? defaultLeaseMs
+    // Letters that a dead worker held come to the next one soon after its shards have.
+    const mail = await NatsMail.open({ ...shared, log, ackWaitMs: 2 * leaseMs })
     const ownership = await NatsOwnership.open({ ...shared, worker: name, leaseMs, crews: {}, mail })
     const folder = parts.store === undefined ? null : join(parts.store, `copy-${nats.namespace ?? 'default'}`)
     const copy = folder === null ? undefined : { path: folder, log }
@@ -252,10 +253,11 @@ class Membership implements Member {
       if (placed.some(({ event }) => event.type === 'shard.taken')) events.catchUp(shard)
       else events.publish(shard, placed)
     }
+    worker.onLook = (heads) => void events.catchUpAll(heads)
     receive(mail, worker, ownership, log)
     const remote = new RemoteTools({
       ...{ link, subjects, log, worker: name },
-      lives: (executor) => ownership.lives(executor),
+      lives: (executor) => ownership.isRunning(executor),
       release: (executor, shard, effect) => ownership.cancel(executor, shard, [effect]),
       show: (progress) => show(worker, progress),
     })

@@ -115,6 +115,11 @@ export function isTroupeError(value: unknown): value is TroupeError {
   return value instanceof Error && value.name === 'TroupeError' && 'code' in value
 }
 
+/** The store takes or gives nothing now, and may later. */
+export function isStoreTrouble(value: unknown): boolean {
+  return isTroupeError(value) && (value.code === 'STORE_FULL' || value.code === 'STORE_FAILED')
+}
+
 /** Whatever was thrown, as a `TroupeError`; a foreign one becomes `code` with its message. */
 export function toTroupeError(thrown: unknown, code: ErrorCode): TroupeError {
   if (isTroupeError(thrown)) return thrown

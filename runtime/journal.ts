@@ -41,6 +41,8 @@ export interface JournalRecord {
   readonly pending: Pending
   /** Name of the crew, for a journal that several workers share; empty before it is defined. */
   readonly crew?: string | undefined
+  /** The last of its commits that has events; absent when none has. */
+  readonly lastEvent?: number | undefined
 }
 
 /** A record as it is read back. */
@@ -58,6 +60,10 @@ export interface ShardHead {
   readonly removed: boolean
   /** Name of its crew, where the journal keeps it. */
   readonly crew?: string | undefined
+  /** The last commit with events, where the journal keeps it; absent for none. */
+  readonly lastEvent?: number | undefined
+  /** When the last record was stored, in epoch milliseconds, where `heads` knows it. */
+  readonly storedAt?: number | undefined
 }
 
 /** A shard that `open` or a read found damaged. */
@@ -116,7 +122,7 @@ export interface Journal {
   open(): Promise<OpenReport>
   /** The head of one shard; sequence 0 when it is unknown. */
   head(shard: string): Promise<ShardHead>
-  /** Heads of all shards, tombstones included, in the order of their names. */
+  /** Heads of all shards, tombstones included, in the order of their names. A shard whose head is damaged is left out. */
   heads(): AsyncIterable<ShardHead>
   /**
    * Stores one record; resolves when it is durable. At most one append of a shard may be in flight.

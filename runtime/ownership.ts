@@ -20,8 +20,15 @@ export interface Ownership {
   readonly owner: string
   /** Whether this process is to own the shard, and may still act. @param crew name of its crew; empty when it has none yet */
   owns(shard: string, crew: string): boolean
-  /** Whether an owner of this name may be alive. */
+  /** Whether an owner of this name may be alive: it has that very lease. */
   lives(owner: string): boolean
+  /** Whether the process behind an owner lives, under whatever lease it has now. */
+  isRunning(owner: string): boolean
+  /**
+   * Name of the process behind an owner: one of its owners, the same for all of them. Null for this process, and for one
+   * that gave its lease back: it did not crash.
+   */
+  crashOf(owner: string): string | null
   /** Epoch milliseconds when an owner that is gone was seen last; null when nobody here saw it. */
   lastSeen(owner: string): number | null
   /**
@@ -30,8 +37,8 @@ export interface Ownership {
    */
   release(shard: string, owner: string): Promise<void>
   /**
-   * Asks an executor which of these effects it still works on, or has sent the outcome of. Null when no answer came in
-   * a while; it is asked again then, as long as it lives.
+   * Asks the process of an executor which of these effects it still works on, or has sent the outcome of. Null when no
+   * answer came in a while; it is asked again then, as long as it runs.
    */
   working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null>
   /** Tells an executor that nobody waits for these any more. Best effort. */

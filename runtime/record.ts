@@ -53,6 +53,7 @@ export function toRecord(
     hash: chain(previous, bytes),
     bytes,
     events: events.length === 0 ? null : encode(events),
+    lastEvent: events.at(-1)?.[0],
     pending,
   }
 }

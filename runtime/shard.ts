@@ -19,7 +19,7 @@ import { type Commit, type DecideContext, decide } from './commit.js'
 import { valuesAt } from './content.js'
 import { Dispatcher, type LiveCrew, type LiveEvent, type Ports } from './dispatcher.js'
 import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
-import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
+import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import type { Journal, JournalRecord, Pending } from './journal.js'
 import type { Ownership } from './ownership.js'
 import { eventsOf, type PlacedEvent, toRecord } from './record.js'
@@ -348,9 +348,10 @@ export class Shard {
     while (this.#mailbox.length > 0 && this.#stopped === null) {
       // Whoever was paused finds out before it writes what nobody would look for.
       if (ownership?.lives(ownership.owner) === false) throw this.#overtaken()
+      const { owner: before } = this.#state
       const items = this.#mailbox.splice(0, maxCommits)
       const commits = items.map((item) => this.#decide(item.draft))
-      if (this.#isForeign()) {
+      if (this.#isForeign(before)) {
         this.#mailbox.unshift(...items)
         throw this.#overtaken()
       }
@@ -394,10 +395,14 @@ export class Shard {
     }
   }
 
-  /** It was taken under a lease that has been replaced since: whoever looks at its owner takes it for gone. */
-  #isForeign(): boolean {
+  /**
+   * It was taken under a lease that has been replaced since: whoever looks at its owner takes it for gone.
+   * @param before who had it before what was decided last, by which it may have been taken or left
+   */
+  #isForeign(before: string): boolean {
     const { ownership } = this.#host
-    return ownership !== null && this.#state.owner !== '' && this.#state.owner !== ownership.owner
+    const owners = [before, this.#state.owner].filter((owner) => owner !== '')
+    return ownership !== null && owners.length > 0 && !owners.includes(ownership.owner)
   }
 
   #overtaken(): TroupeError {
@@ -444,7 +449,7 @@ export class Shard {
     this.#dispatcher.cancel(effects.map(({ id }) => id))
     if (ownership === null) return
     for (const [executor, theirs] of byExecutor(effects))
-      if (executor !== ownership.owner && ownership.lives(executor)) ownership.cancel(executor, this.id, theirs)
+      if (executor !== ownership.owner && ownership.isRunning(executor)) ownership.cancel(executor, this.id, theirs)
   }
 
   /**
@@ -545,6 +550,8 @@ export class Shard {
           )
         : Promise.resolve(null)
     this.#runData.set(run, data)
+    // Read again when it is asked for again: the store may only have been away.
+    data.catch(() => this.#runData.delete(run))
     return data
   }
 
@@ -648,9 +655,4 @@ export class Shard {
       await new Promise<void>((resolve) => clock.after(5, resolve))
     }
   }
-}
-
-/** The store takes nothing now, and may later. */
-function isStoreTrouble(error: unknown): boolean {
-  return isTroupeError(error) && (error.code === 'STORE_FULL' || error.code === 'STORE_FAILED')
 }

@@ -7,7 +7,8 @@
  * - TA1 Where there are other workers, nothing is done for a shard before its `shard.taken` is durable.
  * - TA2 An effect that a living executor works on is left to it; one whose executor is gone is interrupted once.
  * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up, also by a later
- *   owner when the one that counted it left before it could.
+ *   owner when the one that counted it left before it could. Among several workers three processes must have died over
+ *   it: one that lost its lease and lives has not, and none dies twice.
  * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
  * - TA5 A tool call that was given to another process is asked after from time to time, and is interrupted when nobody has
  *   it, and a while behind its time in any case: a message that was lost holds up no run.
@@ -57,10 +58,11 @@ interface TakenShard {
 
 /** How a shard came to this process. */
 interface Taking {
-  /** Its last owner did not leave it in order. */
-  readonly unclean: boolean
-  /** Who had it last; empty where one process owns everything. */
-  readonly previous: string
+  /**
+   * The process that may have died over it; empty where one process owns everything. Null when its last owner left it, or was
+   * this process.
+   */
+  readonly suspect: string | null
   /** How long nobody had it, as far as it is still to be journalled. */
   readonly downMs: number
 }
@@ -91,7 +93,7 @@ export function byExecutor(effects: readonly Effect[]): Map<string, string[]> {
 export class Takeover {
   readonly #host: TakingHost
   readonly #shard: TakenShard
-  /** How often the process died over what was open when the shard was taken. */
+  /** Ends of processes over what is open: a row for each piece of work and each process that died over it. */
   #crashes: Readonly<Record<string, number>> = {}
 
   constructor(host: TakingHost, shard: TakenShard) {
@@ -112,10 +114,9 @@ export class Takeover {
     }
     const active = [...shard.state().timers.values()].some((timer) => timer.id.startsWith('active:'))
     if (active && taking.downMs > 0) await shard.own({ type: 'shard.resumed', downMs: taking.downMs })
-    this.#crashes = await this.#countCrashes(taking)
+    await this.#countCrashes(taking)
     for (const [key, timer] of [...shard.state().timers]) {
-      if ((this.#crashes[timerWork(key, timer)] ?? 0) >= maxCrashes)
-        await shard.own({ type: 'timer.crashed', timer: key })
+      if (this.#isGivenUp(timerWork(key, timer), taking.suspect)) await shard.own({ type: 'timer.crashed', timer: key })
     }
     await this.#settleEffects()
   }
@@ -124,14 +125,13 @@ export class Takeover {
   async #take(unclean: boolean): Promise<Taking> {
     const { ownership, ports } = this.#host
     const { owner: previous, at } = this.#shard.state()
-    if (ownership === null) return { unclean, previous: '', downMs: this.#host.openedAt() - at }
+    if (ownership === null) return { suspect: unclean ? '' : null, downMs: this.#host.openedAt() - at }
     const { owner } = ownership
-    if (previous === owner) return { unclean: false, previous, downMs: 0 }
+    if (previous === owner) return { suspect: null, downMs: 0 }
     const goneAt = previous === '' ? at : Math.max(at, ownership.lastSeen(previous) ?? at)
     const downMs = at === 0 ? 0 : Math.max(0, ports.clock.now() - goneAt)
     await this.#shard.own({ type: 'shard.taken', owner, downMs })
-    // One that lives, as far as is known here, and has not left when it was asked to may be dead as well.
-    return { unclean: previous !== '', previous, downMs: 0 }
+    return { suspect: previous === '' ? null : ownership.crashOf(previous), downMs: 0 }
   }
 
   async #settleEffects(): Promise<void> {
@@ -154,13 +154,14 @@ export class Takeover {
    */
   async #settleWith(ownership: Ownership, executor: string, ids: readonly string[]): Promise<void> {
     for (let open = ids; open.length > 0; open = open.filter((id) => this.#shard.state().effects.has(id))) {
-      const kept = ownership.lives(executor) ? await ownership.working(executor, this.#shard.id, open) : []
+      const isGone = !ownership.isRunning(executor)
+      const kept = isGone ? [] : await ownership.working(executor, this.#shard.id, open)
       if (!this.#shard.isActive()) return
       const late = open.filter((id) => kept?.includes(id) === true && this.#isLate(id))
       if (late.length > 0) ownership.cancel(executor, this.#shard.id, late)
-      await this.#giveUp(kept === null ? [] : open.filter((id) => !kept.includes(id) || late.includes(id)), ownership)
-      open = kept ?? open
-      await this.#wait(kept === null ? askAgainMs : lookAgainMs)
+      const lost = kept === null ? [] : open.filter((id) => !kept.includes(id) || late.includes(id))
+      await this.#giveUp(lost, ownership, isGone)
+      await this.#wait(kept === null || isGone ? askAgainMs : lookAgainMs)
     }
   }
 
@@ -184,19 +185,43 @@ export class Takeover {
     return new Promise((resolve) => this.#host.ports.clock.after(delayMs, resolve))
   }
 
-  /** Interrupts what nobody works on. Never rejects. */
-  async #giveUp(ids: readonly string[], ownership: Ownership): Promise<void> {
+  /** Interrupts what nobody works on. @param isGone the executor is gone, unless it is back by now. Never rejects. */
+  async #giveUp(ids: readonly string[], ownership: Ownership, isGone: boolean): Promise<void> {
     if (ids.length === 0) return
     await ownership.mailTaken(this.#shard.id)
-    const effects = ids.map((id) => this.#shard.state().effects.get(id)).filter((effect) => effect !== undefined)
+    const effects = ids
+      .map((id) => this.#shard.state().effects.get(id))
+      .filter((effect) => effect !== undefined)
+      .filter(({ executor }) => !isGone || !ownership.isRunning(executor))
+    while (!(await this.#countLost(effects, ownership))) {
+      await this.#wait(askAgainMs)
+      if (!this.#shard.isActive()) return
+    }
     await this.#interruptAll(effects).catch(() => undefined)
+  }
+
+  /** Counts the crashes of executors that are gone; false when that cannot be stored now. */
+  async #countLost(effects: readonly Effect[], ownership: Ownership): Promise<boolean> {
+    try {
+      for (const [executor, ids] of byExecutor(effects)) {
+        const process = ownership.isRunning(executor) ? null : ownership.crashOf(executor)
+        const theirs = effects.filter(({ id }) => ids.includes(id))
+        if (process !== null)
+          await this.#count(
+            theirs.map(({ from, length }) => workOf(from, length)),
+            process,
+          )
+      }
+      return true
+    } catch {
+      return false
+    }
   }
 
   async #interruptAll(effects: readonly Effect[]): Promise<void> {
     await Promise.all(
       effects.map((effect) => {
-        const crashed = (this.#crashes[workOf(effect.from, effect.length)] ?? 0) >= maxCrashes
-        return this.#interrupt(effect, crashed)
+        return this.#interrupt(effect, this.#isGivenUp(workOf(effect.from, effect.length)))
       }),
     )
   }
@@ -206,12 +231,9 @@ export class Takeover {
     const { ownership } = this.#host
     if (ownership === null) return
     const lost = [...this.#shard.state().effects.values()].filter(
-      ({ id, executor, parked }) => !parked && !this.#shard.worksOn(id) && !ownership.lives(executor),
+      ({ id, executor, parked }) => !parked && !this.#shard.worksOn(id) && !ownership.isRunning(executor),
     )
-    void this.#giveUp(
-      lost.map(({ id }) => id),
-      ownership,
-    )
+    for (const [executor, ids] of byExecutor(lost)) void this.#settleWith(ownership, executor, ids)
   }
 
   async #interrupt(effect: Effect, crashed: boolean): Promise<void> {
@@ -249,27 +271,66 @@ export class Takeover {
   }
 
   /**
-   * How often the process died over each piece of work that is about to be tried again. After an unclean end one more,
-   * durably and before it is; else what an owner counted that left before it came to it. An owner that only waited until
-   * another's call was over died over something else.
+   * Reads what was counted over what is open. After an unclean end what is about to be tried again counts one more: with one
+   * process everything, with several the timers that were due; what an executor had counts when it is given up.
    */
-  async #countCrashes({ unclean, previous }: Taking): Promise<Readonly<Record<string, number>>> {
+  async #countCrashes({ suspect }: Taking): Promise<void> {
     const { journal, ports, ownership } = this.#host
     const { effects, timers } = this.#shard.state()
     const now = ports.clock.now()
-    const work = [
-      ...[...effects.values()]
-        .filter((effect) => ownership === null || effect.executor === previous || this.#outwaitMs(effect) === null)
-        .map((effect) => workOf(effect.from, effect.length)),
-      ...[...timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer)),
-    ]
-    if (work.length === 0) return {}
-    const before = await journal.getAttempts(this.#shard.id)
-    if (!unclean) return before
-    const attempts = Object.fromEntries(work.map((key) => [key, (before[key] ?? 0) + 1]))
-    await journal.putAttempts(this.#shard.id, attempts)
-    return attempts
+    const due = [...timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer))
+    const work = [...new Set([...effects.values()].map(({ from, length }) => workOf(from, length))), ...due]
+    if (work.length === 0) return
+    this.#crashes = await journal.getAttempts(this.#shard.id)
+    if (suspect !== null) await this.#count(ownership === null ? work : due, suspect)
   }
+
+  /**
+   * Counts the end of a process over pieces of work, durably; one among several dies once. What is not open any more is
+   * forgotten.
+   */
+  async #count(work: readonly string[], process: string): Promise<void> {
+    const { journal, ownership } = this.#host
+    const rows = work
+      .map((each) => crashRow(each, process))
+      .filter((row) => ownership === null || !(row in this.#crashes))
+    if (rows.length === 0) return
+    const { effects, timers } = this.#shard.state()
+    const open = new Set([
+      ...[...effects.values()].map(({ from, length }) => workOf(from, length)),
+      ...[...timers].map(([key, timer]) => timerWork(key, timer)),
+    ])
+    const counted = rows.map((row) => [row, (this.#crashes[row] ?? 0) + 1] as const)
+    const kept = Object.entries(this.#crashes).filter(([row]) => open.has(partsOf(row).work))
+    const crashes = Object.fromEntries([...kept, ...counted])
+    await journal.putAttempts(this.#shard.id, crashes)
+    this.#crashes = crashes
+  }
+
+  /** Whether too many processes died over it. One that lost its lease and lives has not. @param suspect one that does not answer */
+  #isGivenUp(work: string, suspect: string | null = null): boolean {
+    const { ownership } = this.#host
+    const isDead = (process: string): boolean =>
+      ownership === null ||
+      process === suspect ||
+      (ownership.crashOf(process) !== null && !ownership.isRunning(process))
+    let times = 0
+    for (const [row, counted] of Object.entries(this.#crashes)) {
+      const over = partsOf(row)
+      if (over.work === work && isDead(over.process)) times += counted
+    }
+    return times >= maxCrashes
+  }
+}
+
+/** Name of the row that counts how often a process died over a piece of work. */
+function crashRow(work: string, process: string): string {
+  return `${work} by ${process}`
+}
+
+function partsOf(row: string): { readonly work: string; readonly process: string } {
+  const at = row.lastIndexOf(' by ')
+  return { work: row.slice(0, at), process: row.slice(at + 4) }
 }
 
 /** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */

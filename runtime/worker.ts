@@ -55,6 +55,8 @@ const secondLookMs = 10_000
 export class Worker {
   readonly hub = new EventHub()
   readonly journal: Journal
+  /** Told of the shards that are this worker's and not active, whenever workers came or went. Must neither wait nor throw. */
+  onLook: (heads: readonly ShardHead[]) => void = () => undefined
   readonly #options: WorkerOptions
   readonly #host: ShardHost
   readonly #active = new Map<string, Shard>()
@@ -379,9 +381,10 @@ export class Worker {
       if (this.#closing) return
       for (const shard of this.#active.values()) shard.interruptLost()
       try {
-        const pending: ShardHead[] = []
-        for await (const head of this.journal.heads()) if (isPending(head)) pending.push(head)
-        void this.#takeUp(pending)
+        const heads: ShardHead[] = []
+        for await (const head of this.journal.heads()) heads.push(head)
+        void this.#takeUp(heads.filter(isPending))
+        this.onLook(heads.filter((head) => !this.#active.has(head.shard) && this.#owns(head.shard, head.crew ?? '')))
       } catch (error) {
         log.warn('the journal could not be looked through', { reason: toTroupeError(error, 'STORE_FAILED').message })
         this.#options.ports.clock.after(againMs, () => this.#change())

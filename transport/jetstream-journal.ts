@@ -44,10 +44,10 @@ import {
   isRecord,
   JetStreamReading,
   kindHeader,
-  type Message,
+  lastEventHeader,
+  lastEventOf,
   rowHeader,
   rowOf,
-  waitMs,
 } from './jetstream-reading.js'
 import { ensureStream } from './jetstream-stream.js'
 import { LocalCopy, type LocalCopyOptions } from './local-copy.js'
@@ -56,6 +56,7 @@ import { durabilityOf } from './nats-settings.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
 import { type Entry, entryOf, headOf, ShardHeads } from './shard-heads.js'
+import { type Message, waitMs } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `createJetStreamJournal`. */
@@ -96,9 +97,11 @@ interface StreamEntry extends Entry {
 
 type Kind = 'record' | 'cut' | 'tombstone'
 
-/** What a message has besides its row: the crew, and header fields and payload. */
+/** What a message has besides its row: its writer's lease, the crew, and header fields and payload. */
 interface Content {
+  readonly epoch: number
   readonly crew: string | undefined
+  readonly lastEvent: number | undefined
   readonly body: () => Promise<readonly [MsgHdrs, Uint8Array]>
 }
 
@@ -177,13 +180,13 @@ class JetStreamJournal implements Journal {
     const pending: ShardHead[] = []
     const damaged: OpenReport['damaged'][number][] = []
     let shards = 0
-    for await (const [shard, row, crew] of this.#reading.lastRows()) {
+    for await (const { shard, row, crew, lastEvent } of this.#reading.lastRows()) {
       if (row === null) {
         damaged.push({ shard, code: 'JOURNAL_CORRUPT', reason: 'the row of its last message is damaged' })
         shards++
       } else if (!row.removed && row.last > 0) {
         shards++
-        if (row.pending !== nothingPending) pending.push(headOf({ ...entryOf(shard, row), crew }))
+        if (row.pending !== nothingPending) pending.push(headOf({ ...entryOf(shard, row), crew, lastEvent }))
       }
     }
     return { shards, pending, damaged, unclean: false }
@@ -218,6 +221,8 @@ class JetStreamJournal implements Journal {
 
   async append(record: JournalRecord): Promise<void> {
     this.#check()
+    // Of the lease under which it was decided: while the place is looked up another may take its place.
+    const epoch = this.#epoch
     const entry = await this.#heads.entry(record.shard)
     const { shard, first, last } = record
     if (entry.busy || first !== entry.sequence + 1 || last < first) {
@@ -227,7 +232,9 @@ class JetStreamJournal implements Journal {
     }
     const row = { ...record, base: entry.base, removed: false, removing: false }
     await this.#write(entry, 'record', row, {
+      epoch,
       crew: (record.crew ?? entry.crew) || undefined,
+      lastEvent: record.lastEvent ?? entry.lastEvent,
       body: () => this.#bodyOf(record),
     })
     this.#copied?.keep(shard, record)
@@ -250,10 +257,15 @@ class JetStreamJournal implements Journal {
     entry: StreamEntry,
     kind: Kind,
     row: rows.Row,
-    { crew, body }: Content = { crew: entry.crew, body: () => Promise.resolve([headers(), new Uint8Array(0)]) },
+    { epoch, crew, lastEvent, body }: Content = {
+      epoch: this.#epoch,
+      crew: entry.crew,
+      // What is cut goes back.
+      lastEvent: entry.lastEvent === undefined ? undefined : Math.min(entry.lastEvent, row.last),
+      body: () => Promise.resolve([headers(), new Uint8Array(0)]),
+    },
   ): Promise<void> {
     this.#check()
-    const epoch = this.#epoch
     entry.busy = true
     const { shard } = entry
     const writing = (async (): Promise<void> => {
@@ -262,6 +274,7 @@ class JetStreamJournal implements Journal {
       head.set(kindHeader, kind)
       head.set(epochHeader, String(epoch))
       if (crew !== undefined) head.set(crewHeader, crew)
+      if (lastEvent !== undefined) head.set(lastEventHeader, String(lastEvent))
       if (entry.cuts.length > 0) head.set(cutHeader, entry.cuts.map((cut) => cut.join('-')).join(','))
       const subject = this.#options.subjects.journal(shard)
       const publish = async (msgID: string, lastSubjectSequence: number): Promise<number> => {
@@ -273,7 +286,7 @@ class JetStreamJournal implements Journal {
       const last = async () => placedOf(shard, await this.#reading.last(shard))
       const ack = await publishBehind(message, { publish, last })
       Object.assign(entry, { at: ack, sequence: row.last, hash: row.hash, base: row.base })
-      Object.assign(entry, { pending: row.pending, removed: row.removed, crew })
+      Object.assign(entry, { pending: row.pending, removed: row.removed, crew, lastEvent })
     })()
     this.#inFlight.add(writing)
     try {
@@ -302,12 +315,10 @@ class JetStreamJournal implements Journal {
 
   async *heads(): AsyncGenerator<ShardHead> {
     this.#check()
-    const found: [shard: string, row: rows.Row | null, crew: string | undefined][] = []
-    for await (const each of this.#reading.lastRows()) found.push([...each])
-    for (const [shard, row, crew] of found.sort(([one], [other]) => (one < other ? -1 : 1))) {
-      if (row === null) throw damaged(shard)
-      if (row.last > 0) yield headOf({ ...entryOf(shard, row), crew })
-    }
+    const found: ShardHead[] = []
+    for await (const { shard, row, crew, lastEvent, storedAt } of this.#reading.lastRows())
+      if (row !== null && row.last > 0) found.push({ ...headOf({ ...entryOf(shard, row), crew, lastEvent }), storedAt })
+    yield* found.sort((one, other) => (one.shard < other.shard ? -1 : 1))
   }
 
   /** @param damagedToo gives an entry without position for a shard whose last row is damaged: for whoever cuts it */
@@ -315,7 +326,8 @@ class JetStreamJournal implements Journal {
     const last = await this.#reading.last(shard)
     const row = last === null ? undefined : rowOf(shard, last)
     if (row === null && !damagedToo) throw damaged(shard)
-    const entry = { ...entryOf(shard, row), crew: crewOf(last), at: last?.seq ?? 0, cuts: cutsOf(last) }
+    const told = { crew: crewOf(last), lastEvent: lastEventOf(last), cuts: cutsOf(last) }
+    const entry = { ...entryOf(shard, row), ...told, at: last?.seq ?? 0 }
     await this.#copied?.enter(shard, lifeOf(entry))
     return entry
   }

@@ -4,35 +4,35 @@
  * Owns: finding messages and fetching them, what their headers say.
  * Does not own: what follows from them (`jetstream-journal.ts`).
  *
- * - JR1 A reading gives the messages that were there when it began, in their order, and then ends.
- * - JR2 The record of a commit is found in a number of steps that grows with the logarithm of the stream.
+ * - JR1 The record of a commit is found in a number of steps that grows with the logarithm of the stream.
  */
-import { AckPolicy, DeliverPolicy, type JetStreamClient, ReplayPolicy } from '@nats-io/jetstream'
-import type { MsgHdrs } from '@nats-io/transport-node'
-import { isTroupeError, TroupeError } from '../runtime/errors.js'
+import { DeliverPolicy, type JetStreamClient } from '@nats-io/jetstream'
 import { storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
+import { type Message, storedMessages } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
 
 export const rowHeader = 'Troupe-Row'
 export const kindHeader = 'Troupe-Kind'
 export const cutHeader = 'Troupe-Cut'
 export const crewHeader = 'Troupe-Crew'
+/** Of the journal: the last commit with events so far. Of the event stream: the commit of the message's last event. */
+export const lastEventHeader = 'Troupe-Last-Event'
 /** Messages that are asked for one by one before a consumer is made: most reads are short. */
 const singly = 4
-const portion = 500
-/** How long the server may take. */
-export const waitMs = 5_000
 
 /** Numbers of the stream whose messages do not count any more, both ends included. */
 export type Cut = readonly [from: number, to: number]
 
-/** A message of the stream. */
-export interface Message {
-  readonly seq: number
-  readonly header: MsgHdrs | undefined
-  readonly data: Uint8Array
+/** What the last message of a shard tells. */
+export interface LastRow {
+  readonly shard: string
+  /** Null for a damaged one. */
+  readonly row: rows.Row | null
+  readonly crew: string | undefined
+  readonly lastEvent: number | undefined
+  readonly storedAt: number
 }
 
 /** Reads one namespace's journal stream. */
@@ -59,17 +59,18 @@ export class JetStreamReading {
     }
   }
 
-  /** The row of each shard's last message, null for a damaged one, and its crew. */
-  async *lastRows(): AsyncGenerator<readonly [shard: string, row: rows.Row | null, crew: string | undefined]> {
+  /** What each shard's last message tells. */
+  async *lastRows(): AsyncGenerator<LastRow> {
     const subjects = this.#subjects
-    const found = this.#consume({
+    const found = storedMessages(this.#link, this.#client, this.#stream, {
       deliver_policy: DeliverPolicy.LastPerSubject,
       filter_subject: subjects.journals(),
       headers_only: true,
     })
     for await (const message of found) {
       const shard = subjects.shardOf(message.subject)
-      yield [shard, rowOf(shard, message), crewOf(message)]
+      const { storedAt } = message
+      yield { shard, row: rowOf(shard, message), crew: crewOf(message), lastEvent: lastEventOf(message), storedAt }
     }
   }
 
@@ -111,45 +112,10 @@ export class JetStreamReading {
     }
     if (seq > to) return
     const start = { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: seq }
-    for await (const message of this.#consume({ ...start, filter_subject: this.#subjects.journal(shard) })) {
+    const wanted = { ...start, filter_subject: this.#subjects.journal(shard) }
+    for await (const message of storedMessages(this.#link, this.#client, this.#stream, wanted)) {
       if (message.seq > to) return
       yield message
-    }
-  }
-
-  /** The messages that are there now, by a consumer of their own. */
-  async *#consume(config: {
-    readonly deliver_policy: DeliverPolicy
-    readonly filter_subject: string
-    readonly opt_start_seq?: number
-    readonly headers_only?: boolean
-  }): AsyncGenerator<Message & { readonly subject: string }> {
-    const { manager } = this.#link
-    try {
-      const info = await manager.consumers.add(this.#stream, {
-        ...config,
-        ack_policy: AckPolicy.None,
-        replay_policy: ReplayPolicy.Instant,
-        mem_storage: true,
-        num_replicas: 1,
-        inactive_threshold: 30_000 * 1_000_000,
-      })
-      const consumer = this.#client.consumers.getConsumerFromInfo(info)
-      try {
-        for (let left = info.num_pending; left > 0; ) {
-          const messages = await consumer.fetch({ max_messages: Math.min(left, portion), expires: waitMs })
-          const before = left
-          for await (const { seq, headers: header, data, subject } of messages) {
-            left--
-            yield { seq, header, data, subject }
-          }
-          if (left === before) throw new TroupeError('STORE_FAILED', 'the server stopped sending', { retryable: true })
-        }
-      } finally {
-        await manager.consumers.delete(this.#stream, info.name).catch(() => undefined)
-      }
-    } catch (error) {
-      throw isTroupeError(error) ? error : storeError(error)
     }
   }
 
@@ -177,6 +143,12 @@ export function rowOf(shard: string, { header }: Message): rows.Row | null {
 export function crewOf(message: Message | null): string | undefined {
   const name = message?.header?.get(crewHeader) ?? ''
   return name === '' ? undefined : name
+}
+
+/** The last commit with events up to a message. */
+export function lastEventOf(message: Pick<Message, 'header'> | null): number | undefined {
+  const text = message?.header?.get(lastEventHeader) ?? ''
+  return text === '' ? undefined : Number(text)
 }
 
 /** What does not count any more, as a shard's last message tells it. */

@@ -20,6 +20,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import {
+  DeliverPolicy,
   DiscardPolicy,
   jetstream,
   JetStreamApiError,
@@ -28,7 +29,7 @@ import {
   StorageType,
   type StreamConfig,
 } from '@nats-io/jetstream'
-import { errors } from '@nats-io/transport-node'
+import { errors, headers } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import {
   type Cursor,
@@ -39,11 +40,13 @@ import {
   type TroupeEvent,
 } from '../runtime/events.js'
 import type { LiveEvent } from '../runtime/dispatcher.js'
-import type { Journal } from '../runtime/journal.js'
+import type { Journal, ShardHead } from '../runtime/journal.js'
 import type { Log } from '../runtime/log.js'
 import { fromEvents, type PlacedEvent } from '../runtime/record.js'
 import { storeError } from './jetstream-content.js'
+import { lastEventHeader, lastEventOf } from './jetstream-reading.js'
 import { type NatsLink, watchLink } from './nats-connection.js'
+import { storedMessages } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `NatsEvents.open`. */
@@ -174,6 +177,40 @@ export class NatsEvents {
     this.#start(lane)
   }
 
+  /**
+   * Stores what the stream does not have of shards that nobody owns: whoever had them may have died before it could. Never
+   * rejects.
+   * @param heads what the journal knows of them
+   */
+  async catchUpAll(heads: readonly ShardHead[]): Promise<void> {
+    const until = this.#maxAgeMs > 0 ? Date.now() - this.#maxAgeMs : 0
+    const known = heads.filter(
+      ({ lastEvent, removed, storedAt = Infinity }) => lastEvent !== undefined && !removed && storedAt > until,
+    )
+    if (known.length === 0 || this.#closing.signal.aborted) return
+    try {
+      const stored = await this.#lastEvents()
+      for (const { shard, lastEvent } of known) if (lastEvent! > (stored.get(shard) ?? 0)) this.catchUp(shard)
+    } catch (error) {
+      // Workers look again when one comes or goes, and once more a while later.
+      this.#options.log.warn('the event stream could not be looked through', { reason: storeError(error).message })
+    }
+  }
+
+  /** Of each shard the last commit whose events the stream has. */
+  async #lastEvents(): Promise<ReadonlyMap<string, number>> {
+    const { link, subjects } = this.#options
+    const found = new Map<string, number>()
+    const wanted = {
+      deliver_policy: DeliverPolicy.LastPerSubject,
+      filter_subject: subjects.events(),
+      headers_only: true,
+    }
+    for await (const message of storedMessages(link, this.#client, this.#stream, wanted))
+      found.set(subjects.shardOf(message.subject), lastEventOf(message) ?? 0)
+    return found
+  }
+
   /** Passes a live event by, best effort: it is stored nowhere, and lost while there is no link. */
   show(shard: string, live: LiveEvent): void {
     const { link, subjects } = this.#options
@@ -298,7 +335,7 @@ export class NatsEvents {
       await this.#pass(lane, gathered, lane.until)
       return
     }
-    const placed = lane.queue.slice(0, maxTogether)
+    const placed = lane.queue.slice(0, endOfCommit(lane.queue))
     await this.#pass(lane, placed)
     if (lane.queue[0] !== placed[0]) return
     lane.queue.splice(0, placed.length)
@@ -357,23 +394,26 @@ export class NatsEvents {
       if (texts.length > 0 && characters > maxCharacters) break
       texts.push(text)
     }
-    const sent = await this.#store(lane, texts).catch((error: unknown) => {
+    const sent = await this.#store(lane, texts, wholeUntil(placed, texts.length)).catch((error: unknown) => {
       if (!isUnsendable(error)) throw error
-      if (texts.length > 1) return this.#send(lane, placed.slice(0, 1))
-      return this.#store(lane, [JSON.stringify(truncated(toCloudEvent(lane.shard, placed[0]!)))])
+      const text = texts.length > 1 ? texts[0]! : JSON.stringify(truncated(toCloudEvent(lane.shard, placed[0]!)))
+      return this.#store(lane, [text], wholeUntil(placed, 1))
     })
     if (this.#failing) this.#options.log.info('events are stored again')
     this.#failing = false
     return sent
   }
 
-  /** Stores one message behind the last one of its shard, and nowhere else: another owner may have been here. */
-  async #store(lane: Lane, texts: readonly string[]): Promise<number> {
+  /**
+   * Stores one message behind the last one of its shard, and nowhere else: another owner may have been here.
+   * @param until the last commit all of whose events are stored then
+   */
+  async #store(lane: Lane, texts: readonly string[], until: number): Promise<number> {
     const subject = this.#options.subjects.events(lane.shard)
-    const expect = { lastSubjectSequence: lane.at }
-    const { seq } = await this.#answered(
-      this.#client.publish(subject, `[${texts.join(',')}]`, { expect, timeout: ackMs }),
-    )
+    const head = headers()
+    head.set(lastEventHeader, String(until))
+    const options = { headers: head, expect: { lastSubjectSequence: lane.at }, timeout: ackMs }
+    const { seq } = await this.#answered(this.#client.publish(subject, `[${texts.join(',')}]`, options))
     lane.at = seq
     return texts.length
   }
@@ -399,6 +439,18 @@ export class NatsEvents {
 type Place = Pick<PlacedEvent, 'sequence' | 'index' | 'at'>
 
 const beginning: Cursor = { sequence: 0, index: -1 }
+
+/** How many events to take so that no commit is torn, at least about as many as go into one message. */
+function endOfCommit(queue: readonly PlacedEvent[]): number {
+  const end = queue.findIndex(({ sequence }, index) => index >= maxTogether && sequence !== queue[index - 1]!.sequence)
+  return end === -1 ? queue.length : end
+}
+
+/** The last commit that is whole when so many of these events are stored; they end with a whole one. */
+function wholeUntil(placed: readonly PlacedEvent[], count: number): number {
+  const { sequence } = placed[count - 1]!
+  return placed[count]?.sequence === sequence ? sequence - 1 : sequence
+}
 
 /** The words of a CloudEvent's type behind `troupe.`. */
 function wordsOf({ type }: TroupeEvent): string {

@@ -30,6 +30,8 @@ export interface LeaseOptions {
   readonly replicas?: number
   /** What others are to know of this worker. @default nothing */
   readonly announcement?: Announcement
+  /** Number of the first lease of this process. @default this one is the first */
+  readonly process?: number
 }
 
 /** A lease as it was taken. */
@@ -39,6 +41,7 @@ interface Taken {
   readonly ttlMs: number
   readonly epoch: number
   readonly told: Announcement
+  readonly process: number
   /** When it was asked for: the server counts from when it took it, which is not before. */
   readonly askedAt: number
   readonly offsetMs: number
@@ -53,6 +56,8 @@ export class NatsLease {
   readonly offsetMs: number
   /** When it was taken, in epoch milliseconds of the server. */
   readonly since: number
+  /** Number of the first lease of its process. */
+  readonly process: number
   readonly #bucket: KV
   readonly #worker: string
   readonly #ttlMs: number
@@ -68,7 +73,7 @@ export class NatsLease {
   #state: 'held' | 'lost' | 'released' = 'held'
   #onLost: () => void = () => undefined
 
-  private constructor({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs, since }: Taken) {
+  private constructor({ bucket, worker, ttlMs, epoch, told, process, askedAt, offsetMs, since }: Taken) {
     this.#bucket = bucket
     this.#worker = worker
     this.#ttlMs = ttlMs
@@ -77,6 +82,7 @@ export class NatsLease {
     this.epoch = epoch
     this.offsetMs = offsetMs
     this.since = since
+    this.process = process
     this.#revision = epoch
     this.#renewedAt = askedAt
     this.#expire()
@@ -85,18 +91,19 @@ export class NatsLease {
 
   /** @throws TroupeError `STORE_BUSY` while another process has the name, and what the server refuses. */
   static async take(link: NatsLink, subjects: Subjects, options: LeaseOptions): Promise<NatsLease> {
-    const { worker, ttlMs = 5_000, replicas = 1, announcement: told = { crews: {} } } = options
+    const { worker, ttlMs = 5_000, replicas = 1, announcement: told = { crews: {} }, process } = options
     try {
       const client = jetstream(link.connection, { timeout: Math.max(ttlMs, 1_000) })
       const bucket = await new Kvm(client).create(subjects.stream('workers'), { ttl: ttlMs, history: 1, replicas })
       const askedAt = performance.now()
-      const epoch = await bucket.create(worker, encodeAnnouncement(told))
+      const note = process === undefined ? {} : { process }
+      const epoch = await bucket.create(worker, encodeAnnouncement(told, note))
       const answeredAt = performance.now()
       const entry = await bucket.get(worker)
       // The server wrote its time on the entry somewhere in between.
       const since = entry?.created.getTime() ?? Date.now()
       const offsetMs = since - (askedAt + answeredAt) / 2
-      return new NatsLease({ bucket, worker, ttlMs, epoch, told, askedAt, offsetMs, since })
+      return new NatsLease({ bucket, worker, ttlMs, epoch, told, process: process ?? epoch, askedAt, offsetMs, since })
     } catch (error) {
       if (!isOverwritten(error)) throw storeError(error)
       const message = `there is a worker ${worker} already`

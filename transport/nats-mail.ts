@@ -56,6 +56,7 @@ export interface MailReceiver {
   readonly creditPerShard?: number
 }
 
+const defaultAckWaitMs = 30_000
 /** How long the server may take to store a letter before it is tried again. */
 const storeMs = 2_000
 /** How often it is looked whether the letters of a shard were taken. */
@@ -184,9 +185,13 @@ export class NatsMail {
     return [...this.#readers.values()].reduce((sum, { parked }) => sum + parked, 0)
   }
 
-  /** Resolves when no letter of a shard is stored, or after `patienceMs`. Never rejects. */
-  async taken(shard: string, patienceMs = 5_000): Promise<void> {
-    const { link, subjects } = this.#options
+  /**
+   * Resolves when no letter of a shard is stored, or when one that a dead reader held must have come to another, and have been
+   * taken. Never rejects.
+   */
+  async taken(shard: string): Promise<void> {
+    const { link, subjects, ackWaitMs = defaultAckWaitMs } = this.#options
+    const patienceMs = ackWaitMs + longestPauseMs
     const filter = { subjects_filter: subjects.mailsOf(shard) }
     for (const until = performance.now() + patienceMs; performance.now() < until && this.#state !== 'closed'; ) {
       const info = await link.manager.streams.info(subjects.stream('mail'), filter).catch(() => null)
@@ -223,7 +228,7 @@ export class NatsMail {
   }
 
   #read(partition: number, receiver: MailReceiver): MailReader {
-    const { link, subjects, ackWaitMs = 30_000 } = this.#options
+    const { link, subjects, ackWaitMs = defaultAckWaitMs } = this.#options
     const consumer = {
       durable_name: `p${partition}`,
       filter_subject: subjects.mails(partition),

@@ -6,6 +6,7 @@
  *
  * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is seen within a third of its time.
  * - NM2 While the server cannot be asked, the list stays as it was: nobody is declared dead by somebody who is cut off.
+ * - NM4 The leases of one process are known to be that, and a process that gave its last one back did not crash.
  * - NM3 Another lease of a name and another announcement are a change, a mere renewal is none, and news never go back.
  */
 import { type KV, type KvEntry, Kvm } from '@nats-io/kv'
@@ -29,6 +30,8 @@ export interface Member extends Announcement {
   readonly epoch: number
   /** When the lease was taken, in epoch milliseconds of the server. */
   readonly since: number
+  /** Number of the first lease of its process. */
+  readonly process: number
   /** Number of the last renewal of its lease that was seen here. */
   readonly revision: number
 }
@@ -38,13 +41,16 @@ const announcement = z.object({
   tools: z.array(z.string()).optional(),
   epoch: z.int().min(1).optional(),
   since: z.int().optional(),
+  process: z.int().min(1).optional(),
 })
+/** What an entry says of its lease. The one that takes the first lease of a process says nothing: its number is not known yet. */
+type LeaseNote = Partial<Pick<Member, 'epoch' | 'since' | 'process'>>
 /** Owners that are remembered after they were seen. */
 const maxSeen = 10_000
 
-/** Encodes an announcement as a lease carries it. @param lease the lease; the entry that takes it says nothing of it yet */
-export function encodeAnnouncement({ crews, tools }: Announcement, lease?: Pick<Member, 'epoch' | 'since'>): string {
-  return JSON.stringify({ crews, tools, epoch: lease?.epoch, since: lease?.since })
+/** Encodes an announcement as a lease carries it. */
+export function encodeAnnouncement({ crews, tools }: Announcement, lease: LeaseNote = {}): string {
+  return JSON.stringify({ crews, tools, epoch: lease.epoch, since: lease.since, process: lease.process })
 }
 
 /** The name of a worker under one lease, as records have it. */
@@ -60,8 +66,10 @@ export class NatsMembership {
   readonly #members = new Map<string, Member>()
   /** Revisions of the leases that were given back since the list was last asked for. */
   readonly #left = new Map<string, number>()
-  /** When each owner was seen last, in epoch milliseconds; the one that was seen last comes last. */
-  readonly #seen = new Map<string, number>()
+  /** When each owner was seen last, and the first owner of its process; the one that was seen last comes last. */
+  readonly #seen = new Map<string, { readonly at: number; readonly process: string }>()
+  /** Processes that gave their lease back, by their first owner. */
+  readonly #ended = new Set<string>()
   readonly #pollMs: number
   #stopWatch: () => void = () => undefined
   #timer: NodeJS.Timeout | null = null
@@ -97,7 +105,17 @@ export class NatsMembership {
 
   /** When, by the monotonic clock, a renewal of an owner, `<worker>.<epoch>`, was last seen here; null for never. */
   lastSeen(owner: string): number | null {
-    return this.#seen.get(owner) ?? null
+    return this.#seen.get(owner)?.at ?? null
+  }
+
+  /** The first owner of the process that an owner belongs to; itself, when nothing else is known here. */
+  processOf(owner: string): string {
+    return this.#seen.get(owner)?.process ?? owner
+  }
+
+  /** Whether a process, by its first owner, gave its lease back. */
+  hasEnded(process: string): boolean {
+    return this.#ended.has(process)
   }
 
   /** Nothing is told any more. */
@@ -152,21 +170,18 @@ export class NatsMembership {
 
   /** Whether it is news, and more than a renewal. */
   #put(member: Member): boolean {
-    const { worker, epoch, revision } = member
+    const { worker, epoch, process, revision } = member
     const known = this.#members.get(worker)
     if (revision <= Math.max(known?.revision ?? 0, this.#left.get(worker) ?? 0)) return false
     this.#members.set(worker, member)
-    this.#saw(ownerName(worker, epoch))
+    this.#saw(ownerName(worker, epoch), ownerName(worker, process))
     return known?.epoch !== epoch || encodeAnnouncement(known) !== encodeAnnouncement(member)
   }
 
-  #saw(owner: string): void {
+  #saw(owner: string, process: string): void {
     this.#seen.delete(owner)
-    this.#seen.set(owner, performance.now())
-    for (const oldest of this.#seen.keys()) {
-      if (this.#seen.size <= maxSeen) return
-      this.#seen.delete(oldest)
-    }
+    this.#seen.set(owner, { at: performance.now(), process })
+    dropOldest(this.#seen)
   }
 
   async #watch(): Promise<void> {
@@ -180,18 +195,37 @@ export class NatsMembership {
   #take(entry: KvEntry): void {
     if (this.#closed) return
     const member = memberOf(entry)
-    if (member === null) this.#left.set(entry.key, entry.revision)
+    if (member === null) this.#leave(entry)
     if (member === null ? this.#members.delete(entry.key) : this.#put(member)) this.onChange()
   }
+
+  #leave({ key: worker, revision, operation }: KvEntry): void {
+    this.#left.set(worker, revision)
+    const known = this.#members.get(worker)
+    if (operation === 'PUT' || known === undefined) return
+    this.#ended.add(ownerName(worker, known.process))
+    dropOldest(this.#ended)
+  }
+}
+
+/** Keeps the last `maxSeen`. */
+function dropOldest(seen: { readonly size: number; keys(): Iterator<string>; delete(key: string): void }): void {
+  while (seen.size > maxSeen) seen.delete(seen.keys().next().value as string)
 }
 
 /** The worker of an entry; null for one that gave its lease back, or tells nothing that can be read. */
 export function memberOf(entry: KvEntry | null): Member | null {
   if (entry === null || entry.operation !== 'PUT') return null
   try {
-    const { epoch, since, ...told } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
+    const {
+      epoch: known,
+      since,
+      process,
+      ...told
+    } = announcement.parse(entry.length === 0 ? { crews: {} } : entry.json())
     const { key: worker, revision, created } = entry
-    return { ...told, worker, epoch: epoch ?? revision, since: since ?? created.getTime(), revision }
+    const epoch = known ?? revision
+    return { ...told, worker, epoch, since: since ?? created.getTime(), process: process ?? epoch, revision }
   } catch {
     return null
   }

@@ -11,6 +11,7 @@
  *   epoch.
  * - NO3 A worker that withdrew lives and owns nothing, also under a later lease.
  * - NO4 Whoever has another lease, does not answer or cannot be reached is gone for whoever asks, in time.
+ * - NO6 A process that lost its lease and took another is not gone: what it works on is left to it.
  * - NO5 A shard that was given to a worker is that worker's while it lives and offers the crew, and else the rule's.
  */
 import { setTimeout as pause } from 'node:timers/promises'
@@ -21,7 +22,7 @@ import type { Clock } from '../runtime/ports.js'
 import type { DrainProgress, WorkerInfo } from '../runtime/survey.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
-import { NatsMembership, ownerName } from './nats-membership.js'
+import { type Member, NatsMembership, ownerName } from './nats-membership.js'
 import { NatsPins } from './nats-pins.js'
 import { ownersAmong } from './partitions.js'
 import { StandingLease } from './standing-lease.js'
@@ -204,6 +205,22 @@ export class NatsOwnership implements Ownership {
     return this.#members.members.get(worker)?.epoch === epoch
   }
 
+  isRunning(owner: string): boolean {
+    return this.#lease.wasOwner(owner) || this.#memberOf(owner) !== undefined
+  }
+
+  crashOf(owner: string): string | null {
+    const process = this.#members.processOf(owner)
+    return this.#lease.wasOwner(owner) || this.#members.hasEnded(process) ? null : process
+  }
+
+  /** The process of an owner, as long as it lives: under the lease that it has now. */
+  #memberOf(owner: string): Member | undefined {
+    const process = this.#members.processOf(owner)
+    const member = this.#members.members.get(partsOf(owner).worker)
+    return member !== undefined && ownerName(member.worker, member.process) === process ? member : undefined
+  }
+
   lastSeen(owner: string): number | null {
     const seenAt = this.#members.lastSeen(owner)
     return seenAt === null ? null : Math.round(this.clock.now() - this.clock.monotonic() + seenAt)
@@ -290,18 +307,17 @@ export class NatsOwnership implements Ownership {
   }
 
   async working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
-    const { worker, epoch } = partsOf(executor)
-    if (executor === this.owner) return this.#work?.working(shard, effects) ?? []
+    if (this.#lease.wasOwner(executor)) return this.#work?.working(shard, effects) ?? []
+    const { worker, epoch } = this.#memberOf(executor) ?? partsOf(executor)
+    // An earlier process of this name is gone.
     if (worker === this.#options.worker) return []
     return this.#requests.ask(worker, epoch, { method: 'working', shard, effects })
   }
 
   cancel(executor: string, shard: string, effects: readonly string[]): void {
-    const { worker, epoch } = partsOf(executor)
-    if (executor === this.owner) this.#work?.cancel(shard, effects)
-    else if (worker !== this.#options.worker) {
-      void this.#requests.ask(worker, epoch, { method: 'cancel', shard, effects })
-    }
+    if (this.#lease.wasOwner(executor)) return this.#work?.cancel(shard, effects)
+    const { worker, epoch } = this.#memberOf(executor) ?? partsOf(executor)
+    if (worker !== this.#options.worker) void this.#requests.ask(worker, epoch, { method: 'cancel', shard, effects })
   }
 
   send(shard: string, draft: Draft): Promise<void> {

@@ -22,6 +22,8 @@ export interface Entry {
   removed: boolean
   /** Name of its crew, where the store keeps it. */
   crew?: string | undefined
+  /** The last commit with events, where the store keeps it. */
+  lastEvent?: number | undefined
   /** A change of it is under way. */
   busy: boolean
 }
@@ -104,6 +106,10 @@ export class ShardHeads<E extends Entry> {
 }
 
 /** An entry as the port shows it. */
-export function headOf({ shard, sequence, hash, pending, removed, crew }: Entry): ShardHead {
-  return { shard, sequence, hash, pending, removed, ...(crew === undefined ? {} : { crew }) }
+export function headOf({ shard, sequence, hash, pending, removed, crew, lastEvent }: Entry): ShardHead {
+  return {
+    ...{ shard, sequence, hash, pending, removed },
+    ...(crew === undefined ? {} : { crew }),
+    ...(lastEvent === undefined ? {} : { lastEvent }),
+  }
 }

@@ -5,7 +5,7 @@
  * Does not own: one lease (`nats-lease.ts`), what follows from losing it.
  *
  * - SL1 A lease that is lost is taken again until it is released, with another epoch; what is announced is what was asked
- *   for last.
+ *   for last, and whose process it is.
  */
 import { setTimeout as pause } from 'node:timers/promises'
 import type { NatsLink } from './nats-connection.js'
@@ -15,29 +15,33 @@ import type { Subjects } from './subjects.js'
 
 const defaultTtlMs = 5_000
 
+type Take = (told: Announcement, process?: number) => Promise<NatsLease>
+
 /** Takes leases of one name, from `take` to `release`. */
 export class StandingLease {
-  readonly #take: (told: Announcement) => Promise<NatsLease>
+  readonly #take: Take
   readonly #options: LeaseOptions
   readonly #closing = new AbortController()
   #lease: NatsLease
+  readonly #owners = new Set<string>()
   #told: Announcement
   #taking: Promise<void> | null = null
   /** Called when the lease was lost, and when there is another one. */
   onChange: () => void = () => undefined
 
-  private constructor(options: LeaseOptions, lease: NatsLease, take: (told: Announcement) => Promise<NatsLease>) {
+  private constructor(options: LeaseOptions, lease: NatsLease, take: Take) {
     this.#options = options
     this.#take = take
     this.#told = options.announcement ?? { crews: {} }
     this.#lease = lease
+    this.#owners.add(this.owner)
     lease.onLost = () => this.#lose()
   }
 
   /** Takes the first one. @throws TroupeError `STORE_BUSY` while another process has the name, and what the server refuses. */
   static async take(link: NatsLink, subjects: Subjects, options: LeaseOptions): Promise<StandingLease> {
-    const take = (announcement: Announcement): Promise<NatsLease> =>
-      NatsLease.take(link, subjects, { ...options, announcement })
+    const take: Take = (announcement, process) =>
+      NatsLease.take(link, subjects, { ...options, announcement, ...(process === undefined ? {} : { process }) })
     return new StandingLease(options, await take(options.announcement ?? { crews: {} }), take)
   }
 
@@ -49,6 +53,11 @@ export class StandingLease {
   /** `<worker>.<epoch>` */
   get owner(): string {
     return ownerName(this.#options.worker, this.epoch)
+  }
+
+  /** Whether an owner was this process, under this lease or an earlier one. */
+  wasOwner(owner: string): boolean {
+    return this.#owners.has(owner)
   }
 
   /** False while there is none, and as soon as it may have run out. */
@@ -84,7 +93,7 @@ export class StandingLease {
     const pauseMs = (this.#options.ttlMs ?? defaultTtlMs) / 3
     while (!signal.aborted) {
       const told = this.#told
-      const lease = await this.#take(told).catch(() => null)
+      const lease = await this.#take(told, this.#lease.process).catch(() => null)
       if (lease !== null) return this.#hold(lease, told)
       await pause(pauseMs, null, { signal, ref: false }).catch(() => undefined)
     }
@@ -92,6 +101,7 @@ export class StandingLease {
 
   #hold(lease: NatsLease, told: Announcement): void {
     this.#lease = lease
+    this.#owners.add(this.owner)
     if (this.#closing.signal.aborted) return
     if (told !== this.#told) void lease.announce(this.#told)
     this.#change()

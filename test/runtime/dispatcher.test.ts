@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { nothing as nothingSpent } from '../../machines/index.js'
 import { defineAgent, defineTool, toCrew } from '../../runtime/define.js'
 import { Dispatcher, maxInFlight } from '../../runtime/dispatcher.js'
+import { TroupeError } from '../../runtime/errors.js'
 import type { Journal } from '../../runtime/journal.js'
 import type { ModelPort, ToolOutcome, ToolPort, ToolRequest } from '../../runtime/ports.js'
 import { fromRecord } from '../../runtime/record.js'
@@ -100,6 +101,37 @@ describe('dispatcher', () => {
       expect(types(stage)).not.toContain('effect.dispatched')
       await stage.runtime.close()
     }
+  })
+
+  test('X3 dispatcher: while the store cannot be read, what a call needs is waited for', async () => {
+    let failures = 0
+    const given: unknown[] = []
+    const tool = defineTool({
+      name: 'lookup',
+      description: '',
+      input: z.object({}),
+      run: (_, { data }) => given.push(data),
+    })
+    const journal = (inner: Journal) =>
+      override(inner, {
+        read: async function* (shard, from) {
+          if (failures-- > 0) throw new TroupeError('STORE_FAILED', 'the server is away', { retryable: true })
+          yield* inner.read(shard, from)
+        },
+      })
+    const stage = await openStage({ ...once(1), journal })
+    const crew = await stage.runtime.spawn(defineAgent({ model: 'a:one', instructions: 'x', tools: [tool] }))
+    failures = 3
+    const run = crew.start('go', { data: { who: 'me' } })
+    for (const left of [2, 1, 0]) {
+      await until(() => failures === left)
+      await quiet()
+      stage.clock.advance(5_000)
+    }
+    await expect(run.result).resolves.toMatchObject({ output: '1' })
+    expect(given).toEqual([{ who: 'me' }])
+    expect(types(stage)).not.toContain('effect.interrupted')
+    await stage.runtime.close()
   })
 
   const nothing = undefined as unknown as Error

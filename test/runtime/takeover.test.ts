@@ -211,6 +211,70 @@ describe('takeover', () => {
     expect(started).toEqual([])
   })
 
+  test('TA2 takeover: a process that lost its lease and has another keeps what it works on', async () => {
+    const { owners, store, crew, works, started, worker } = await two('once')
+    const one = await worker('one')
+    await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    for (let time = 0; time < 4; time += 1) {
+      owners.expire('one', true)
+      owners.byName('one')!.onChange()
+      await until(() => !one.worker.active.has('pair'))
+      owners.renew('one')
+      await until(() => one.worker.active.has('pair'))
+      await quiet()
+    }
+    expect(commits(store)).not.toContain('effect.interrupted')
+    works.open('result')
+    await until(() => owners.sent.length === 1)
+    await owners.deliver(one.worker)
+    await until(() => finished(one) != null)
+    expect(finished(one)).toMatchObject({ code: null })
+    expect(started).toHaveLength(1)
+  })
+
+  test('TA3 takeover: owners that lose their lease time and again and live are no crashes', async () => {
+    const { owners, crew, works, started, worker } = await two()
+    const stages = { one: await worker('one'), other: await worker('other') }
+    await (await stages.one.runtime.spawn(crew)).start('go').id
+    for (const [from, to] of Array.from({ length: 6 }, (_, time) =>
+      time % 2 === 0 ? (['one', 'other'] as const) : (['other', 'one'] as const),
+    )) {
+      await until(() => started.length > 0)
+      started.length = 0
+      owners.expire(from, true)
+      owners.byName(from)!.onChange()
+      owners.moveTo(to)
+      await until(() => stages[to].worker.active.has('pair'))
+      await until(() => started.length > 0)
+      owners.renew(from)
+      await quiet()
+    }
+    works.open('result')
+    await until(() => finished(stages.one) != null)
+    expect(finished(stages.one)).toMatchObject({ code: null })
+  })
+
+  test('TA3 takeover: a process that dies over what it was left with counts a crash, too', async () => {
+    const { owners, crew, started, worker } = await two()
+    let last = await worker('w0')
+    await (await last.runtime.spawn(crew)).start('go').id
+    for (const name of ['w1', 'w2', 'w3']) {
+      await until(() => started.length > 0)
+      started.length = 0
+      const before = owners.current
+      last = await worker(name)
+      owners.moveTo(name)
+      await until(() => last.worker.active.has('pair'))
+      await quiet()
+      expect(started).toEqual([])
+      owners.expire(before)
+      owners.moveTo(name)
+    }
+    await until(() => finished(last) != null)
+    expect(started).toEqual([])
+  })
+
   test('TA4 takeover: whether a call was done is asked only when it can no longer begin or go on', async () => {
     const asked: number[] = []
     const stand = await two('once', {

@@ -41,10 +41,12 @@ export interface ReplicaWorld {
   readonly now: () => number
   /** Processes that have ended so far. */
   readonly ends: () => number
-  /** Of these, the ones that did not close. */
+  /** A number for the crashes so far; among several workers whose lease ran out counts, and an owner that did not leave. */
   readonly crashes: () => number
-  /** Several workers: an owner that did not leave counts, whatever became of it. */
-  readonly workers: boolean
+  /** How many processes crashed behind such a number: each once. */
+  readonly crashesSince: (before: number) => number
+  /** An owner did not leave before the next one took its shard. */
+  readonly overtaken: (owner: string) => void
   /** When the present process started. */
   readonly startedAt: () => number
   /** Time so far in which there was no process. */
@@ -171,7 +173,7 @@ export class Replica {
   #takeCommit(envelope: Envelope, digest: Uint8Array): void {
     const { notes } = this.#world
     this.count.commits += 1
-    this.#crashesAt[this.state.sequence + 1] = this.#crashes()
+    this.#crashesAt[this.state.sequence + 1] = this.#world.crashes()
     notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
     this.#before(envelope)
     this.#decidedOnce(envelope)
@@ -267,7 +269,10 @@ export class Replica {
   #taken(): void {
     const { notes } = this.#world
     if (this.state.sequence === 0) return
-    if (this.state.owner !== '') this.#overtaken += 1
+    if (this.state.owner !== '') {
+      this.#overtaken += 1
+      this.#world.overtaken(this.state.owner)
+    }
     notes.reached(this.state.owner === '' ? 'shard taken from one that left it' : 'shard taken from one that was gone')
   }
 
@@ -302,13 +307,9 @@ export class Replica {
     return this.#world.ends() + this.#overtaken
   }
 
-  #crashes(): number {
-    return this.#world.workers ? this.#overtaken : this.#world.crashes()
-  }
-
   /** Three processes must have died since the work was asked for. */
   #checkGivenUp(work: string, since: number): void {
-    const crashes = this.#crashes() - (this.#crashesAt[since] ?? 0)
+    const crashes = this.#world.crashesSince(this.#crashesAt[since] ?? 0)
     this.#world.notes.check('poison', crashes >= 3, () => `${this.#where()}: ${work} is given up after ${crashes}`)
   }
 

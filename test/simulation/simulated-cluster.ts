@@ -41,6 +41,12 @@ export class SimulatedCluster {
   #epochs = 0
   /** Leases that ran out: their holders count as gone. */
   lost = 0
+  /** By owner, the first owner of its process. */
+  readonly processes = new Map<string, string>()
+  /** Processes that gave their lease back. */
+  readonly ended = new Set<string>()
+  /** Processes that crashed or whose lease ran out, in order. */
+  readonly gone: string[] = []
   /** Letters that nobody has taken yet. */
   readonly #mail = new Set<Letter>()
   #letters = 0
@@ -57,9 +63,10 @@ export class SimulatedCluster {
     return ownership
   }
 
-  /** A lease for a name that nobody has. */
-  take(worker: string, offers = true): string {
+  /** A lease for a name that nobody has. @param process the first owner of the process that takes it; undefined: this one */
+  take(worker: string, offers = true, process?: string): string {
     const owner = `${worker}.${(this.#epochs += 1)}`
+    this.processes.set(owner, process ?? owner)
     this.leases.set(worker, { worker, owner, expiresAt: this.#world.timeline.now + leaseMs, offers })
     this.#world.trace(() => `${owner} has a lease`)
     this.tell()
@@ -73,8 +80,18 @@ export class SimulatedCluster {
       if (lease.expiresAt > now) continue
       this.leases.delete(worker)
       this.lost += 1
+      this.lose(lease.owner)
       this.#world.trace(() => `the lease of ${lease.owner} has run out`)
     }
+  }
+
+  processOf(owner: string): string {
+    return this.processes.get(owner) ?? owner
+  }
+
+  /** The process of an owner died, or counts as gone. */
+  lose(owner: string): void {
+    this.gone.push(this.processOf(owner))
   }
 
   /** Everybody who can be reached hears of a change, some later than others. */
@@ -93,7 +110,12 @@ export class SimulatedCluster {
   }
 
   member(owner: string): SimulatedOwnership | undefined {
-    return [...this.#members.values()].find((member) => member.owner === owner)
+    return this.members.find((member) => member.owner === owner)
+  }
+
+  /** Whose process an owner is, under whatever lease. */
+  processMember(owner: string): SimulatedOwnership | undefined {
+    return this.members.find((member) => this.processOf(member.owner) === this.processOf(owner))
   }
 
   get members(): readonly SimulatedOwnership[] {
@@ -229,7 +251,7 @@ export class SimulatedOwnership implements Ownership {
   /** Takes a lease again, under another number. */
   #again(lease: Lease | undefined): void {
     if (lease !== undefined) return
-    this.#owner = this.#cluster.take(this.#name, !this.#withdrawn)
+    this.#owner = this.#cluster.take(this.#name, !this.#withdrawn, this.#cluster.processOf(this.owner))
     this.#renewedAt = this.#world.timeline.now
     this.#lost = false
     this.onChange()
@@ -274,12 +296,29 @@ export class SimulatedOwnership implements Ownership {
 
   async handOver(shard: string, worker: string): Promise<void> {
     const owner = this.#view.get(worker)?.owner
-    if (owner !== undefined) await this.#ask(owner, (other) => other.take(shard).catch(() => undefined), undefined)
+    if (owner !== undefined)
+      await this.#ask(this.#cluster.member(owner), (other) => other.take(shard).catch(() => undefined), undefined)
   }
 
   lives(owner: string): boolean {
     if (owner === this.owner) return this.holds
     return [...this.#view.values()].some((lease) => lease.owner === owner)
+  }
+
+  isRunning(owner: string): boolean {
+    const process = this.#cluster.processOf(owner)
+    if (process === this.#process) return true
+    return [...this.#view.values()].some((lease) => this.#cluster.processOf(lease.owner) === process)
+  }
+
+  crashOf(owner: string): string | null {
+    const process = this.#cluster.processOf(owner)
+    return process === this.#process || this.#cluster.ended.has(process) ? null : process
+  }
+
+  /** The first owner of this process. */
+  get #process(): string {
+    return this.#cluster.processOf(this.owner)
   }
 
   lastSeen(owner: string): number | null {
@@ -289,32 +328,36 @@ export class SimulatedOwnership implements Ownership {
   async release(shard: string, owner: string): Promise<void> {
     this.#world.notes.reached('owner asked to leave')
     this.#world.trace(() => `${this.owner} asks ${owner} to leave ${shard}`)
-    await this.#ask(owner, async (worker) => void (await worker.leave(shard)), undefined)
+    await this.#ask(this.#cluster.member(owner), async (worker) => void (await worker.leave(shard)), undefined)
   }
 
   working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
-    if (executor === this.owner) return Promise.resolve(this.process.worker?.working(shard, effects) ?? [])
+    if (this.#cluster.processOf(executor) === this.#process)
+      return Promise.resolve(this.process.worker?.working(shard, effects) ?? [])
     return this.#ask<readonly string[] | null>(
-      executor,
+      this.#cluster.processMember(executor),
       (worker) => Promise.resolve(worker.working(shard, effects)),
       null,
     )
   }
 
   cancel(executor: string, shard: string, effects: readonly string[]): void {
-    void this.#ask(executor, (worker) => Promise.resolve(worker.cancel(shard, effects)), undefined)
+    void this.#ask(
+      this.#cluster.processMember(executor),
+      (worker) => Promise.resolve(worker.cancel(shard, effects)),
+      undefined,
+    )
   }
 
   /** A request over the wire: lost, late, answered or not. */
   #ask<T>(
-    owner: string,
+    other: SimulatedOwnership | undefined,
     work: (worker: NonNullable<SimulatedProcess['worker']>) => Promise<T>,
     otherwise: T,
   ): Promise<T> {
     const { timeline, random } = this.#world
     return new Promise((resolve) => {
       timeline.after(patienceMs, this.process, () => resolve(otherwise))
-      const other = this.#cluster.member(owner)
       if (!this.reaches || other === undefined || random.chance(this.#world.calm ? 0 : 0.05)) return
       timeline.after(random.int(0, 20), other.process, () => {
         const { worker } = other.process
@@ -379,6 +422,7 @@ export class SimulatedOwnership implements Ownership {
     const lease = this.#cluster.leases.get(this.#name)
     if (lease?.owner !== this.owner) return
     this.#cluster.leases.delete(this.#name)
+    this.#cluster.ended.add(this.#process)
     this.#cluster.tell()
   }
 }

@@ -138,8 +138,10 @@ class Simulation implements World {
       now: () => this.timeline.now,
       // Whose lease ran out counts as gone, whether it is or not.
       ends: () => this.#ends + (this.cluster?.lost ?? 0),
-      crashes: () => this.#crashes + (this.cluster?.lost ?? 0),
-      workers: workers > 1,
+      crashes: () => this.cluster?.gone.length ?? this.#crashes,
+      crashesSince: (before) =>
+        this.cluster === null ? this.#crashes - before : new Set(this.cluster.gone.slice(before)).size,
+      overtaken: (owner) => this.cluster?.lose(owner),
       startedAt: () => this.#slots[0]!.startedAt,
       deadMs: () => this.#deadMs,
     }
@@ -392,6 +394,7 @@ class Simulation implements World {
     // A record may land while its process dies: this death is one over whatever it asks for.
     this.#slotOf(process).journal!.crash()
     this.#crashes += 1
+    if (process.ownership !== null) this.cluster?.lose(process.ownership.owner)
     for (const crashed of process.underWay) crashed(true)
     this.#end(process, this.#downMs())
   }

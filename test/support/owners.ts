@@ -36,6 +36,20 @@ export class Owners {
     member.knows = knows
   }
 
+  /** This one lost its lease and takes another, under a new name; its process is the same. */
+  renew(name: string): void {
+    const member = this.#members.get(name)!
+    member.alive = true
+    member.owner = `${name}.${(this.#epochs += 1)}`
+    member.owners.add(member.owner)
+    for (const each of this.#members.values()) if (each.alive) each.onChange()
+  }
+
+  /** Whose process an owner is or was. */
+  processOf(owner: string): Member | undefined {
+    return [...this.#members.values()].find(({ owners }) => owners.has(owner))
+  }
+
   byOwner(owner: string): Member | undefined {
     return [...this.#members.values()].find((member) => member.owner === owner)
   }
@@ -54,7 +68,9 @@ export class Owners {
 export class Member implements Ownership {
   readonly #owners: Owners
   readonly #name: string
-  readonly owner: string
+  owner: string
+  /** All its names so far. */
+  readonly owners: Set<string>
   worker: Worker | null = null
   alive = true
   /** That its lease ran out. */
@@ -64,6 +80,7 @@ export class Member implements Ownership {
   constructor(owners: Owners, owner: string, name: string) {
     this.#owners = owners
     this.owner = owner
+    this.owners = new Set([owner])
     this.#name = name
   }
 
@@ -76,6 +93,16 @@ export class Member implements Ownership {
     return member !== undefined && (member.alive || (member === this && !this.knows))
   }
 
+  isRunning(owner: string): boolean {
+    const member = this.#owners.processOf(owner)
+    return member === this || member?.alive === true
+  }
+
+  crashOf(owner: string): string | null {
+    const member = this.#owners.processOf(owner)
+    return member === this ? null : ([...(member?.owners ?? [owner])][0] ?? owner)
+  }
+
   lastSeen(): number | null {
     return null
   }
@@ -85,11 +112,11 @@ export class Member implements Ownership {
   }
 
   async working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
-    return this.#owners.byOwner(executor)?.worker?.working(shard, effects) ?? []
+    return this.#owners.processOf(executor)?.worker?.working(shard, effects) ?? []
   }
 
   cancel(executor: string, shard: string, effects: readonly string[]): void {
-    this.#owners.byOwner(executor)?.worker?.cancel(shard, effects)
+    this.#owners.processOf(executor)?.worker?.cancel(shard, effects)
   }
 
   async withdraw(): Promise<void> {

@@ -260,7 +260,7 @@ describe('JetStream journal', () => {
     }
   })
 
-  test('JR1 read: gives what was there when it began, and ends, while others append', async () => {
+  test('MS1 read: gives what was there when it began, and ends, while others append', async () => {
     const journal = await owner('one')
     for (let n = 1; n <= 12; n++) await appendNext(journal, 'a', `${n}`)
     const found: string[] = []
@@ -271,7 +271,7 @@ describe('JetStream journal', () => {
     expect(found).toEqual(Array.from({ length: 12 }, (_, n) => `${n + 1}`))
   })
 
-  test('JR2 read: the last commits of a long shard are found by halving', async () => {
+  test('JR1 read: the last commits of a long shard are found by halving', async () => {
     const { proxy, over } = await proxied()
     const journal = await owner('one', over)
     const steps = async (commits: number): Promise<number> => {

@@ -3,6 +3,7 @@ import { jetstream } from '@nats-io/jetstream'
 import { maxQueued, NatsEvents, type NatsEventsOptions } from '../../transport/nats-events.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { Subjects } from '../../transport/subjects.js'
+import type { ShardHead } from '../../runtime/journal.js'
 import { createLog } from '../../runtime/log.js'
 import { byShard, EventSource, stored, take } from '../support/event-source.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
@@ -148,6 +149,47 @@ describe('event stream', () => {
     for (const shard of shards) next.catchUp(shard)
     await next.flush()
     expect(await ids()).toEqual(source.expected)
+  })
+
+  test('NE1 takeover: of shards that nobody has any more what their last owner had not sent is not missing', async () => {
+    const events = await publisher()
+    for (const shard of shards) await source.commit(shard, {}, events)
+    await source.commit('d', {}, events)
+    await events.flush()
+    // The last owner dies before it sends: all of one, some of another that another message could not take.
+    await source.commit('a', {})
+    await source.commit('b', { count: 100 })
+    await source.commit('d', { count: 0 })
+    const asked: string[] = []
+    const journal = {
+      readEvents: (shard: string, from: number) => {
+        asked.push(shard)
+        return source.journal.readEvents(shard, from)
+      },
+    }
+    const next = await publisher({ journal })
+    const heads: ShardHead[] = []
+    for await (const head of source.journal.heads()) {
+      const [, lastEvent] = source.ids.get(head.shard)!.at(-1)!.split('-').map(Number)
+      heads.push({ ...head, lastEvent })
+    }
+    await next.catchUpAll([...heads, { ...heads[0]!, shard: 'e', lastEvent: 9, removed: true }])
+    await next.flush()
+    expect(await ids()).toEqual(source.expected)
+    expect([...new Set(asked)].sort()).toEqual(['a', 'b'])
+    // Two messages had to take the events of one commit: what is behind the first of them is missing, should it be the last.
+    const tells = async (seq: number) =>
+      (await link.manager.streams.getMessage(subjects.stream('events'), { seq }))?.header.get('Troupe-Last-Event')
+    const all = await stored({ link, subjects })
+    expect(all.filter(({ id }) => id.startsWith('b-2-'))).toHaveLength(100)
+    const numbers = Array.from({ length: await lastNumber() }, (_, index) => index + 1)
+    const told = await Promise.all(numbers.map(tells))
+    expect(told.filter((each) => each === '1').length).toBe(5)
+    expect(told.filter((each) => each === '2').length).toBe(2)
+    asked.length = 0
+    await next.catchUpAll(heads)
+    await next.catchUpAll(heads.map((head) => ({ ...head, lastEvent: undefined })))
+    expect(asked).toEqual([])
   })
 
   test('NE1 events: a shard of which nothing is known is read from where the stream ends', async () => {

@@ -139,6 +139,32 @@ test('NM3 membership: another lease is told also when nobody saw the end of the 
   list.close()
 })
 
+test('NM4 membership: leases of one process are known to be its, and who gave its lease back has ended', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const { list } = await opened(subjects)
+  const first = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  const process = `a.${first.epoch}`
+  await expect.poll(() => list.members.get('a')?.process).toBe(first.epoch)
+  await first.release()
+  await expect.poll(() => list.hasEnded(process)).toBe(true)
+  const again = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs, process: first.epoch })
+  await expect.poll(() => list.members.get('a')).toMatchObject({ epoch: again.epoch, process: first.epoch })
+  expect(list.processOf(`a.${again.epoch}`)).toBe(process)
+  expect(list.processOf('a.999')).toBe('a.999')
+  // A renewal says it too, and a lease that only ran out has not ended.
+  await expect.poll(() => list.members.get('a')!.revision, { timeout: 3_000 }).toBeGreaterThan(again.epoch)
+  expect(list.members.get('a')?.process).toBe(first.epoch)
+  const other = new Subjects(`members${++count}`)
+  const { list: others } = await opened(other)
+  const put = () => link.connection.request(`$KV.${other.stream('workers')}.b`, JSON.stringify({ crews: {}, epoch: 7 }))
+  await put()
+  await expect.poll(() => others.members.has('b')).toBe(true)
+  await expect.poll(() => others.members.has('b'), { timeout: 3 * leaseMs + 2_000 }).toBe(false)
+  expect(others.hasEnded('b.7')).toBe(false)
+  for (const each of [list, others]) each.close()
+  await again.release()
+})
+
 test('NM1 membership: an entry that nobody can read is nobody', async () => {
   const subjects = new Subjects(`members${++count}`)
   const { list } = await opened(subjects)

@@ -152,6 +152,39 @@ describe('NATS ownership', () => {
     expect([a.lives(a.owner), b.lives(a.owner), b.lives(owner), a.lives(owner)]).toEqual([true, true, false, false])
   })
 
+  test('NO6 lease: a process that lost its lease and took another is not gone, and is asked under the new one', async () => {
+    const { proxy, over } = await proxied()
+    const [a, b] = [await worker('a', { link: over }), await worker('b')]
+    const asked: (readonly string[])[] = []
+    a.serve({
+      leave: async () => undefined,
+      take: async () => undefined,
+      working: (_, effects) => {
+        asked.push(effects)
+        return effects
+      },
+      cancel: (_, effects) => void asked.push(effects),
+    })
+    await expect.poll(() => b.lives(a.owner)).toBe(true)
+    const { owner, epoch } = a
+    expect([b.isRunning(owner), b.crashOf(owner), a.crashOf(owner)]).toEqual([true, owner, null])
+    silence(proxy)
+    await expect.poll(() => b.isRunning(owner), wait).toBe(false)
+    expect([b.crashOf(owner), b.crashOf('c.1')]).toEqual([owner, 'c.1'])
+    expect(await b.working(owner, 's', ['e'])).toBe(null)
+    heal(proxy)
+    await expect.poll(() => a.epoch, { timeout: 20_000 }).toBeGreaterThan(epoch)
+    await expect.poll(() => b.isRunning(owner), wait).toBe(true)
+    expect([b.lives(owner), b.isRunning(a.owner), b.crashOf(a.owner)]).toEqual([false, true, owner])
+    expect([a.isRunning(owner), a.crashOf(owner)]).toEqual([true, null])
+    await expect.poll(() => b.working(owner, 's', ['e']), wait).toEqual(['e'])
+    b.cancel(owner, 's', ['f'])
+    await expect.poll(() => asked).toContainEqual(['f'])
+    const last = a.owner
+    await a.close()
+    await expect.poll(() => [b.isRunning(last), b.crashOf(last), b.crashOf(owner)]).toEqual([false, null, null])
+  })
+
   test('NO2 lease: while somebody else has the name it is tried again, until it is free', async () => {
     const { proxy, over } = await proxied()
     const a = await worker('a', { link: over })
