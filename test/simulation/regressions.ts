@@ -45,4 +45,5 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [1_350_448_503_718, 'crashes that an owner counted which left before it came to them were forgotten'],
   [1_350_448_503_740, 'an executor that was given up later was given up without its crashes'],
   [1_350_448_504_475, 'a shard was taken under a lease that had been replaced before the append'],
+  [778_281, 'a shard was left under a lease that had been replaced'],
 ]
