@@ -1,21 +1,17 @@
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
+import { describe, expect, onTestFinished, test } from 'vitest'
 import { fault, type ModelScript, reply } from '../../actors/scripted-model.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
+import type { NatsServer } from '../support/nats-server.js'
 import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
 import { type Crowd, gather } from './crowd.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 
 /** What the tool waits for: counts its calls, and answers when the gate is open. */

@@ -4,26 +4,22 @@ import { once } from 'node:events'
 import { createServer, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
+import { describe, expect, onTestFinished, test } from 'vitest'
 import type { ModelScript } from '../../actors/scripted-model.js'
 import { reply } from '../../actors/scripted-model.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
 import { type FollowedEvent, followEvents } from '../../transport/nats-follower.js'
 import { Subjects } from '../../transport/subjects.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsServer } from '../support/nats-server.js'
 import { type Command, crewFile, ended, model, scratch, troupe } from './command-line.js'
+import { useNats } from '../support/use-nats.js'
 
 const file = crewFile('remote.mjs')
 let server: NatsServer
 let link: NatsLink
 let count = 0
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 
 /** An execution that began. */

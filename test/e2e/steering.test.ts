@@ -1,19 +1,15 @@
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import type { ModelScript } from '../../actors/scripted-model.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
+import type { NatsServer } from '../support/nats-server.js'
 import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
 import { gather } from './crowd.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 
 /** A model that keeps what it was sent. */

@@ -2,21 +2,17 @@ import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import { describe, expect, onTestFinished, test } from 'vitest'
+import type { NatsLink } from '../../transport/nats-connection.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { clerk, crewFile, ended, Gate, model, scratch, troupe } from './command-line.js'
 import { gather } from './crowd.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 const crowd = (names: readonly string[], gates: Readonly<Record<number, Gate>> = {}) =>
   gather({ server, link, names, script: clerk(gates) })

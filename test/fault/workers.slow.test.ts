@@ -1,11 +1,12 @@
 /**
  * Real workers over a real nats-server under faults: counts are a tenth of the full ones; `npm run soak workers` runs all.
- * Failover and rolling restarts run there alone until what they found is mended. `TROUPE_SEED` repeats a run's plan; what
- * a fault hits also depends on the machine.
+ * `TROUPE_SEED` repeats a run's plan; what a fault hits also depends on the machine.
  */
 import { expect, test } from 'vitest'
 import { runClusterFaults } from './cluster-trials.js'
+import { failoverWindows, leaseMs, runFailover } from './failover-trials.js'
 import { linkFaults, runLinkFaults } from './link-trials.js'
+import { runRollingRestarts } from './rolling-trials.js'
 import { runStops } from './stop-trials.js'
 import { fenceMutants, mutate } from './worker-mutants.js'
 
@@ -17,6 +18,23 @@ const tell = (name: string, report: { readonly violations: readonly string[] }):
   console.log(
     `${name}: ${JSON.stringify({ ...report, violations: report.violations.length })}\n${report.violations.join('\n')}`,
   )
+
+test(
+  'failover: kill -9 of workers and of the server in every window loses no run and no event, and doubles no once call',
+  async () => {
+    const report = await runFailover({ seed, each: 2, random: 10, lanes, together: 30, idle: 50, idleBytes: 100_000 })
+    tell('failover', report)
+    expect(report.violations).toEqual([])
+    for (const window of failoverWindows) expect(report.perWindow[window], window).toBeGreaterThanOrEqual(2)
+    expect(report.perWindow['random']).toBeGreaterThanOrEqual(10)
+    // The faults hit something.
+    expect(report.repeats).toBeGreaterThan(0)
+    expect(report.takeovers).toBeGreaterThan(0)
+    // The soak holds 99 of 100 to it, on a machine that has nothing else to do.
+    expect(report.takeoverP50Ms).toBeLessThanOrEqual(leaseMs + 2_000)
+  },
+  longMs,
+)
 
 test(
   'stop: an owner that sleeps beyond its lease appends nothing and starts no once call when it wakes',
@@ -41,6 +59,17 @@ test(
     expect(report.violations).toEqual([])
     for (const kind of linkFaults.filter((each) => each !== 'delay'))
       expect(report.noticedMs[kind], kind).toBeLessThanOrEqual(5_000)
+  },
+  longMs,
+)
+
+test(
+  'rolling restart: three workers leave by SIGTERM under load; no outcome is unknown, no client sees an error',
+  async () => {
+    const report = await runRollingRestarts({ seed, count: 2, lanes })
+    tell('rolling', report)
+    expect(report.violations).toEqual([])
+    expect(report.lost).toBe(0)
   },
   longMs,
 )

@@ -8,17 +8,18 @@ import {
   reply,
   startScriptedModel,
 } from 'troupe'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import type { ModelScript } from '../../actors/scripted-chat.js'
 import type { AnyTool, Crew } from '../../runtime/define.js'
 import { remoteOutcome } from '../../runtime/remote-outcome.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
 import { followEvents } from '../../transport/nats-follower.js'
 import { Subjects } from '../../transport/subjects.js'
 import { gate } from '../support/crew-stage.js'
 import { providers } from '../support/live-crew.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
@@ -26,9 +27,8 @@ let namespace: string
 let subjects: Subjects
 let count = 0
 const closing: (() => unknown)[] = []
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 beforeEach(() => {
   namespace = `far${++count}`
@@ -36,10 +36,6 @@ beforeEach(() => {
 })
 afterEach(async () => {
   for (const close of closing.splice(0).reverse()) await close()
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
 })
 
 /** A tool that takes a word. */

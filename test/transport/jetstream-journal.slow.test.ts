@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { headers } from '@nats-io/transport-node'
 import { jetstream } from '@nats-io/jetstream'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import type { Journal } from '../../runtime/journal.js'
 import { createLog } from '../../runtime/log.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
@@ -14,17 +14,13 @@ import { Subjects } from '../../transport/subjects.js'
 import { appendNext, journalConformance, nextRecord } from '../conformance/journal.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
 let count = 0
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 
 journalConformance('JetStream', () => {

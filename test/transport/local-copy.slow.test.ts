@@ -3,17 +3,16 @@ import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import type { Journal, SnapshotManifest } from '../../runtime/journal.js'
 import { createLog, type Log } from '../../runtime/log.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { LocalCopy } from '../../transport/local-copy.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
 import { Subjects } from '../../transport/subjects.js'
 import { appendNext, chain, nextRecord } from '../conformance/journal.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
-let server: NatsServer
 let link: NatsLink
 let subjects: Subjects
 let folder: string
@@ -21,13 +20,8 @@ let warnings: string[]
 let log: Log
 let count = 0
 const closing: (() => Promise<unknown>)[] = []
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  link = nats.link
 })
 beforeEach(async () => {
   subjects = new Subjects(`copy${++count}`)

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { jetstream } from '@nats-io/jetstream'
 import { maxQueued, NatsEvents, type NatsEventsOptions } from '../../transport/nats-events.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
@@ -8,6 +8,7 @@ import { createLog } from '../../runtime/log.js'
 import { byShard, EventSource, stored, take } from '../support/event-source.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
@@ -17,13 +18,8 @@ let count = 0
 const log = createLog('silent')
 const closing: (() => Promise<unknown>)[] = []
 const shards = ['a', 'b', 'c']
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 beforeEach(async () => {
   subjects = new Subjects(`events${++count}`)

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { headers } from '@nats-io/transport-node'
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, expect, test } from 'vitest'
 import { BlobRef, encode } from '../../runtime/codec.js'
 import type { Draft } from '../../runtime/envelope.js'
 import { type ErrorCode, TroupeError } from '../../runtime/errors.js'
@@ -9,20 +9,16 @@ import { type MailReceiver, NatsMail, type NatsMailOptions } from '../../transpo
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { partitionOf, Subjects } from '../../transport/subjects.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
 let subjects: Subjects
 let count = 0
 const closing: (() => unknown)[] = []
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 beforeEach(() => {
   subjects = new Subjects(`mail${++count}`)

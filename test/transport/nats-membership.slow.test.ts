@@ -1,23 +1,19 @@
 import { Kvm } from '@nats-io/kv'
-import { afterAll, beforeAll, expect, test } from 'vitest'
+import { expect, test } from 'vitest'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
 import { encodeAnnouncement, NatsMembership } from '../../transport/nats-membership.js'
 import { Subjects } from '../../transport/subjects.js'
 import { startLinkProxy } from '../support/link-proxy.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 const leaseMs = 1_000
 let server: NatsServer
 let link: NatsLink
 let count = 0
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 
 /** A list, and what it said each time it changed. */

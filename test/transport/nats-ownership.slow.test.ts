@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import type { Draft } from '../../runtime/envelope.js'
 import { TroupeError } from '../../runtime/errors.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
@@ -7,7 +7,8 @@ import { NatsOwnership, type NatsOwnershipOptions } from '../../transport/nats-o
 import { partitionOf, Subjects } from '../../transport/subjects.js'
 import { WorkerRequests, type WorkerWork } from '../../transport/worker-requests.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 const leaseMs = 1_000
 const wait = { timeout: 10_000 }
@@ -17,19 +18,14 @@ let link: NatsLink
 let subjects: Subjects
 let count = 0
 const closing: (() => Promise<unknown>)[] = []
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 beforeEach(() => {
   subjects = new Subjects(`owners${++count}`)
 })
 afterEach(async () => {
   for (const close of closing.splice(0).reverse()) await close()
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
 })
 
 async function worker(name: string, more: Partial<NatsOwnershipOptions> = {}): Promise<NatsOwnership> {

@@ -1,24 +1,18 @@
-import { afterAll, beforeAll, expect, test } from 'vitest'
+import { expect, test } from 'vitest'
 import type { Draft } from '../../runtime/envelope.js'
 import { nothingPending } from '../../runtime/journal.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { ensureStream } from '../../transport/jetstream-stream.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
 import { NatsMail } from '../../transport/nats-mail.js'
 import { readSettings } from '../../transport/nats-settings.js'
 import { NatsSurvey } from '../../transport/nats-survey.js'
 import { Subjects } from '../../transport/subjects.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
-let server: NatsServer
 let link: NatsLink
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  link = nats.link
 })
 
 const clock = { now: () => Date.now(), monotonic: () => performance.now(), after: () => () => undefined }

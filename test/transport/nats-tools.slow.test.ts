@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { createToolPort } from '../../actors/tool.js'
 import { type AnyTool, defineTool, ToolError } from '../../runtime/define.js'
@@ -8,26 +8,24 @@ import { TroupeError } from '../../runtime/errors.js'
 import { createLog } from '../../runtime/log.js'
 import type { RemotePlace, ToolOutcome, ToolPort, ToolRequest } from '../../runtime/ports.js'
 import { systemClock } from '../../runtime/system-clock.js'
-import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
 import { NatsToolWorker, type ToolWorkerOptions } from '../../transport/nats-tool-worker.js'
 import { type RemoteProgress, RemoteTools, type RemoteToolsOptions } from '../../transport/nats-tools.js'
 import { Subjects } from '../../transport/subjects.js'
 import { maxStartBytes } from '../../transport/tool-work.js'
 import { gate } from '../support/crew-stage.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { request as plain } from '../support/tool-stage.js'
+import { useNats } from '../support/use-nats.js'
 
 const wait = { timeout: 10_000 }
 const log = createLog('silent')
-let server: NatsServer
 let link: NatsLink
 let namespace: string
 let subjects: Subjects
 let count = 0
 const closing: (() => unknown)[] = []
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
+useNats((nats) => {
+  link = nats.link
 })
 beforeEach(() => {
   namespace = `tools${++count}`
@@ -35,10 +33,6 @@ beforeEach(() => {
 })
 afterEach(async () => {
   for (const close of closing.splice(0).reverse()) await close()
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
 })
 
 /** A tool that takes a word. */

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
+import { afterEach, beforeEach, expect, test } from 'vitest'
 import type { Commit } from '../../runtime/commit.js'
 import type { DistributedRuntime } from '../../runtime/distributed.js'
 import { createRuntime, defineAgent, reply, startScriptedModel } from '../../runtime/index.js'
@@ -7,20 +7,16 @@ import { type FollowedEvent, followEvents } from '../../transport/nats-follower.
 import { NatsTrace } from '../../transport/nats-trace.js'
 import { Subjects } from '../../transport/subjects.js'
 import { startLinkProxy } from '../support/link-proxy.js'
-import { type NatsServer, startNatsServer } from '../support/nats-server.js'
+import type { NatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 
 let server: NatsServer
 let link: NatsLink
 let subjects: Subjects
 let count = 0
 const closing: (() => Promise<unknown>)[] = []
-beforeAll(async () => {
-  server = await startNatsServer()
-  link = await connectNats({ servers: server.url })
-})
-afterAll(async () => {
-  await link.connection.close()
-  await server.dispose()
+useNats((nats) => {
+  ;({ server, link } = nats)
 })
 beforeEach(() => {
   subjects = new Subjects(`trace${++count}`)
