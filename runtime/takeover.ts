@@ -105,6 +105,8 @@ export class Takeover {
   async settle({ diverged }: Recovered, unclean: boolean): Promise<void> {
     const shard = this.#shard
     const taking = await this.#take(unclean)
+    // What is asked for from here on is this process's own.
+    const left = [...shard.state().effects.keys()]
     // Among several workers a blob that no record names yet may be another's: they go with the shard.
     if (this.#host.ownership === null) await this.#dropOrphans()
     if (diverged !== null) {
@@ -118,7 +120,7 @@ export class Takeover {
     for (const [key, timer] of [...shard.state().timers]) {
       if (this.#isGivenUp(timerWork(key, timer), taking.suspect)) await shard.own({ type: 'timer.crashed', timer: key })
     }
-    await this.#settleEffects()
+    await this.#settleEffects(left)
   }
 
   /** Makes the shard this process's own, durably where there are others. Says how its last owner went. */
@@ -134,9 +136,9 @@ export class Takeover {
     return { suspect: previous === '' ? null : ownership.crashOf(previous), downMs: 0 }
   }
 
-  async #settleEffects(): Promise<void> {
+  async #settleEffects(left: readonly string[]): Promise<void> {
     const shard = this.#shard
-    const open = [...shard.state().effects.values()]
+    const open = left.map((id) => shard.state().effects.get(id)).filter((effect) => effect !== undefined)
     const parked = open.filter((effect) => effect.parked)
     const rest = open.filter((effect) => !effect.parked)
     const { ownership } = this.#host

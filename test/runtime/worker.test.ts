@@ -67,6 +67,42 @@ describe('worker', () => {
     await again.runtime.close()
   })
 
+  test('K2 TA3 worker: what a start asks for, when it gives a timer up, is not taken for left behind', async () => {
+    const stage = await openStage(failing)
+    const crew = await stage.runtime.spawn(agent)
+    const first = await crew.start('one').id
+    const shard = await stage.worker.shard('agent')
+    await until(() => shard.state.effects.size === 0)
+    const second = await crew.start('two').id
+    stage.crash()
+    stage.clock.advance(120_000)
+    for (const _ of [1, 2]) {
+      const fired = gate()
+      const dying = await openStage({
+        ...{ store: stage.store, clock: stage.clock, unclean: true },
+        journal: (inner) =>
+          override(inner, {
+            append: (record) => {
+              if (!Buffer.from(record.bytes).includes('timer.due')) return inner.append(record)
+              fired.open()
+              return gate<never>().opened
+            },
+          }),
+      })
+      await fired.opened
+      dying.crash()
+    }
+    const last = await openStage({ store: stage.store, clock: stage.clock, unclean: true })
+    const again = await last.runtime.spawn(agent)
+    await expect(again.run(first).result).rejects.toMatchObject({ code: 'EFFECT_CRASHED' })
+    await expect(again.run(second).result).resolves.toMatchObject({ output: 'done' })
+    expect(last.requests).toHaveLength(1)
+    const { records } = stage.store.shards.get('agent')!
+    expect(records.some(({ bytes }) => Buffer.from(bytes).includes('timer.crashed'))).toBe(true)
+    expect(records.some(({ bytes }) => Buffer.from(bytes).includes('effect.interrupted'))).toBe(false)
+    await last.runtime.close()
+  })
+
   test('K3 worker: a shard that cannot be rebuilt says why to whoever asks; the others are not touched', async () => {
     const stage = await openStage()
     for (const id of ['one', 'two']) await (await stage.runtime.spawn(agent, { id })).ask('go')
