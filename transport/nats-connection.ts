@@ -27,6 +27,7 @@ import {
   type Status,
 } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
+import { heedLink } from './link-requests.js'
 
 /** How to reach NATS. */
 export interface NatsOptions {
@@ -100,6 +101,7 @@ export async function connectNats(options: NatsOptions, needs = { jetStream: tru
         `${where} is nats-server ${version}, at least ${oldestServer} is needed`,
       )
     }
+    heedLink(connection)
     const manager = await jetstreamManager(connection, { timeout: given.timeout!, checkAPI: needs.jetStream })
     return { connection, manager, version, user: nameOf(servers, options), inboxPrefix: given.inboxPrefix! }
   } catch (error) {

@@ -10,7 +10,7 @@ import { AckPolicy, type DeliverPolicy, type JetStreamClient, ReplayPolicy } fro
 import type { MsgHdrs } from '@nats-io/transport-node'
 import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import { storeError } from './jetstream-content.js'
-import type { NatsLink } from './nats-connection.js'
+import { type NatsLink, watchLink } from './nats-connection.js'
 
 /** A message of a stream. */
 export interface Message {
@@ -40,11 +40,12 @@ export const waitMs = 5_000
 
 /** Reads them. @throws TroupeError what the server refuses, `STORE_FAILED` when it stops sending. */
 export async function* storedMessages(
-  { manager }: NatsLink,
+  link: NatsLink,
   client: JetStreamClient,
   stream: string,
   wanted: Wanted,
 ): AsyncGenerator<Listed> {
+  const { manager } = link
   try {
     const info = await manager.consumers.add(stream, {
       ...wanted,
@@ -59,9 +60,15 @@ export async function* storedMessages(
       for (let left = info.num_pending; left > 0; ) {
         const messages = await consumer.fetch({ max_messages: Math.min(left, portion), expires: waitMs })
         const before = left
-        for await (const { seq, headers: header, data, subject, time } of messages) {
-          left--
-          yield { seq, header, data, subject, storedAt: time.getTime() }
+        // What was asked for over a link that is gone does not come.
+        const unwatch = watchLink(link, () => messages.stop())
+        try {
+          for await (const { seq, headers: header, data, subject, time } of messages) {
+            left--
+            yield { seq, header, data, subject, storedAt: time.getTime() }
+          }
+        } finally {
+          unwatch()
         }
         if (left === before) throw new TroupeError('STORE_FAILED', 'the server stopped sending', { retryable: true })
       }
