@@ -7,10 +7,10 @@
  * Owns: when a request fails or waits because of its link.
  * Does not own: what a lost answer means to whoever asked.
  *
- * - LR1 A request whose link is lost fails at once: whether it was done is not known.
- * - LR2 A request that is made while there is no link is sent over the next one, if that comes within its time.
+ * - LQ1 A request whose link is lost fails at once: whether it was done is not known.
+ * - LQ2 A request that is made while there is no link is sent over the next one, if that comes within its time.
  */
-import type { NatsConnection, Status } from '@nats-io/transport-node'
+import type { NatsConnection } from '@nats-io/transport-node'
 
 const defaultTimeoutMs = 1_000
 
@@ -30,7 +30,7 @@ export function heedLink(connection: NatsConnection): void {
     pending.clear()
   }
   void (async () => {
-    for await (const { type } of connection.status() as AsyncIterable<Status>) {
+    for await (const { type } of connection.status()) {
       if (type === 'disconnect') held ??= []
       if (type === 'disconnect' || type === 'close') lose()
       if (type === 'reconnect' || type === 'close') release()

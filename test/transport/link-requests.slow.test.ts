@@ -29,7 +29,7 @@ const timed = async (asked: Promise<unknown>) => {
   return { result, ms: performance.now() - since }
 }
 
-test('LR1 request: one whose link is lost fails at once', async () => {
+test('LQ1 request: one whose link is lost fails at once', async () => {
   const { proxy, over } = await stage()
   const asked = [1, 2].map(() => timed(over.connection.request('mute', 'x', { timeout: 30_000 })))
   await over.connection.flush()
@@ -40,7 +40,7 @@ test('LR1 request: one whose link is lost fails at once', async () => {
   }
 })
 
-test('LR2 request: one that is made without a link is sent over the next one', async () => {
+test('LQ2 request: one that is made without a link is sent over the next one', async () => {
   const { server, over } = await stage()
   const down = (async () => {
     for await (const { type } of over.connection.status()) if (type === 'disconnect') return
@@ -56,7 +56,7 @@ test('LR2 request: one that is made without a link is sent over the next one', a
   expect((await over.connection.request('echo', 'later')).string()).toBe('later')
 })
 
-test('LR1 LR2 request: when the connection is closed none is left waiting', async () => {
+test('LQ1 LQ2 request: when the connection is closed none is left waiting', async () => {
   const { server, over } = await stage()
   const asked = timed(over.connection.request('mute', 'x', { timeout: 30_000 }))
   await over.connection.flush()
