@@ -15,6 +15,7 @@ import { connectNats, type NatsLink, type NatsOptions, watchDenied } from '../tr
 import { type Door, openDoor } from '../transport/nats-door.js'
 import { createDoorClient } from '../transport/nats-door-client.js'
 import { NatsEvents } from '../transport/nats-events.js'
+import { NatsLive } from '../transport/nats-live.js'
 import { NatsMail } from '../transport/nats-mail.js'
 import { NatsOwnership } from '../transport/nats-ownership.js'
 import { NatsSurvey } from '../transport/nats-survey.js'
@@ -249,9 +250,14 @@ class Membership implements Member {
       ...{ ...shared, journal, log },
       ...(nats.keepEventsMs === undefined ? {} : { maxAgeMs: nats.keepEventsMs }),
     })
+    const live = new NatsLive({
+      ...{ link, subjects, hub: worker.hub, shards: () => worker.active.keys() },
+      show: (shard, event) => events.show(shard, event),
+    })
     worker.hub.tap = (shard, placed) => {
-      if (placed.some(({ event }) => event.type === 'shard.taken')) events.catchUp(shard)
-      else events.publish(shard, placed)
+      if (!placed.some(({ event }) => event.type === 'shard.taken')) return events.publish(shard, placed)
+      events.catchUp(shard)
+      void live.look(shard)
     }
     worker.onLook = (heads) => void events.catchUpAll(heads)
     receive(mail, worker, ownership, log)
@@ -267,6 +273,7 @@ class Membership implements Member {
       () => worker.close(0),
       () => door.close(),
       () => remote.close(),
+      () => live.close(),
       () => events.close(),
       () => mail.close(),
       () => ownership.close(),

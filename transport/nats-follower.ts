@@ -121,10 +121,10 @@ class Follower {
     const { subjects, filter, live, messages, signal } = this.#options
     if (signal?.aborted === true) this.#stop()
     signal?.addEventListener('abort', this.#stop)
-    if (live === true) this.#hear(subjects.followed('live', filter))
+    if (live === true) this.#watch(subjects.followed('live', filter))
     if (messages === true) this.#hear(subjects.messages(filter))
     this.#at = await this.#beginInTime()
-    this.#watch()
+    this.#heed()
     void this.#read()
   }
 
@@ -140,6 +140,14 @@ class Follower {
         await delay(againMs)
       }
     }
+  }
+
+  /** Hears live events, and lets those who could show some know that somebody does. */
+  #watch(subject: string): void {
+    const [first = '*'] = subject.split('.').slice(3)
+    const shard = first === '>' ? '*' : first
+    this.#hear(subject)
+    this.#hear(this.#options.subjects.watch(shard))
   }
 
   /** Takes what passes by, and is stored nowhere. */
@@ -181,7 +189,7 @@ class Follower {
    * After each reconnect the stream is asked anew. The library would go on with the consumer that it had, and not notice
    * that the last messages before the silence went into a dead link.
    */
-  #watch(): void {
+  #heed(): void {
     this.#stopWatching = watchLink(this.#options.link, (what) => {
       if (what === 'back') void this.#messages?.close()
       if (what === 'closed') this.#fail(new TroupeError('NATS_UNREACHABLE', 'the connection to NATS is closed'))

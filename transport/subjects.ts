@@ -155,6 +155,11 @@ export class Subjects {
     return [this.#prefix, of, ...tokens].join('.')
   }
 
+  /** Where it is asked whether anybody hears the live events of a shard; `*` for those of any. */
+  watch(shard: string): string {
+    return `${this.#prefix}.live.${shard === '*' ? shard : token(shard)}.watch`
+  }
+
   /** Where a worker takes requests of other workers. */
   worker(worker: string): string {
     return `${this.#prefix}.worker.${token(worker)}`

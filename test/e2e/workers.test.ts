@@ -47,6 +47,26 @@ describe('workers over NATS', () => {
     expect(scripted.requests.count).toBe(4)
   })
 
+  test('NV1 events: `troupe events --live` shows tokens of a crew that runs elsewhere', async () => {
+    const { namespace, run } = await crowd(['w1'])
+    const words = ['events', 'desk', '--live', '--json', '--nats', server.url, '--namespace', namespace]
+    const watching = troupe(words, { cwd: await scratch() })
+    let shown = ''
+    watching.child.stdout!.on('data', (bytes: Buffer) => (shown += bytes.toString()))
+    // Who begins to listen is heard of in a second: a run that is over by then shows nothing.
+    for (let time = 0; time < 20 && !shown.includes('troupe.model.delta'); time += 1)
+      expect((await run('--new').end).code).toBe(0)
+    const events = shown
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => JSON.parse(line) as { type: string; sequence?: string; data: object })
+    const deltas = events.filter(({ type }) => type === 'troupe.model.delta')
+    expect(deltas[0]).toMatchObject({ data: { agent: expect.any(String) as string } })
+    expect(deltas.every(({ sequence }) => sequence === undefined)).toBe(true)
+    watching.child.kill('SIGINT')
+    expect((await watching.end).code).toBe(130)
+  })
+
   test('kill -9 of all: the next worker takes up what is open, without anybody asking for it', async () => {
     const gate = new Gate()
     const { workers, start, run, events } = await crowd(['w1'], { 2: gate })
