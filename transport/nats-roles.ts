@@ -92,6 +92,7 @@ function crewStore(subjects: Subjects, api: Api): string[] {
     ...api.stream('mail', 'INFO', 'CREATE', 'MSG.GET'),
     ...[...api.consumer('mail', 'CREATE', 'MSG.NEXT'), ...api.answers('mail')],
     ...api.stream('events', 'INFO', 'CREATE', 'MSG.GET'),
+    ...[api.create('events'), ...api.consumer('events', 'DELETE', 'MSG.NEXT')],
     ...(['workers', 'pins'] as const).flatMap((of) => [
       ...api.stream(`KV_${of}`, 'CREATE'),
       ...api.bucket(of),
