@@ -11,7 +11,7 @@
  *   accounts only. A timer that was replaced or cancelled is not delivered.
  * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
  */
-import type { LogAppend, LogStage, ModelCall, ToolCall } from '../machines/index.js'
+import type { Amounts, LogAppend, LogStage, ModelCall, ToolCall } from '../machines/index.js'
 import { digestOf } from './codec.js'
 import { append, emptyHash, stage } from './conversation.js'
 import { dropLetters, trimLetters } from './dead-letter.js'
@@ -179,7 +179,9 @@ class Deciding {
     const owed = this.#state.owed.get(cause)
     if (owed === undefined || !('spent' in body)) return
     this.#state.owed.delete(cause)
-    const message = { type: 'budget.settle', grant: owed.grant, spent: body['spent'], real: isReal(body), toolCalls: 0 }
+    // A call that failed was one, as it is for an agent that still waits for it.
+    const spent = { ...(body['spent'] as Amounts), modelCalls: 1 }
+    const message = { type: 'budget.settle', grant: owed.grant, spent, real: isReal(body), toolCalls: 0 }
     this.#push({ from: 'port/model', to: owed.keeper, message, must: false })
   }
 

@@ -249,6 +249,15 @@ describe('commit: promises', () => {
     expect(desk.state.runs.get('r2')?.end?.spent).toEqual({ ...spent, nanoUsd: 80_000, tokens: 60, modelCalls: 2 })
   })
 
+  test('D4 commit: a call that failed after it was closed costs nothing and counts as one', () => {
+    const desk = running()
+    const effect = desk.effect()
+    desk.take(outcome(effect, interrupted))
+    expect(desk.take(outcome(effect, failure('again'))).decisions).toEqual([expect.stringContaining('budget.settle')])
+    desk.take(outcome(desk.effect(), replied(), [answer('done')]))
+    expect(desk.state.runs.get('r2')?.end?.spent).toMatchObject({ nanoUsd: 40_000, tokens: 30, modelCalls: 2 })
+  })
+
   test('D4 commit: a timer that was replaced or cancelled is not delivered', () => {
     const desk = running()
     desk.take(outcome(desk.effect(), failure('again')))

@@ -28,6 +28,7 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [415_751_934, 'a crew that failed left the conversations of its delegates behind'],
   [779_453_561, 'a keeper of the crew that failed was replaced by one that knew nothing of what was spent'],
   [415_821_611, 'a crew that failed left results staged for a round that nobody would end'],
+  [492_518_211, 'a call that failed after it was cancelled counted as none: there was one more than the limit'],
   [800_977_452, 'what a start asked for when it gave a timer up it took for left behind, and interrupted'],
 ]
 
