@@ -45,7 +45,7 @@ import type { Log } from '../runtime/log.js'
 import { fromEvents, type PlacedEvent } from '../runtime/record.js'
 import { storeError } from './jetstream-content.js'
 import { lastEventHeader, lastEventOf } from './jetstream-reading.js'
-import { type NatsLink, watchLink } from './nats-connection.js'
+import type { NatsLink } from './nats-connection.js'
 import { storedMessages } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
 
@@ -105,8 +105,7 @@ export class NatsEvents {
   readonly #lanes = new Map<string, Lane>()
   readonly #waiting: Lane[] = []
   readonly #closing = new AbortController()
-  readonly #stopWatching: () => void
-  /** Ends the wait for an answer. */
+  /** Ends the wait for an answer, when this is closed. */
   readonly #asked = new Set<(error: TroupeError) => void>()
   #atOnce = 0
   #queued = 0
@@ -120,7 +119,6 @@ export class NatsEvents {
     this.#maxAgeMs = maxAgeMs
     this.#client = jetstream(options.link.connection, { timeout: ackMs })
     this.#stream = options.subjects.stream('events')
-    this.#stopWatching = watchLink(options.link, () => this.#giveUp('the link to NATS was lost'))
   }
 
   /**
@@ -232,8 +230,8 @@ export class NatsEvents {
   /** Ends. What was not stored is stored by the next owner's `catchUp`. */
   async close(): Promise<void> {
     this.#closing.abort()
-    this.#stopWatching()
-    this.#giveUp('the event stream is closed')
+    for (const giveUp of this.#asked)
+      giveUp(new TroupeError('NATS_UNREACHABLE', 'the event stream is closed', { retryable: true }))
     for (const lane of this.#waiting.splice(0)) this.#rest(lane)
     while (this.#working > 0) await new Promise<void>((resolve) => this.#idle.push(resolve))
     this.#tellIdle()
@@ -418,7 +416,7 @@ export class NatsEvents {
     return texts.length
   }
 
-  /** An answer of the server, or at once an error when there will be none. */
+  /** An answer of the server, or at once an error when this is closed. */
   async #answered<T>(answer: Promise<T>): Promise<T> {
     let giveUp: (error: TroupeError) => void = () => undefined
     const lost = new Promise<never>((_resolve, reject) => (giveUp = reject))
@@ -428,10 +426,6 @@ export class NatsEvents {
     } finally {
       this.#asked.delete(giveUp)
     }
-  }
-
-  #giveUp(reason: string): void {
-    for (const giveUp of this.#asked) giveUp(new TroupeError('NATS_UNREACHABLE', reason, { retryable: true }))
   }
 }
 
