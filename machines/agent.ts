@@ -243,7 +243,7 @@ const agent = setup({
     }),
     startDelegates: enqueueActions(({ context, enqueue }) => {
       for (const call of context.verdicts.filter(isDelegate)) {
-        const name = `${call.agent}-${context.sequence}-${call.index}`
+        const name = `${call.agent.slice(call.agent.lastIndexOf('/') + 1)}-${context.sequence}-${call.index}`
         enqueue.sendTo(to(`log/${name}`), { type: 'log.append', values: call.values })
         enqueue.sendTo(to(context.crew), {
           type: 'delegate.call',

@@ -6,10 +6,25 @@
  */
 import { type Amounts, type CrewData, type CrewMessage, type DelegateCall, type Limits, to } from './messages.js'
 
+/** What is known of a task that came by mail. */
+export interface TaskMail {
+  /** The agent that it is for. */
+  readonly agent: string
+  /** Full address of the envoy that waits for the answer. */
+  readonly sender: string
+  /** Id of this crew, as its mail names it. */
+  readonly shard: string
+  readonly depth: number
+  /** Crews that wait for the answer; the one that asks is the last. */
+  readonly chain: readonly string[]
+}
+
 export interface Task {
   readonly run: string
   readonly tokens: number
   readonly messages: number
+  /** Null for a task of the crew's user. */
+  readonly mail: TaskMail | null
 }
 
 /** An agent at work: the lead, or a delegate with whoever called it. */
@@ -91,7 +106,8 @@ export const perCrew = (context: CrewContext) => context.data.per === 'crew'
 /** Whether the keeper at work is the crew's: the definition may say otherwise from the next run on. */
 export const keptByCrew = (context: CrewContext) => context.keeper === 'crew'
 export const keeperOf = (context: CrewContext) => `budget/${context.keeper ?? runOf(context)}`
-export const leadName = (context: CrewContext) => `${context.data.lead}-${runOf(context)}`
+export const leadOf = (context: CrewContext) => context.task?.mail?.agent ?? context.data.lead
+export const leadName = (context: CrewContext) => `${leadOf(context)}-${runOf(context)}`
 export const limitsOf = (context: CrewContext, agent: string): Limits | null =>
   context.data.agents[agent]?.limits ?? null
 export const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
@@ -99,7 +115,7 @@ export const counted = (context: CrewContext, agent: string) =>
   context.data.limits.toolCalls !== undefined || limitsOf(context, agent)?.toolCalls !== undefined
 export const keeps = (context: CrewContext, agent: string) => context.data.agents[agent]?.keep === true
 export const keptOf = (context: CrewContext, task: Task): Kept => {
-  const kept = keeps(context, context.data.lead) ? context.kept[context.data.lead] : undefined
+  const kept = keeps(context, leadOf(context)) ? context.kept[leadOf(context)] : undefined
   return kept ?? { conversation: task.run, length: 0, tokens: 0 }
 }
 /** Whether an end moves a kept conversation: also when the definition does not ask for it any more. */
@@ -130,7 +146,7 @@ export const mayStart = (context: CrewContext) =>
   delegateWorkers(context).filter(([address]) => !callers(context).has(address)).length < context.data.delegates
 /** Calls that will not be made any more. */
 export const dropped = (calls: readonly DelegateCall[]) => calls.map((call) => to(`log/${call.name}`))
-export const minOutputTokens = (context: CrewContext) => context.data.agents[context.data.lead]?.minOutputTokens ?? 1
+export const minOutputTokens = (context: CrewContext) => context.data.agents[leadOf(context)]?.minOutputTokens ?? 1
 
 type Steer = Extract<CrewMessage, { type: 'crew.steer' }>
 /** Keys of messages that are remembered: whoever got no answer asks again soon. */
@@ -176,3 +192,51 @@ export function startOf(
   }
   return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
 }
+
+/** An agent of another crew is named by its address. */
+export const isAway = (agent: string) => agent.includes('/')
+const crewOf = (address: string) => address.slice(0, address.indexOf('/'))
+/** Crews that the present run waits for. */
+const awaited = (context: CrewContext) =>
+  delegateWorkers(context).flatMap(([, { agent }]) => (isAway(agent) ? [crewOf(agent)] : []))
+/**
+ * Whether a task would wait for a run that waits for whoever gave it. Of two crews that ask each other at the same time
+ * both know: the one whose id comes first refuses.
+ */
+export const crosses = (context: CrewContext, { chain, shard }: TaskMail) =>
+  awaited(context).some((crew) => chain.includes(crew) && (crew !== chain.at(-1) || shard < crew))
+/** Runs that may wait. */
+const maxQueue = 100
+
+type DelegateTask = Extract<CrewMessage, { type: 'delegate.task' }>
+
+/** What a task by mail says of itself. */
+export const mailOf = ({ agent, sender, shard, depth, chain }: DelegateTask): TaskMail => ({
+  ...{ agent, sender, shard, depth },
+  chain: [...chain, crewOf(sender)],
+})
+
+/** Why a task by mail is not taken; null when it is. */
+export function refusalOf(context: CrewContext, event: DelegateTask): End | null {
+  const { agent, refused } = event
+  const mail = mailOf(event)
+  if (refused !== '') return endOf('DELEGATION_FAILED', refused)
+  if (context.data.agents[agent] === undefined)
+    return endOf('DELEGATION_FAILED', `the crew ${mail.shard} has no agent ${agent}`)
+  if (context.queue.length >= maxQueue) return endOf('RUNS_FULL', `${maxQueue} runs wait already`)
+  if (mail.chain.includes(mail.shard)) return endOf('DELEGATION_FAILED', `the crew ${mail.shard} waits for it itself`)
+  return crosses(context, mail) ? crossed(mail) : null
+}
+
+/** The end of a task that nobody could ever begin. */
+export const crossed = ({ shard, chain }: TaskMail) =>
+  endOf('DELEGATION_FAILED', `the crew ${shard} waits for ${chain.join(', ')} and would be waited for`)
+
+/** Whether a task is the one that a message wants ended. */
+export const isMeant = (event: CrewMessage | { readonly type: 'crew.wall' }, task: Task | null) =>
+  (event.type === 'crew.cancel' && event.run === task?.run) ||
+  (event.type === 'delegate.revoke' && event.sender === task?.mail?.sender)
+
+export const endOf = (code: string, reason: string): End => ({
+  ...{ code, reason, finish: '', rounds: 0, conversation: null },
+})

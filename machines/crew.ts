@@ -9,13 +9,20 @@
 import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
 import {
   accountOf,
+  crossed,
+  crosses,
+  endOf,
+  isAway,
+  isMeant,
+  mailOf,
+  refusalOf,
+  type Task,
   answerable,
   type CrewContext,
   type CrewEvent,
   type CrewInput,
   delegatesOf,
   dropped,
-  type End,
   grows,
   isRepeated,
   isLead,
@@ -23,6 +30,7 @@ import {
   keptByCrew,
   keptOf,
   leadName,
+  leadOf,
   mayStart,
   minOutputTokens,
   minus,
@@ -58,9 +66,10 @@ const crew = setup({
     ownAccount: ({ context, event }) =>
       event.type === 'agent.exhausted' && event.account !== 'run' && !isLead(context, event.address),
     cancelsThis: ({ context, event }) =>
-      event.type === 'crew.cancel' && (event.run === undefined || event.run === context.task?.run),
-    cancelsWaiting: ({ context, event }) =>
-      event.type === 'crew.cancel' && context.queue.some((task) => task.run === event.run),
+      (event.type === 'crew.cancel' && event.run === undefined) || isMeant(event, context.task),
+    cancelsWaiting: ({ context, event }) => context.queue.some((task) => isMeant(event, task)),
+    refusesTask: ({ context, event }) => event.type === 'delegate.task' && refusalOf(context, event) !== null,
+    awayMayStart: ({ context }) => isAway(context.waiting[0]?.agent ?? '') && mayStart(context),
     steers: ({ context, event }) =>
       event.type === 'crew.steer' && !isRepeated(context, event) && steered(context, event).length > 0,
     steeredBefore: ({ context, event }) => event.type === 'crew.steer' && isRepeated(context, event),
@@ -73,13 +82,24 @@ const crew = setup({
   },
   actions: {
     takeTask: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'crew.task')
+      assertEvent(event, ['crew.task', 'delegate.task'])
       const run = `r${event.sequence}`
       const values = Array.from({ length: event.messages }, (_, index) => index)
       enqueue.sendTo(to('shard/runs'), { type: 'run.queued', run })
       enqueue.sendTo(to(`log/${run}`), { type: 'log.append', values })
       enqueue.emit({ type: 'run.queued', run })
-      enqueue.assign({ queue: [...context.queue, { run, tokens: event.tokens, messages: event.messages }] })
+      const mail = event.type === 'delegate.task' ? mailOf(event) : null
+      enqueue.assign({ queue: [...context.queue, { run, tokens: event.tokens, messages: event.messages, mail }] })
+    }),
+    /** A run that ends before it begins: so it is answered like any other. */
+    refuseTask: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'delegate.task')
+      const run = `r${event.sequence}`
+      const end = { run, spent: nothing, ...refusalOf(context, event)! }
+      enqueue.sendTo(to('shard/runs'), { type: 'run.queued', run })
+      enqueue.emit({ type: 'run.queued', run })
+      enqueue.sendTo(to('shard/runs'), { type: 'run.finished', ...end })
+      enqueue.emit({ type: 'run.finished', ...end })
     }),
     nextTask: assign(({ context }) => {
       const [task, ...queue] = context.queue
@@ -95,11 +115,11 @@ const crew = setup({
     }),
     startLead: enqueueActions(({ context, enqueue }) => {
       const task = context.task!
-      const agent = context.data.lead
+      const agent = leadOf(context)
       const kept = keptOf(context, task)
       const name = leadName(context)
       const part = {
-        depth: 0,
+        depth: task.mail?.depth ?? 0,
         length: kept.length + task.messages,
         tokens: kept.tokens + task.tokens,
         conversation: kept.conversation,
@@ -128,6 +148,27 @@ const crew = setup({
       enqueue.emit({ type: 'agent.started', agent, address: `agent/${name}` })
       const worker: Worker = { agent, conversation: name, call: call! }
       enqueue.assign({ waiting, workers: { ...context.workers, [`agent/${name}`]: worker } })
+    }),
+    startEnvoy: enqueueActions(({ context, enqueue }) => {
+      const [call, ...waiting] = context.waiting
+      const { agent, name, depth, length } = call!
+      const self = `envoy/${name}`
+      const { answerMs } = context.data
+      const chain = context.task?.mail?.chain ?? []
+      const input = { self, crew: context.self, agent, conversation: name, length, depth, chain, answerMs }
+      enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'envoy', name, input })
+      enqueue.emit({ type: 'agent.started', agent, address: self })
+      enqueue.assign({ waiting, workers: { ...context.workers, [self]: { agent, conversation: name, call: call! } } })
+    }),
+    /** Tasks of crews that this run waits for from now on. */
+    refuseCrossing: enqueueActions(({ context, enqueue }) => {
+      const isRefused = ({ mail }: Task) => mail !== null && crosses(context, mail)
+      for (const { run, mail } of context.queue.filter(isRefused)) {
+        const end = { run, spent: nothing, ...crossed(mail!) }
+        enqueue.sendTo(to('shard/runs'), { type: 'run.finished', ...end })
+        enqueue.emit({ type: 'run.finished', ...end })
+      }
+      enqueue.assign({ queue: context.queue.filter((task) => !isRefused(task)) })
     }),
     answerCaller: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'agent.finished')
@@ -283,11 +324,12 @@ const crew = setup({
       },
     }),
     cancelWaiting: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'crew.cancel')
-      const end = endOf('RUN_CANCELLED', 'cancelled before it started')
-      enqueue.sendTo(to('shard/runs'), { type: 'run.finished', run: event.run, spent: nothing, ...end })
-      enqueue.emit({ type: 'run.finished', run: event.run ?? '', spent: nothing, ...end })
-      enqueue.assign({ queue: context.queue.filter((task) => task.run !== event.run) })
+      for (const { run } of context.queue.filter((task) => isMeant(event, task))) {
+        const end = { run, spent: nothing, ...endOf('RUN_CANCELLED', 'cancelled before it started') }
+        enqueue.sendTo(to('shard/runs'), { type: 'run.finished', ...end })
+        enqueue.emit({ type: 'run.finished', ...end })
+      }
+      enqueue.assign({ queue: context.queue.filter((task) => !isMeant(event, task)) })
     }),
     closeBudget: enqueueActions(({ context, enqueue }) => {
       const type = keptByCrew(context) ? 'budget.report' : 'budget.close'
@@ -304,8 +346,6 @@ const crew = setup({
     }),
   },
 })
-
-const endOf = (code: string, reason: string): End => ({ code, reason, finish: '', rounds: 0, conversation: null })
 
 /** The crew machine. Bump `version` with any change of its decisions. */
 export const crewMachine = crew.createMachine({
@@ -334,6 +374,8 @@ export const crewMachine = crew.createMachine({
     'crew.cancel': { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
     'crew.task': { actions: 'takeTask' },
     'crew.steer': [{ guard: 'steeredBefore' }, { actions: 'refuseSteer' }],
+    'delegate.task': [{ guard: 'refusesTask', actions: 'refuseTask' }, { actions: 'takeTask' }],
+    'delegate.revoke': { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
     'budget.closed': {},
   },
   states: {
@@ -370,6 +412,10 @@ export const crewMachine = crew.createMachine({
           { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
         ],
         'crew.steer': { guard: 'steers', actions: 'steer' },
+        'delegate.revoke': [
+          { guard: 'cancelsThis', target: 'closing', actions: 'endCancelled' },
+          { guard: 'cancelsWaiting', actions: 'cancelWaiting' },
+        ],
         'crew.wall': { target: 'closing', actions: 'endWall' },
         'delegate.call': { target: '.working', actions: 'enqueueDelegate' },
         'delegate.cancel': { actions: 'cancelDelegates' },
@@ -385,7 +431,10 @@ export const crewMachine = crew.createMachine({
           ],
         },
         working: {
-          always: { guard: 'waitsAndMayStart', target: 'working', reenter: true, actions: 'startDelegate' },
+          always: [
+            { guard: 'awayMayStart', target: 'working', reenter: true, actions: ['startEnvoy', 'refuseCrossing'] },
+            { guard: 'waitsAndMayStart', target: 'working', reenter: true, actions: 'startDelegate' },
+          ],
         },
       },
     },

@@ -73,6 +73,8 @@ export const crewData = z.object({
   per: z.enum(['run', 'crew']),
   wallMs: z.int().min(1).nullable(),
   delegates: z.int().min(1),
+  /** How long the answer of another crew is waited for. */
+  answerMs: z.int().min(1),
 })
 export type CrewData = z.infer<typeof crewData>
 
@@ -169,6 +171,7 @@ export const delegateCall = z.object({
   /** Position among the calls of the reply. */
   index: count,
   callId: z.string(),
+  /** Name of an agent of this crew, or address of one of another. */
   agent: z.string(),
   /** Name of the actor and conversation to start. */
   name: z.string(),
@@ -180,6 +183,61 @@ export type DelegateCall = z.infer<typeof delegateCall>
 /** The answer, or the reason why there is none, is staged in the caller's conversation. */
 export const delegateFinished = z.object({ type: z.literal('delegate.finished'), index: count, tokens: count })
 export const delegateCancel = z.object({ type: z.literal('delegate.cancel'), caller: address })
+
+// ---------------------------------------------------------------------------------------------- crew ↔ crew, by mail
+
+/** Ids of crews that wait for what they asked for: the one that asked first comes first. */
+const chain = z.array(z.string().max(64)).max(64)
+
+/** What an envoy is started with. */
+export const envoyInput = z.object({
+  self: address,
+  crew: address,
+  /** Address of the agent: `<crew>/agent/<name>`. */
+  agent: z.string(),
+  /** Where the task is, and where the answer goes. */
+  conversation: z.string(),
+  length: count,
+  depth: count,
+  /** Crews that wait for the run that asks. */
+  chain,
+  answerMs: z.int().min(1),
+})
+export type EnvoyInput = z.infer<typeof envoyInput>
+/**
+ * To the crew of another agent: a task for it. Its text is value 0. What has a default is filled in by the receiver:
+ * sizes and `refused` before the commit, `sender` (the full address of the envoy), `shard` (its own id) in it.
+ */
+export const delegateTask = z.object({
+  type: z.literal('delegate.task'),
+  agent: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
+  depth: count.max(64),
+  chain,
+  tokens: count.default(0),
+  messages: count.default(0),
+  /** Why it cannot even be asked; empty when it can. */
+  refused: z.string().default(''),
+  sender: z.string().default(''),
+  shard: z.string().default(''),
+  sequence: count.default(0),
+})
+/** To the same crew: nobody waits for it any more. */
+export const delegateRevoke = z.object({ type: z.literal('delegate.revoke'), sender: z.string().default('') })
+/** Back to the envoy: the end of the run. `code` null: the answer is value 0. */
+export const delegateAnswered = z.object({
+  type: z.literal('delegate.answered'),
+  code: code.nullable(),
+  reason: z.string(),
+  tokens: count.default(0),
+})
+/** To the actor that wrote a letter: nobody will ever take it. */
+export const mailReturned = z.object({
+  type: z.literal('mail.returned'),
+  /** Type of the message. */
+  message: z.string(),
+  code,
+  reason: z.string(),
+})
 
 // ---------------------------------------------------------------------------------------------- agent ↔ model port
 
@@ -393,7 +451,7 @@ export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
-  kind: z.enum(['agent', 'tool', 'budget']),
+  kind: z.enum(['agent', 'tool', 'budget', 'envoy']),
   name: z.string(),
   input: z.unknown(),
 })
@@ -501,6 +559,9 @@ export type BudgetMessage =
   | M<typeof budgetReport>
   | M<typeof actorResumed>
 
+/** What an envoy takes. */
+export type EnvoyMessage = M<typeof delegateAnswered> | M<typeof mailReturned> | M<typeof runCancel>
+
 /** What a crew takes. */
 export type CrewMessage =
   | M<typeof crewTask>
@@ -509,6 +570,8 @@ export type CrewMessage =
   | M<typeof crewCancel>
   | M<typeof crewSteer>
   | M<typeof crewRedefined>
+  | M<typeof delegateTask>
+  | M<typeof delegateRevoke>
   | M<typeof agentFinished>
   | M<typeof agentExhausted>
   | M<typeof delegateCall>

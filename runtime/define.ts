@@ -8,6 +8,7 @@
  * - DF2 Nonsense is refused here, by name, before anything starts.
  */
 import { z } from 'zod'
+import { contentHash } from './codec.js'
 import { TroupeError } from './errors.js'
 import type { ModelSettings, Price } from './ports.js'
 
@@ -131,7 +132,7 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
   /** The system message. A function is called once per task, outside the commit, and its text recorded. */
   readonly instructions: string | ((context: InstructionsContext) => string | Promise<string>)
   readonly tools?: readonly AnyTool[]
-  /** Names of agents of the crew that this one may call as tools. */
+  /** Agents that this one may call as tools: names of the crew's own, addresses (`<crew id>/agent/<name>`) of those of other crews. */
   readonly delegates?: readonly string[]
   /** The answer must be JSON of this shape; what does not fit is sent back with the reason, at most twice. */
   readonly output?: Output
@@ -181,6 +182,8 @@ export interface CrewOptions<Agents extends Record<string, Agent<unknown>>, Lead
     readonly delegates?: number
     /** How deep delegations may nest. @default 8 */
     readonly depth?: number
+    /** How long the answer of another crew is waited for, in milliseconds. @default 3_600_000 */
+    readonly answerMs?: number
     /** Tool executions at once. @default 64 */
     readonly toolConcurrency?: number
   }
@@ -199,7 +202,12 @@ export interface Crew<Output = unknown> {
   readonly agents: Readonly<Record<string, Agent<unknown>>>
   readonly lead: string
   readonly budget: Budget
-  readonly limits: { readonly delegates: number; readonly depth: number; readonly toolConcurrency: number }
+  readonly limits: {
+    readonly delegates: number
+    readonly depth: number
+    readonly answerMs: number
+    readonly toolConcurrency: number
+  }
   readonly minOutputTokens: number
   readonly unknownPrice: Price
   readonly version: string | undefined
@@ -213,6 +221,8 @@ export class ToolError extends Error {
 }
 
 const namePattern = /^[A-Za-z0-9_-]{1,64}$/
+/** An agent of another crew. */
+const addressPattern = /^[A-Za-z0-9_-]{1,64}\/agent\/[A-Za-z0-9_-]{1,64}$/
 
 /** Longest delay that a timer takes, and so the largest `…Ms` of a definition. */
 const maxMs = 2 ** 31 - 1
@@ -269,7 +279,7 @@ const agentShape = z.strictObject({
     z.custom<(context: InstructionsContext) => string>((value) => typeof value === 'function', 'text or a function'),
   ]),
   tools: z.array(z.custom<AnyTool>((value) => hasKind(value, 'tool'), 'a tool of defineTool')).default([]),
-  delegates: z.array(z.string().regex(namePattern)).default([]),
+  delegates: z.array(z.union([z.string().regex(namePattern), z.string().regex(addressPattern)])).default([]),
   output: z.custom<z.ZodType>(isSchema, 'a zod schema').optional(),
   settings: settingsShape.default({}),
   budget: z.strictObject(budgetFields).optional(),
@@ -292,6 +302,7 @@ const crewShape = z.strictObject({
     .strictObject({
       delegates: z.int().min(1).max(256).optional(),
       depth: z.int().min(0).max(64).optional(),
+      answerMs: ms.optional(),
       toolConcurrency: z.int().min(1).max(10_000).optional(),
     })
     .default({}),
@@ -301,6 +312,18 @@ const crewShape = z.strictObject({
     .default({ input: 15_000_000, output: 75_000_000 }),
   version: z.string().max(256).optional(),
 })
+
+/** Whether a delegate is an agent of another crew. */
+export function isAddress(delegate: string): boolean {
+  return delegate.includes('/')
+}
+
+/** The name by which a model calls a delegate: `<crew>_<agent>` for one of another crew, cut where that is too long. */
+export function delegateName(delegate: string): string {
+  if (!isAddress(delegate)) return delegate
+  const name = delegate.replace('/agent/', '_')
+  return name.length <= 64 ? name : `${name.slice(0, 55)}_${contentHash(delegate).slice(0, 8)}`
+}
 
 /** A schema of zod 4, of this or another copy of zod: a crew file may bring its own. */
 function isSchema(value: unknown): boolean {
@@ -358,7 +381,7 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
   options: AgentOptions<Output>,
 ): Agent<AgentOutput<Output>> {
   const data = check(agentShape, options, `agent ${describe(options)}`)
-  const names = [...data.tools.map((tool) => tool.name), ...data.delegates]
+  const names = [...data.tools.map((tool) => tool.name), ...data.delegates.map(delegateName)]
   const twice = names.find((name, index) => names.indexOf(name) !== index)
   if (twice !== undefined) throw new TroupeError('CREW_INVALID', `agent ${describe(options)}: two tools named ${twice}`)
   return Object.freeze({
@@ -394,7 +417,7 @@ export function defineCrew<
     throw new TroupeError('CREW_INVALID', `crew ${data.name}: lead '${data.lead}' is not one of its agents`)
   }
   for (const [name, agent] of Object.entries(data.agents)) {
-    const missing = agent.delegates.find((delegate) => data.agents[delegate] === undefined)
+    const missing = agent.delegates.find((delegate) => !isAddress(delegate) && data.agents[delegate] === undefined)
     if (missing !== undefined) {
       throw new TroupeError(
         'CREW_INVALID',
@@ -411,6 +434,7 @@ export function defineCrew<
     limits: {
       delegates: data.limits.delegates ?? 16,
       depth: data.limits.depth ?? 8,
+      answerMs: data.limits.answerMs ?? 3_600_000,
       toolConcurrency: data.limits.toolConcurrency ?? 64,
     },
     minOutputTokens: data.minOutputTokens,

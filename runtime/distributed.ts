@@ -37,6 +37,8 @@ import type { Journal } from './journal.js'
 import type { Log } from './log.js'
 import type { ToolPort } from './ports.js'
 import { isRemoteOutcome, readRemoteOutcome } from './remote-outcome.js'
+import { isForeign, partsOf, stampOf } from './mail.js'
+import { returned } from './outbox.js'
 import { RemoteRuntime } from './remote-runtime.js'
 import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
 import type { Worker, WorkerOptions } from './worker.js'
@@ -421,12 +423,19 @@ function show(worker: Worker, { shard, effect: id, executor, value }: RemoteProg
 function receive(mail: NatsMail, worker: Worker, ownership: NatsOwnership, log: Log): void {
   mail.receive({
     owns: (shard) => worker.owns(shard),
-    take: async (id, letter) => {
+    take: async (id, letter, _, first) => {
+      if (!isRemoteOutcome(letter)) return worker.receive(id, letter, first)
       const shard = await worker.shard(id)
-      const draft = isRemoteOutcome(letter) ? readRemoteOutcome(letter, shard.state, Math.random) : letter
+      const draft = readRemoteOutcome(letter, shard.state, Math.random)
       if (draft !== null) await shard.post(draft)
     },
-    dead: async (shard, _, code, reason) => log.warn('dead letter', { shard, code, reason }),
+    dead: async (shard, draft, code, reason) => {
+      log.warn('dead letter', { shard, code, reason })
+      // Its actor waits for something to come of it. What comes back is not sent back.
+      if (draft === null || stampOf(draft.cause) === null || !isForeign(draft.from)) return
+      const [sender, actor] = partsOf(draft.from)
+      await ownership.send(sender, returned(shard, draft, actor, new TroupeError(code, reason)))
+    },
   })
   const settle = ownership.onChange
   const listen = (): void => mail.listen(ownership.partitions())

@@ -84,7 +84,9 @@ async function admit(
         const message = `Not done: delegations may be nested ${crew.crew.limits.depth} deep at most.`
         return { verdict: 'refused', index, callId, name: verdict.agent, message }
       }
-      const system = await instructionsOf(crew, verdict.agent, verdict.input, run.data)
+      const address = crew.agents.get(call.agent)?.away.get(verdict.agent)
+      // Instructions of an agent of another crew are that crew's.
+      const system = address === undefined ? await instructionsOf(crew, verdict.agent, verdict.input, run.data) : null
       const messages = [...(system === null ? [] : [system]), userMessage(verdict.input)]
       const first = values.length
       values.push(...messages)
@@ -92,7 +94,7 @@ async function admit(
         verdict: 'delegate',
         index,
         callId,
-        agent: verdict.agent,
+        agent: address ?? verdict.agent,
         values: messages.map((_, at) => first + at),
         tokens: estimateTokens(messages.reduce((sum, message) => sum + message.length, 0)),
       }

@@ -15,13 +15,13 @@ import type { ShardState } from './state.js'
 
 /** One external message to an actor of a shard. */
 export interface Envelope {
-  /** Address of the sender: an actor, `port/…`, `clock/timer`, `client/…` or `shard/…`. */
+  /** Address of the sender: an actor, `port/…`, `clock/timer`, `client/…` or `shard/…`; of a letter with its shard before it. */
   readonly from: string
   /** Address of the actor, or `shard/…`. */
   readonly to: string
   /** Epoch milliseconds; stamped when it is taken, never running backwards inside a shard. */
   readonly at: number
-  /** What caused it: an effect's or timer's id; empty for a new cause. */
+  /** What caused it: an effect's or timer's id, a letter's place (`mail.ts`); empty for a new cause. */
   readonly cause: string
   readonly body: Message
   readonly values: readonly Value[]
@@ -104,6 +104,8 @@ export const shardMessages = {
   'shard.taken': z.object({ type: z.literal('shard.taken'), owner: z.string(), downMs: z.number() }),
   /** Its owner left it in order; `parked` are effects that no port had yet. */
   'shard.left': z.object({ type: z.literal('shard.left'), owner: z.string(), parked: z.array(z.string()) }),
+  /** Letters that were handed over leave the outbox. */
+  'mail.handed': z.object({ type: z.literal('mail.handed'), rows: z.array(z.string()) }),
   /** The process was down so long; timers of active time move. */
   'shard.resumed': z.object({ type: z.literal('shard.resumed'), downMs: z.number() }),
   /** Changed code was accepted: commits up to `until` may have other digests. */

@@ -19,6 +19,8 @@ export const errorCodes = [
   'MESSAGE_REFUSED',
   'ENVELOPE_INVALID',
   'ENVELOPE_TOO_LARGE',
+  'MAIL_GAP',
+  'SENDER_BEHIND',
   'OUTCOME_FORGED',
   'MACHINE_UNSUPPORTED',
   // bounds
@@ -34,6 +36,7 @@ export const errorCodes = [
   'RUN_CANCELLED',
   'OUTPUT_INVALID',
   'MODEL_FAILED',
+  'DELEGATION_FAILED',
   'ACTOR_FAILED',
   'OUTCOME_IGNORED',
   'EFFECT_CRASHED',
@@ -125,4 +128,14 @@ export function toTroupeError(thrown: unknown, code: ErrorCode): TroupeError {
   if (isTroupeError(thrown)) return thrown
   const message = thrown instanceof Error ? thrown.message : String(thrown)
   return new TroupeError(code, message, { cause: thrown })
+}
+
+/** The code of whatever an actor threw. */
+export function codeOf(error: unknown): ErrorCode {
+  return isTroupeError(error) ? error.code : 'ACTOR_FAILED'
+}
+
+/** What it says, at most 2 KiB. */
+export function reasonOf(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).slice(0, 2_048)
 }

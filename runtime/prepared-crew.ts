@@ -9,13 +9,15 @@
 import { z } from 'zod'
 import type { AgentData, CrewData, Limits } from '../machines/index.js'
 import { canonicalJson, contentHash } from './codec.js'
-import type { Agent, AnyTool, Budget, Crew } from './define.js'
+import { type Agent, type AnyTool, type Budget, type Crew, delegateName, isAddress } from './define.js'
 import type { ModelPort } from './ports.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
 /** One agent, ready for the edge. */
 export interface PreparedAgent extends JudgedAgent {
   readonly agent: Agent
+  /** Addresses of agents of other crews that it may call, by the names of their tools. */
+  readonly away: ReadonlyMap<string, string>
   /** The system message as JSON text; null when `instructions` is a function. */
   readonly system: string | null
   /** JSON text of the `tools` array. */
@@ -61,6 +63,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     per: crew.budget.per ?? 'run',
     wallMs: crew.budget.wallMs ?? null,
     delegates: crew.limits.delegates,
+    answerMs: crew.limits.answerMs,
   }
   const definition = canonicalJson({
     data: crewData,
@@ -76,7 +79,8 @@ function prepareAgent(agent: Agent, crew: Crew): PreparedAgent {
   return {
     agent,
     tools: new Map<string, AnyTool>(agent.tools.map((tool) => [tool.name, tool])),
-    delegates: new Set(agent.delegates),
+    delegates: new Set(agent.delegates.map(delegateName)),
+    away: new Map(agent.delegates.filter(isAddress).map((address) => [delegateName(address), address])),
     callsPerRound: agent.limits.callsPerRound,
     system: typeof instructions === 'string' ? systemMessage(instructions) : null,
     schemas: toolSchemas(agent, crew),

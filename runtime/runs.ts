@@ -6,6 +6,9 @@
  *
  * - RU1 Starting, finding and ending a run cost the same however many runs there were before it.
  */
+import type { Envelope } from './envelope.js'
+import { taskKeyOf } from './mail.js'
+import type { Message } from './scope.js'
 
 /** What became of a run. */
 export interface RunEnd {
@@ -20,6 +23,12 @@ export interface RunEnd {
     readonly toolCalls: number
   }
   readonly at: number
+}
+
+/** The end of a run that never began, or whose crew failed. */
+export function failedRun(run: string, code: string, reason: string) {
+  const spent = { nanoUsd: 0, tokens: 0, modelCalls: 0, toolCalls: 0 }
+  return { type: 'run.finished', run, code, reason, finish: '', rounds: 0, spent }
 }
 
 /** One task of the crew. */
@@ -37,6 +46,10 @@ export interface RunState {
   /** Length of the conversation at the run's end. */
   until: number
   end: RunEnd | null
+  /** Full address of whoever waits for its end in another crew; empty for nobody. */
+  readonly replyTo: string
+  /** The agent that leads it; empty for the crew's own lead. */
+  readonly lead: string
 }
 
 /** Runs by their id, in the order of their tasks. */
@@ -58,6 +71,28 @@ export class Runs extends Map<string, RunState> {
   /** Those that wait or go on, by their id, in the order of their tasks. */
   get unfinished(): ReadonlyMap<string, RunState> {
     return this.#unfinished
+  }
+
+  /**
+   * Takes the task of an envelope.
+   * @param replayed the dead letter that gives it again: another run than the one that it ended as, and nobody waits for it
+   */
+  queue(id: string, sequence: number, { from, cause, body }: Envelope, replayed: Message | null): void {
+    const { key, data, agent } = replayed === null ? body : { ...replayed, key: id }
+    const replyTo = replayed === null && body.type === 'delegate.task' ? from : ''
+    this.set(id, {
+      run: id,
+      key: replyTo !== '' ? taskKeyOf(replyTo, cause) : typeof key === 'string' ? key : id,
+      sequence,
+      data: data === true,
+      status: 'queued',
+      conversation: id,
+      skip: 0,
+      until: 0,
+      end: null,
+      replyTo,
+      lead: replyTo === '' ? '' : (agent as string),
+    })
   }
 
   /** Ends a run. @param until length of its conversation */

@@ -66,6 +66,8 @@ export interface CrewDetails extends CrewInfo {
   readonly actors: readonly { readonly address: string; readonly state: string; readonly waitsFor: string | null }[]
   readonly runs: readonly RunInfo[]
   readonly stopped: { readonly code: ErrorCode; readonly reason: string } | null
+  /** Letters to other crews that were not handed over. */
+  readonly outgoing: readonly { readonly to: string; readonly message: string; readonly number: number }[]
   /** Its agents hold before their next model call, until `resume`. */
   readonly paused: boolean
   /** What an acknowledged step survives. */
@@ -173,6 +175,7 @@ export class Runtime {
       })),
       runs: [...state.runs.values()].map(runInfo),
       stopped: shard.stopped === null ? null : { code: shard.stopped.code, reason: shard.stopped.message },
+      outgoing: [...state.mail.outbox.values()].map(({ to, body, number }) => ({ to, message: body.type, number })),
       paused: (state.actors.get(crewAddress)?.snapshot.context as { paused?: boolean } | undefined)?.paused === true,
     }
   }

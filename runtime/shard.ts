@@ -13,82 +13,30 @@
  * - H7 A shard that somebody else has taken writes nothing more here, and says `SHARD_ELSEWHERE`.
  * - H5 A shard that cannot go on stops with its reason; the others go on.
  */
-import { BlobRef, contentHash } from './codec.js'
+import { blobBytes, type BlobStore, maxRefreshMs, refreshMs, toBlob } from './blobs.js'
 import { decideTwice } from './checks.js'
-import { type Commit, type DecideContext, decide } from './commit.js'
+import { type Commit, decide } from './commit.js'
 import { valuesAt } from './content.js'
-import { Dispatcher, type LiveCrew, type LiveEvent, type Ports } from './dispatcher.js'
+import { Dispatcher, type LiveCrew } from './dispatcher.js'
 import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
-import type { Journal, JournalRecord, Pending } from './journal.js'
+import { Inbox } from './inbox.js'
+import type { Pending } from './journal.js'
+import { maxOutbox } from './mail.js'
+import { type Attempt, type Item, maxMailbox, maxMailboxBytes } from './mailbox.js'
+import { handedOver, Outbox } from './outbox.js'
 import type { Ownership } from './ownership.js'
-import { eventsOf, type PlacedEvent, toRecord } from './record.js'
+import { eventsOf, toRecord } from './record.js'
 import { type Recovered, recover } from './recovery.js'
+import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
 import { crewNameOf, type Effect, nextDueAt, type ShardState, timerKey } from './state.js'
 import { byExecutor, recoverOwned, Takeover } from './takeover.js'
 
-/** Values above this go to blobs, in bytes of UTF-8. */
-export const blobBytes = 64 * 1024
-/** New work in a mailbox. */
-export const maxMailbox = 1_000
-export const maxMailboxBytes = 16 * 1_048_576
 /** Commits in one record at most. */
 const maxCommits = 64
 /** A tail above this is snapshotted when it outweighs the last snapshot. */
 const tailBytes = 256 * 1024
-/** Waits between two tries of a failed append. */
-const refreshMs = 250
-const maxRefreshMs = 5_000
-
-/** What the worker gives each of its shards. */
-export interface ShardHost {
-  readonly journal: Journal
-  readonly ports: Ports
-  readonly context: DecideContext
-  readonly executor: string
-  /** Null where one process owns everything. */
-  readonly ownership: Ownership | null
-  /** Every commit is decided twice and compared (`checks.ts`). */
-  readonly checks: boolean
-  /** When this process began to own the journal: what the shard missed before that is time down. */
-  openedAt(): number
-  /** The shard's next timer is due then; null for none. */
-  schedule(shard: string, dueAt: number | null): void
-  /** Events of a durable commit, in order. */
-  publish(shard: string, events: readonly PlacedEvent[]): void
-  /** A durable commit, when messages are traced. */
-  trace(shard: string, commit: Commit): void
-  show(shard: string, event: LiveEvent): void
-  watched(shard: string): boolean
-  /** The shard stopped with a reason. */
-  stopped(shard: string, reason: TroupeError): void
-  /** The outcome of an effect is on its way to wherever the shard is. */
-  sent(shard: string, effect: string): void
-}
-
-interface Item {
-  readonly draft: Draft
-  readonly bytes: number
-  /** New work counts against the bounds. */
-  readonly work: boolean
-  readonly resolve: (commit: Commit) => void
-  readonly reject: (error: TroupeError) => void
-}
-
-/** A record on its way, and what it is made of. */
-interface Attempt {
-  readonly record: JournalRecord
-  readonly items: readonly Item[]
-  readonly commits: readonly Commit[]
-}
-
-/** How to activate. */
-export interface ActivateOptions {
-  /** The previous owner did not close: effects and timers count a crash. */
-  readonly unclean: boolean
-  readonly acceptUpgrade: boolean
-}
 
 /** One shard, active in this process. */
 export class Shard {
@@ -96,6 +44,8 @@ export class Shard {
   readonly #host: ShardHost
   readonly #dispatcher: Dispatcher
   readonly #takeover: Takeover
+  readonly #outbox: Outbox
+  readonly #inbox: Inbox
   readonly #mailbox: Item[] = []
   readonly #duePosted = new Set<string>()
   readonly #runData = new Map<string, Promise<unknown>>()
@@ -136,7 +86,8 @@ export class Shard {
     this.#sealed = recovered.sealed
     this.#tailBytes = recovered.tailBytes
     this.#snapshotAt = recovered.snapshot
-    this.#pending = { nextDueAt: nextDueAt(this.#state), openEffects: this.#state.effects.size, outbox: 0 }
+    const { effects, mail } = this.#state
+    this.#pending = { nextDueAt: nextDueAt(this.#state), openEffects: effects.size, outbox: mail.outbox.size }
     this.lastUsed = host.ports.clock.monotonic()
     this.#dispatcher = new Dispatcher({
       id,
@@ -158,11 +109,28 @@ export class Shard {
       show: (event) => host.show(id, event),
       stop: (reason) => this.#stop(reason),
     })
+    this.#outbox = new Outbox({
+      id,
+      journal: host.journal,
+      clock: host.ports.clock,
+      state: () => this.#state,
+      send: (receiver, draft) => host.mail(receiver, draft),
+      post: (draft) => this.post(draft),
+      stop: (reason) => this.#stop(reason),
+    })
+    this.#inbox = new Inbox({
+      id,
+      state: () => this.#state,
+      crew: () => this.#crew,
+      check: () => this.#checkOpen(),
+      post: (draft, work) => this.post(draft, work),
+    })
     this.#takeover = new Takeover(host, {
       id,
       state: () => this.#state,
       own: (body) => this.#own(body),
       post: (draft) => this.post(draft),
+      taken: () => this.#outbox.send(this.#state.mail.outbox.values()),
       snapshot: () => this.snapshot(),
       dispatch: (effects) => this.#dispatcher.dispatch(effects),
       isActive: () => this.#stopped === null && !this.#closing,
@@ -213,7 +181,7 @@ export class Shard {
 
   /** Whether effects or runs are open. */
   get busy(): boolean {
-    return !this.quiet || this.#state.effects.size > 0
+    return !this.quiet || this.#state.effects.size > 0 || this.#state.mail.outbox.size > 0
   }
 
   get crew(): LiveCrew | null {
@@ -269,7 +237,7 @@ export class Shard {
     checkOutcome(draft, this.#state)
     this.#checkRoom(draft, work)
     const values = draft.values.some((value) => typeof value === 'string' && value.length > blobBytes / 4)
-      ? await Promise.all(draft.values.map((value) => this.#store(value, work)))
+      ? await Promise.all(draft.values.map((value) => toBlob(value, this.#blobs(work))))
       : draft.values
     return new Promise((resolve, reject) => {
       if (this.#stopped !== null) return reject(this.#refusal())
@@ -284,9 +252,22 @@ export class Shard {
     })
   }
 
-  #checkRoom(draft: Draft, work: boolean): void {
+  /**
+   * Takes a letter of another shard; resolves when that is durable, or was before.
+   * @param first no earlier letter can still come
+   * @throws TroupeError as `Inbox.take`.
+   */
+  receive(draft: Draft, first: boolean): Promise<void> {
+    return this.#inbox.take(draft, first)
+  }
+
+  #checkOpen(): void {
     if (this.#stopped !== null) throw this.#refusal()
     if (this.#left) throw this.#closed()
+  }
+
+  #checkRoom(draft: Draft, work: boolean): void {
+    this.#checkOpen()
     if (!work) return
     if (this.#closing) throw this.#closed()
     if (this.#stalled !== null)
@@ -294,6 +275,11 @@ export class Shard {
     if (this.#work >= maxMailbox || this.#workBytes + sizeOf(draft) > maxMailboxBytes) {
       throw new TroupeError('MAILBOX_FULL', `${this.id}: ${this.#work} envelopes wait`, { retryable: true })
     }
+    const letters = this.#state.mail.outbox.size
+    if (letters >= maxOutbox)
+      throw new TroupeError('MAILBOX_FULL', `${this.id}: ${letters} letters wait to be handed over`, {
+        retryable: true,
+      })
   }
 
   /** What new work is told while the shard is left or closed. */
@@ -311,24 +297,11 @@ export class Shard {
     })
   }
 
-  /**
-   * Puts a large value beside the journal, before the record that will name it. New work is refused when the store takes
-   * nothing; an outcome waits until it does.
-   */
-  async #store(value: Draft['values'][number], work: boolean): Promise<Draft['values'][number]> {
-    if (value instanceof BlobRef) return value
-    const bytes = Buffer.from(value, 'utf8')
-    if (bytes.length <= blobBytes) return value
-    const hash = contentHash(bytes)
-    for (let delayMs = refreshMs; ; delayMs = Math.min(maxRefreshMs, delayMs * 2)) {
-      try {
-        await this.#host.journal.putBlob(this.id, hash, bytes, this.#state.sequence + 1)
-        return new BlobRef(hash, bytes.length)
-      } catch (error) {
-        if (work || this.#stopped !== null || this.#closing || !isStoreTrouble(error)) throw error
-        await new Promise<void>((resolve) => this.#host.ports.clock.after(delayMs, resolve))
-      }
-    }
+  /** New work is refused when the store takes nothing; an outcome waits until it does. */
+  #blobs(work: boolean): BlobStore {
+    const { journal, ports } = this.#host
+    const waits = (): boolean => !work && this.#stopped === null && !this.#closing
+    return { shard: this.id, journal, clock: ports.clock, sequence: () => this.#state.sequence, waits }
   }
 
   // ------------------------------------------------------------------------------------------ decide, record, act
@@ -348,6 +321,7 @@ export class Shard {
     while (this.#mailbox.length > 0 && this.#stopped === null) {
       // Whoever was paused finds out before it writes what nobody would look for.
       if (ownership?.lives(ownership.owner) === false) throw this.#overtaken()
+      this.#clearOutbox()
       const { owner: before } = this.#state
       const items = this.#mailbox.splice(0, maxCommits)
       const commits = items.map((item) => this.#decide(item.draft))
@@ -369,6 +343,14 @@ export class Shard {
       this.#host.schedule(this.id, this.#pending.nextDueAt)
       this.#maybeSnapshot()
     }
+  }
+
+  /** What was handed over is written down together with what comes anyway. */
+  #clearOutbox(): void {
+    const rows = this.#outbox.takeHanded()
+    if (rows.length === 0) return
+    const nobody = (): undefined => undefined
+    this.#mailbox.unshift({ draft: handedOver(rows), bytes: 0, work: false, resolve: nobody, reject: nobody })
   }
 
   /** Gives what is in the journal now: this record, or one that had failed before; null when none of them is. */
@@ -423,7 +405,7 @@ export class Shard {
     return {
       nextDueAt: changed ? nextDueAt(this.#state) : this.#pending.nextDueAt,
       openEffects: this.#state.effects.size,
-      outbox: 0,
+      outbox: this.#state.mail.outbox.size,
     }
   }
 
@@ -437,6 +419,7 @@ export class Shard {
     if (commit.events.length > 0) this.#host.publish(this.id, eventsOf(commit))
     if (commit.messages.length > 0) this.#host.trace(this.id, commit)
     if (commit.cancelled.length > 0) this.#cancelEffects(commit.cancelled)
+    if (commit.letters.length > 0) this.#outbox.send(commit.letters)
     // The state may be a rebuilt one: effects are taken from it, never from the commit.
     this.#dispatcher.dispatch(
       commit.effects.map((effect) => this.#state.effects.get(effect.id)).filter((effect) => effect !== undefined),
@@ -496,6 +479,7 @@ export class Shard {
     if (this.#stopped !== null) return this.#refuseAll()
     this.#stopped = reason
     // What runs may be waited for by the next owner, and if not, it still costs.
+    this.#outbox.close()
     if (reason.code === 'SHARD_FENCED') this.#dispatcher.depart()
     else this.#dispatcher.close()
     this.#refuseAll()
@@ -599,6 +583,9 @@ export class Shard {
     this.#dispatcher.drain()
     if (this.#stopped === null && graceMs > 0) await this.#settled(graceMs)
     const parked = this.#dispatcher.drain()
+    const rows = this.#outbox.takeHanded()
+    this.#outbox.close()
+    if (this.#stopped === null && rows.length > 0) await this.post(handedOver(rows)).catch(() => undefined)
     if (this.#stopped === null && parked.length > 0) {
       await this.#own({ type: 'effects.parked', effects: parked }).catch(() => undefined)
     }
@@ -643,6 +630,7 @@ export class Shard {
   /** Leaves memory while nothing runs; snapshots a long tail. */
   async unload(): Promise<void> {
     this.#closing = true
+    this.#outbox.close()
     this.#dispatcher.close()
     if (this.#tailBytes > tailBytes) await this.snapshot()
   }

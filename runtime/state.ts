@@ -12,6 +12,7 @@ import { contentHash, encode } from './codec.js'
 import type { DeadLetter } from './dead-letter.js'
 import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
 import { TroupeError } from './errors.js'
+import { Mail, type StoredMail } from './mail.js'
 import { Runs, type RunState } from './runs.js'
 import type { Machine, Message, PersistedSnapshot, Scope, Snapshot } from './scope.js'
 
@@ -74,10 +75,11 @@ export interface ShardState {
   readonly owed: Map<string, { readonly keeper: string; readonly grant: string }>
   /** Messages that nobody could process, by id, the oldest first. */
   readonly letters: Map<string, DeadLetter>
+  mail: Mail
 }
 
 /** The form of the plain data; another one is refused. */
-export const stateVersion = 1
+export const stateVersion = 2
 
 type StoredActor = readonly [string, string, string, Generation, PersistedSnapshot]
 /** A conversation's plain data: name, entries, staged results, hash. */
@@ -100,6 +102,7 @@ export interface StoredState {
   readonly owed: readonly (readonly [string, { readonly keeper: string; readonly grant: string }])[]
   /** Absent when there are none. */
   readonly letters?: readonly DeadLetter[]
+  readonly mail: StoredMail
 }
 
 /** The state of a shard without a commit. */
@@ -117,6 +120,7 @@ export function emptyState(shard: string): ShardState {
     runs: new Runs(),
     owed: new Map(),
     letters: new Map(),
+    mail: new Mail(),
   }
 }
 
@@ -143,6 +147,7 @@ export function toStoredState(state: ShardState, scope: Scope, machines: Machine
     runs: [...state.runs.values()],
     owed: [...state.owed],
     ...(state.letters.size === 0 ? {} : { letters: [...state.letters.values()] }),
+    mail: state.mail.toStored(),
   }
 }
 
@@ -196,6 +201,7 @@ export function fromStoredState(
   for (const run of stored.runs) state.runs.set(run.run, { ...run })
   for (const [effect, grant] of stored.owed) state.owed.set(effect, grant)
   for (const letter of stored.letters ?? []) state.letters.set(letter.id, letter)
+  state.mail = Mail.fromStored(stored.mail)
   return state
 }
 

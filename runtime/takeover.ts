@@ -48,6 +48,8 @@ interface TakenShard {
   /** Takes a message of the shard's own; resolves when it is durable. */
   own(body: Message): Promise<void>
   post(draft: Draft): Promise<unknown>
+  /** It is this process's now, durably: letters that were not handed over go out before new ones do. */
+  taken(): void
   snapshot(): Promise<void>
   dispatch(effects: readonly Effect[]): void
   /** False when it was stopped or left. */
@@ -105,6 +107,7 @@ export class Takeover {
   async settle({ diverged }: Recovered, unclean: boolean): Promise<void> {
     const shard = this.#shard
     const taking = await this.#take(unclean)
+    shard.taken()
     // What is asked for from here on is this process's own.
     const left = [...shard.state().effects.keys()]
     // Among several workers a blob that no record names yet may be another's: they go with the shard.

@@ -12,7 +12,7 @@
  */
 import { Buffer } from 'node:buffer'
 import { z } from 'zod'
-import type { Agent, AnyTool, Crew, EffectClass } from './define.js'
+import { type Agent, type AnyTool, type Crew, delegateName, type EffectClass } from './define.js'
 import { TroupeError } from './errors.js'
 import type { RawToolCall } from './ports.js'
 import { cutBytes, redact, wellFormed } from './redact.js'
@@ -287,10 +287,12 @@ export function toolSchemas(agent: Agent<unknown>, crew: Pick<Crew<unknown>, 'ag
     }
     return { name: tool.name, description: tool.description, parameters }
   })
-  for (const name of agent.delegates) {
-    const told = crew.agents[name]?.description ?? ''
-    const description = told === '' ? `Gives a task to the agent ${name} and returns its answer.` : told
-    functions.push({ name, description, parameters: structuredClone(delegateParameters) })
+  for (const delegate of agent.delegates) {
+    const [other = '', , away] = delegate.split('/')
+    const who = away === undefined ? delegate : `${away} of the crew ${other}`
+    const told = crew.agents[delegate]?.description ?? ''
+    const description = told === '' ? `Gives a task to the agent ${who} and returns its answer.` : told
+    functions.push({ name: delegateName(delegate), description, parameters: structuredClone(delegateParameters) })
   }
   if (functions.length === 0) return null
   return JSON.stringify(functions.map((definition) => ({ type: 'function', function: definition })))

@@ -15,10 +15,13 @@ import type { Commit, DecideContext } from './commit.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
+import type { Draft } from './envelope.js'
 import type { Journal, OpenReport, ShardHead } from './journal.js'
 import type { Log } from './log.js'
+import { isForeign } from './mail.js'
 import type { Ownership } from './ownership.js'
-import { type ActivateOptions, Shard, type ShardHost } from './shard.js'
+import type { ActivateOptions, ShardHost } from './shard-host.js'
+import { Shard } from './shard.js'
 
 /** What a worker is made of. */
 export interface WorkerOptions {
@@ -106,6 +109,7 @@ export class Worker {
         this.#tellEnds(shard)
         this.hub.wake(shard)
       },
+      mail: (receiver, draft) => options.ownership?.send(receiver, draft) ?? this.receive(receiver, draft, true),
       sent: (shard, effect) => {
         this.#sent.add(`${shard} ${effect}`)
         for (const [oldest] of this.#sent.entries()) if (this.#sent.size > maxSent) this.#sent.delete(oldest)
@@ -139,7 +143,8 @@ export class Worker {
 
   /** Whether something of a shard is open or due now. */
   #hasWork({ pending }: ShardHead): boolean {
-    return pending.openEffects > 0 || (pending.nextDueAt ?? Number.POSITIVE_INFINITY) <= this.#options.ports.clock.now()
+    const { openEffects, outbox, nextDueAt } = pending
+    return openEffects > 0 || outbox > 0 || (nextDueAt ?? Number.POSITIVE_INFINITY) <= this.#options.ports.clock.now()
   }
 
   /** Whether this worker is to own a shard. @param crew name of the crew that a new shard is to run */
@@ -208,6 +213,21 @@ export class Worker {
       })
     this.#activating.set(id, activating)
     return activating
+  }
+
+  /**
+   * Takes what was sent to a shard: a letter of another one, or an outcome. Resolves when that is durable.
+   * @param first no earlier letter can still come
+   * @throws TroupeError `CREW_UNKNOWN` when there is no such crew, and as `Shard.receive` and `Shard.post`.
+   */
+  async receive(id: string, draft: Draft, first: boolean): Promise<void> {
+    if (!isForeign(draft.from)) return void (await (await this.shard(id)).post(draft))
+    if (!this.#active.has(id)) {
+      let head = await this.journal.head(id)
+      if (head.sequence === 0) head = await this.journal.refresh(id)
+      if (head.sequence === 0 || head.removed) throw new TroupeError('CREW_UNKNOWN', `there is no crew ${id}`)
+    }
+    await (await this.shard(id)).receive(draft, first)
   }
 
   /** Calls back whenever a run of the shard ended or the shard stopped; at once the first time. Returns an unsubscribe. */

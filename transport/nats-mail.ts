@@ -14,7 +14,14 @@
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as wait } from 'node:timers/promises'
-import { AckPolicy, DiscardPolicy, jetstream, type JetStreamClient, RetentionPolicy } from '@nats-io/jetstream'
+import {
+  AckPolicy,
+  DiscardPolicy,
+  jetstream,
+  type JetStreamClient,
+  type MsgRequest,
+  RetentionPolicy,
+} from '@nats-io/jetstream'
 import { headers } from '@nats-io/transport-node'
 import type { Draft } from '../runtime/envelope.js'
 import { type ErrorCode, isTroupeError, toTroupeError, TroupeError } from '../runtime/errors.js'
@@ -44,12 +51,14 @@ export interface MailReceiver {
   owns(shard: string): boolean | Promise<boolean>
   /**
    * Takes a letter: resolves when it is committed, and may be forgotten. What it rejects with decides what becomes of it:
-   * `OUTCOME_FORGED`, `MESSAGE_REFUSED`, `ENVELOPE_INVALID` and `CREW_UNKNOWN` make a dead letter; `SHARD_ELSEWHERE`,
+   * `OUTCOME_FORGED`, `MESSAGE_REFUSED`, `ENVELOPE_INVALID`, `SENDER_BEHIND` and `CREW_UNKNOWN` make a dead letter; `SHARD_ELSEWHERE`,
    * `RUNTIME_CLOSED`, failures of a store and whatever may be retried bring it again soon; anything else, above all
    * `SHARD_STOPPED`, brings it again every 30 seconds.
+   * A letter that is refused with `MAIL_GAP` is given again at once when no earlier one of its shard is stored.
    * @param deliveries how often the letter was delivered, to anybody, this time included
+   * @param first no earlier letter of the shard is stored
    */
-  take(shard: string, draft: Draft, deliveries: number): Promise<void>
+  take(shard: string, draft: Draft, deliveries: number, first: boolean): Promise<void>
   /** Told of a dead letter before it is deleted; one that rejects brings it again. @param draft null for what is no letter */
   dead(shard: string, draft: Draft | null, code: ErrorCode, reason: string): Promise<void>
   /** Letters of one shard that are kept here while it gets none done. @default 32 */
@@ -72,6 +81,7 @@ const deadCodes: readonly ErrorCode[] = [
   'ENVELOPE_TOO_LARGE',
   'BLOB_MISSING',
   'CREW_UNKNOWN',
+  'SENDER_BEHIND',
 ]
 const soonCodes: readonly ErrorCode[] = ['SHARD_ELSEWHERE', 'SHARD_FENCED', 'RUNTIME_CLOSED']
 
@@ -270,11 +280,33 @@ export class NatsMail {
         if (body === null) return null
         draft = this.#decode(body, delivery, claim)
       }
-      await receiver.take(shard, draft as Draft, delivery.count)
+      await this.#give(receiver, shard, draft as Draft, delivery)
       await this.#taken(shard, claim, delivery)
       return null
     } catch (error) {
       return await this.#refused(receiver, shard, draft, delivery, error)
+    }
+  }
+
+  /** What is missing before a letter may still come, as long as something before it is stored. */
+  async #give(receiver: MailReceiver, shard: string, draft: Draft, { count, seq }: Delivery): Promise<void> {
+    try {
+      await receiver.take(shard, draft, count, false)
+    } catch (error) {
+      if (!isTroupeError(error) || error.code !== 'MAIL_GAP' || !(await this.#isFirst(shard, seq))) throw error
+      await receiver.take(shard, draft, count, true)
+    }
+  }
+
+  async #isFirst(shard: string, seq: number): Promise<boolean> {
+    const { link, subjects } = this.#options
+    try {
+      // The client's type does not know that a stream may be asked so, too.
+      const query = { seq: 1, next_by_subj: subjects.mailsOf(shard) } as MsgRequest
+      const first = await link.manager.streams.getMessage(this.#stream, query)
+      return first === null || first.seq >= seq
+    } catch (error) {
+      throw storeError(error)
     }
   }
 

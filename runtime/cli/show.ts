@@ -73,6 +73,12 @@ function writeDetails(details: CrewDetails): void {
   for (const { address, state, waitsFor } of details.actors) {
     writeLine(`  ${address}  ${state}${waitsFor === null ? '' : `, waits for ${oneLine(waitsFor)}`}`, process.stdout)
   }
+  writeOutgoing(details)
+}
+
+function writeOutgoing({ outgoing }: CrewDetails): void {
+  if (outgoing.length > 0) writeLine(painter(process.stdout)('dim', 'letters to hand over'), process.stdout)
+  for (const { to, message, number } of outgoing) writeLine(`  ${message} ${number} to ${to}`, process.stdout)
 }
 
 function runLine(run: RunInfo): string {

@@ -105,6 +105,7 @@ async function commits(): Promise<number> {
     per: 'run',
     wallMs: null,
     delegates: 16,
+    answerMs: 3_600_000,
   }
   const usage = { inputTokens: 100, outputTokens: 10, cachedInputTokens: 0, estimated: false }
   const spent = { nanoUsd: 45_000, tokens: 110, modelCalls: 1, toolCalls: 0 }

@@ -6,7 +6,7 @@ import { writeSync } from 'node:fs'
 import { createFetch } from '../../actors/fetch.js'
 import { createOpenAIModelPort } from '../../actors/model-openai.js'
 import { createToolPort } from '../../actors/tool.js'
-import { agentMachine, budgetMachine, crewMachine, toolMachine } from '../../machines/index.js'
+import { agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine } from '../../machines/index.js'
 import type { Crew } from '../../runtime/define.js'
 import type { LiveCrew } from '../../runtime/dispatcher.js'
 import type { Journal, JournalRecord } from '../../runtime/journal.js'
@@ -196,7 +196,13 @@ export function createHookedPorts(
 }
 
 /** The machines of every process. */
-export const machines = { agent: agentMachine, tool: toolMachine, budget: budgetMachine, crew: crewMachine }
+export const machines = {
+  agent: agentMachine,
+  tool: toolMachine,
+  budget: budgetMachine,
+  crew: crewMachine,
+  envoy: envoyMachine,
+}
 
 /** Writes a line for the parent, whole, before it comes back. */
 export function sayLine(line: object): void {

@@ -1,3 +1,4 @@
+/* eslint max-lines: "off" -- the last test counts what all the others covered of one machine */
 import { describe, expect, test } from 'vitest'
 import { type CrewData, crewMachine, nothing } from '../../machines/index.js'
 import {
@@ -500,6 +501,80 @@ describe('crew: messages of its user', () => {
     expect(crew.to('log/helper-5-0+user')).toEqual([{ type: 'log.drop' }])
     crew.send(actorFailed('agent/writer-r1'))
     expect(crew.to('log/r1+user')).toEqual([{ type: 'log.drop' }])
+  })
+})
+
+describe('crew: tasks of other crews', () => {
+  const given = (sequence: number, more: Record<string, unknown> = {}): Message => ({
+    ...{ type: 'delegate.task', agent: 'helper', depth: 3, chain: [], tokens: 12, messages: 1, refused: '' },
+    ...{ sender: `a/envoy/helper-${sequence}-0`, shard: 'm', sequence },
+    ...more,
+  })
+  const away = (name: string, agent: string): Message => call(name, { agent })
+  const reasonOf = (driver: Driver) => end(driver)?.['reason']
+
+  test('crew: a task by mail is a run with that agent as its lead, as deep as it comes', () => {
+    const crew = start().send(given(1))
+    expect(crew.to('shard/actors')).toMatchObject([
+      { kind: 'budget' },
+      { kind: 'agent', name: 'helper-r1', input: { depth: 3, run: 'r1' } },
+    ])
+    crew.send(finished('agent/helper-r1'), closed)
+    expect(end(crew)).toMatchObject({ run: 'r1', code: null, conversation: 'helper-r1' })
+  })
+
+  test('crew: what cannot be asked ends before it begins', () => {
+    expect(reasonOf(start().send(given(1, { agent: 'nobody' })))).toBe('the crew m has no agent nobody')
+    expect(reasonOf(start().send(given(1, { refused: 'threw' })))).toBe('threw')
+    expect(reasonOf(start().send(given(1, { chain: ['m'] })))).toBe('the crew m waits for it itself')
+    const crew = running()
+    for (let sequence = 2; sequence < 102; sequence += 1) crew.send(given(sequence))
+    expect(end(crew.send(given(102)))).toMatchObject({ run: 'r102', code: 'RUNS_FULL' })
+  })
+
+  test('crew: a delegate of another crew is an envoy, and takes a place like any other', () => {
+    const crew = running({ delegates: 1 }).send(away('x-5-0', 'z/agent/x'))
+    expect(crew.to('shard/actors')).toEqual([
+      {
+        ...{ type: 'actor.start', kind: 'envoy', name: 'x-5-0' },
+        input: {
+          ...{ self: 'envoy/x-5-0', crew: 'crew/main', agent: 'z/agent/x', conversation: 'x-5-0', length: 2, depth: 1 },
+          ...{ chain: [], answerMs: 5_000 },
+        },
+      },
+    ])
+    expect(started(crew.send(away('x-5-1', 'z/agent/x')))).toEqual([])
+    crew.send(finished('envoy/x-5-0', { conversation: 'x-5-0' }))
+    expect(started(crew)).toEqual(['x-5-1'])
+    expect(crew.to('log/r1')).toMatchObject([{ type: 'log.stage', answerOf: 'x-5-0' }])
+  })
+
+  test('crew: who waits for it waits on for what it asks of others', () => {
+    const crew = start().send(given(1, { chain: ['q'] }))
+    crew.send(call('x-5-0', { agent: 'z/agent/x', caller: 'agent/helper-r1' }))
+    expect(crew.to('shard/actors')).toMatchObject([{ input: { chain: ['q', 'a'] } }])
+  })
+
+  test('crew: a task of a crew that it waits for itself is refused by the first by name of two, by any of more', () => {
+    const waits = (crew: string) => running().send(away('x-5-0', `${crew}/agent/x`))
+    expect(reasonOf(waits('z').send(given(2, { sender: 'z/envoy/y' })))).toContain('the crew m waits for z')
+    expect(reasonOf(waits('a').send(given(2)))).toBeUndefined()
+    expect(reasonOf(waits('a').send(given(2, { chain: ['a'], sender: 'q/envoy/y' })))).toContain('m waits for a, q')
+    expect(reasonOf(waits('k').send(given(2)))).toBeUndefined()
+    // The other way round: the task waits already when the run asks.
+    const later = running().send(given(2, { sender: 'z/envoy/y' }), away('x-5-0', 'z/agent/x'))
+    expect(end(later)).toMatchObject({ run: 'r2', code: 'DELEGATION_FAILED' })
+  })
+
+  test('crew: a task that nobody waits for any more ends, at work or waiting', () => {
+    const revoke = (sequence: number): Message => ({ type: 'delegate.revoke', sender: `a/envoy/helper-${sequence}-0` })
+    const crew = start().send(given(1), given(2), given(3), revoke(2))
+    expect(end(crew)).toMatchObject({ run: 'r2', code: 'RUN_CANCELLED' })
+    crew.send(revoke(1))
+    expect(crew.state).toBe('closing.stopping')
+    expect(end(crew.send(revoke(3)))).toMatchObject({ run: 'r3', code: 'RUN_CANCELLED' })
+    expect(end(crew.send(finished('agent/helper-r1'), closed))).toMatchObject({ run: 'r1', code: 'RUN_CANCELLED' })
+    expect(crew.send(revoke(7)).taken).toBe(false)
   })
 })
 

@@ -14,7 +14,7 @@ import {
   sendTo,
   setup,
 } from 'xstate'
-import { agentMachine, budgetMachine, crewMachine, to, toolMachine } from '../../machines/index.js'
+import { agentMachine, budgetMachine, crewMachine, envoyMachine, to, toolMachine } from '../../machines/index.js'
 import { chartOf } from '../../runtime/chart.js'
 import { type Message, Scope } from '../../runtime/scope.js'
 import { refer } from '../support/xstate-reference.js'
@@ -206,7 +206,7 @@ describe('chart', () => {
   })
 
   test('CH1 chart: the machines of the runtime have one', () => {
-    for (const machine of [agentMachine, budgetMachine, crewMachine, toolMachine]) {
+    for (const machine of [agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine]) {
       expect(chartOf(machine as AnyStateMachine)).not.toBeNull()
     }
   })

@@ -14,6 +14,8 @@ const run = (id: string, key: string, status: RunState['status'] = 'queued'): Ru
   skip: 0,
   until: 0,
   end: null,
+  replyTo: '',
+  lead: '',
 })
 const end = {
   code: null,

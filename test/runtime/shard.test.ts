@@ -4,7 +4,7 @@ import { defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import { TroupeError } from '../../runtime/errors.js'
 import type { Journal, JournalRecord } from '../../runtime/journal.js'
 import { fromRecord } from '../../runtime/record.js'
-import { maxMailbox, maxMailboxBytes } from '../../runtime/shard.js'
+import { maxMailbox, maxMailboxBytes } from '../../runtime/mailbox.js'
 import type { MemoryStore } from '../../transport/memory-journal.js'
 import { call, gate, openStage, override, quiet, resultsIn, say, type Stage, until } from '../support/crew-stage.js'
 

@@ -8,7 +8,7 @@ import { isTroupeError } from '../../runtime/errors.js'
 import { estimateTokens } from '../../runtime/prepared-crew.js'
 import type { Shard } from '../../runtime/shard.js'
 import { SimulatedModel, SimulatedTools } from './simulated-ports.js'
-import { variantOf } from './workload.js'
+import { variantOf, withMail } from './workload.js'
 import type { SimulatedProcess, World } from './world.js'
 
 /** A task of a crew, from its user's side. */
@@ -70,7 +70,8 @@ export class Client {
     await this.#try((shard) => this.#handOver(shard))
     if (!this.#process.alive || this.#process.closing) return
     this.#world.timeline.after(pollMs, this.#process, () => {
-      if (this.#unfinished()) void this.serve()
+      // A crew that others ask has to have its code here, whatever it has to do itself.
+      if (this.#unfinished() || this.#crew.variant >= withMail) void this.serve()
     })
   }
 

@@ -9,6 +9,7 @@ import { stateHash } from '../../runtime/state.js'
 import { createMemoryJournal } from '../../transport/memory-journal.js'
 import type { SimulatedCrew } from './client.js'
 import { machines, type Replica } from './replica.js'
+import { checkMail } from './simulated-mail.js'
 import type { World } from './world.js'
 
 /** Runs the checks of a world that has come to its end. */
@@ -26,6 +27,7 @@ export async function checkEnd(
     if (world.random.chance(0.15)) await checkConversations(world, journal, replica)
   }
   for (const crew of crews) checkTasks(world, crew)
+  checkMail(world, replicas)
   world.judge.checkSpending((shard, keeper) => world.replica(shard).accounts.limitsOf(keeper))
   await journal.close()
 }

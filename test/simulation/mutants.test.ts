@@ -13,6 +13,7 @@ const named = [
   'settle-not-idempotent',
   'snapshot-without-chain-hash',
   'timer-not-durable',
+  'workers-mail-acknowledged-early',
   'workers-no-dispatched-record',
   'workers-no-epoch-in-id',
   'workers-no-fence',

@@ -28,6 +28,8 @@ export const invariants = {
   run: 'a key names one run, and an accepted one is kept',
   letters: 'every dead letter is kept or counted',
   steered: 'what a user says meanwhile is in the conversation once, in order, before the next call',
+  mail: 'a letter is taken once, in the order of its sender, and none is lost',
+  delegated: 'a task given to another crew ends once',
   decided: 'a message of a client is decided once',
   owner: 'one owner: only who took the shard last writes',
   answer: 'the answer of a run is what its model answered',
@@ -84,6 +86,9 @@ export const faults = [
   'tool ignored its cancel',
   'clock stepped',
   'collision with a timer',
+  'letter late',
+  'answer to a letter lost',
+  'sender went back in time',
 ] as const
 
 /** Faults among several workers. */
@@ -167,6 +172,14 @@ export const branches = [
   'impurity checked: contexts frozen',
   'impurity checked: every commit decided twice',
   'orphaned blob dropped',
+  'letter dropped: it was taken before',
+  'sender behind refused',
+  'letter returned: no such crew',
+  'delegation answered by mail',
+  'delegation failed by mail',
+  'delegation called back',
+  'delegation refused: a cycle',
+  'delegation refused: two ask each other',
 ] as const
 
 /** Branches among several workers. */
@@ -178,6 +191,7 @@ export const clusterBranches = [
   'shard taken from one that was gone',
   'shard taken from one that left it',
   'effect left to its executor',
+  'letter put back: one before it is missing',
 ] as const
 
 /** A branch's name. */

@@ -30,6 +30,8 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [415_821_611, 'a crew that failed left results staged for a round that nobody would end'],
   [492_518_211, 'a call that failed after it was cancelled counted as none: there was one more than the limit'],
   [800_977_452, 'what a start asked for when it gave a timer up it took for left behind, and interrupted'],
+  [2_321_960_791_297, 'letters of an earlier owner went out behind those of the commits that settled it'],
+  [2_321_960_792_141, 'the same: their numbers came out of order'],
 ]
 
 /** The same for three workers over one journal. */
@@ -48,4 +50,5 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [1_350_448_503_740, 'an executor that was given up later was given up without its crashes'],
   [1_350_448_504_475, 'a shard was taken under a lease that had been replaced before the append'],
   [778_281, 'a shard was left under a lease that had been replaced'],
+  [2_321_960_790_341, 'the same, over a letter'],
 ]

@@ -3,6 +3,9 @@
  * mail. All of it is late, lost and repeated as the seed has it; a worker may be cut off, and may stand still.
  */
 import type { Draft } from '../../runtime/envelope.js'
+import { isTroupeError } from '../../runtime/errors.js'
+import { isForeign, partsOf } from '../../runtime/mail.js'
+import { returned } from '../../runtime/outbox.js'
 import type { Ownership } from '../../runtime/ownership.js'
 import { ownerOf } from '../../transport/partitions.js'
 import { partitionOf } from '../../transport/subjects.js'
@@ -105,6 +108,11 @@ export class SimulatedCluster {
     return [...this.#mail].filter((letter) => letter.shard === shard)
   }
 
+  /** Whether letters from one crew to another are under way. */
+  get hasLetters(): boolean {
+    return [...this.#mail].some(({ draft }) => isForeign(draft.from))
+  }
+
   isTaken(letter: Letter): boolean {
     return this.#taken.has(letter)
   }
@@ -153,15 +161,18 @@ export class SimulatedCluster {
   async #give(letter: Letter, to: SimulatedOwnership): Promise<void> {
     const { random, notes, timeline, calm } = this.#world
     try {
-      const shard = await to.process.worker!.shard(letter.shard)
       // Behind its coming, while it is written.
-      if (!calm && random.chance(0.15)) {
+      if (!calm && to.process.worker!.active.has(letter.shard) && random.chance(0.15)) {
         this.#world.forcedSlowMs = 5
         timeline.after(random.int(1, 3), to.process, () => this.#world.crash(to.process, 'crash: mail to append'))
       }
-      await shard.post(letter.draft)
-    } catch {
-      return
+      const [first] = this.lettersOf(letter.shard)
+      await to.process.worker!.receive(letter.shard, letter.draft, first === letter)
+    } catch (error) {
+      // As the mail over NATS does with what nobody will ever take.
+      if (!isTroupeError(error) || error.code !== 'CREW_UNKNOWN' || this.#taken.has(letter)) return
+      const [sender, actor] = partsOf(letter.draft.from)
+      this.post(sender, returned(letter.shard, letter.draft, actor, error))
     }
     if (!to.process.alive || this.#taken.has(letter)) return
     // Its acknowledgement may be lost: then it comes once more.
@@ -372,7 +383,7 @@ export class SimulatedOwnership implements Ownership {
   async send(shard: string, draft: Draft): Promise<void> {
     const { timeline, random, notes } = this.#world
     if (!this.process.alive) return never()
-    notes.reached('outcome sent after its shard')
+    if (!isForeign(draft.from)) notes.reached('outcome sent after its shard')
     for (;;) {
       await timeline.wait(random.int(1, 20), this.process)
       // Kept or not, whoever hears no answer sends it again.

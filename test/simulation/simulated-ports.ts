@@ -49,6 +49,10 @@ export class SimulatedModel implements ModelPort {
     this.#prepared = prepared
   }
 
+  get #hasMail(): boolean {
+    return [...this.#prepared.agents.values()].some(({ away }) => away.size > 0)
+  }
+
   price = priceOf
 
   check(): void {
@@ -188,10 +192,16 @@ export class SimulatedModel implements ModelPort {
     const { random, plan, judge } = this.#world
     const replies = said.filter((message) => message.startsWith('{"role":"assistant"')).length
     const script = this.#world.script(this.#shard, effect, replies)
-    const toolCalls = callsOf(random, script, replies - script.base, this.#world.calm ? 0 : plan.invalidCalls)
+    const toolCalls = callsOf(
+      random,
+      script,
+      replies - script.base,
+      this.#world.calm ? 0 : plan.invalidCalls,
+      this.#hasMail,
+    )
     const text = toolCalls.length > 0 ? '' : this.#answer(script, effect)
     if (text !== '') judge.answers.add(text)
-    if (toolCalls.some((each) => !/^(look|save|pay|ship|scout|clerk)$/.test(each.name)))
+    if (toolCalls.some((each) => !/^(look|save|pay|ship|([amx]_)?(scout|clerk))$/.test(each.name)))
       this.#world.notes.sometimes.add('model wrote an invalid call')
     const lied = honest && plan.modelLies ? 0.8 + 0.4 * random.next() : 1
     if (lied !== 1) this.#world.notes.sometimes.add('model lied about usage')

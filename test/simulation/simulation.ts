@@ -9,7 +9,6 @@ import type { Draft } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
 import type { Log } from '../../runtime/log.js'
 import { Scope } from '../../runtime/scope.js'
-import type { Shard } from '../../runtime/shard.js'
 import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
@@ -24,11 +23,12 @@ import { SeededRandom } from './seeded-random.js'
 import { drawSteers } from './steers.js'
 import { SimulatedCluster } from './simulated-cluster.js'
 import { SimulatedJournal } from './simulated-journal.js'
+import { disturbMail } from './simulated-mail.js'
 import { SimulatedStream } from './simulated-stream.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
-import { drawScript, resetCalls, type Script, variantOf, variants } from './workload.js'
-import type { SimulatedProcess, World } from './world.js'
+import { drawScript, resetCalls, type Script, variantOf, variants, withMail } from './workload.js'
+import { activeIn, type SimulatedProcess, type World } from './world.js'
 
 /** What one seed came to. */
 export interface SeedResult {
@@ -112,6 +112,8 @@ class Simulation implements World {
   #poisoned: string | null = null
   #poisonCrashes = 0
   #after = 0
+  /** Offset of the crews that ask each other; 0 in seeds without. */
+  readonly #mail: number
 
   constructor(seed: number, options: SeedOptions) {
     this.seed = seed
@@ -121,6 +123,8 @@ class Simulation implements World {
     this.#crashesLeft = this.plan.crashes
     this.#trace = options.trace
     const workers = options.workers ?? 1
+    // Not of the seed's own row of draws: seeds without mail stay what they were.
+    this.#mail = new SeededRandom(seed + 0x6d61696c).chance(0.25) ? withMail : 0
     // Leases are renewed every second, whether anything happens or not.
     this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
     this.store = createMemoryStore({ shared: workers > 1 })
@@ -151,7 +155,8 @@ class Simulation implements World {
     resetCalls()
     resetCauses()
     if (this.plan.checks) this.notes.reached('impurity checked: every commit decided twice')
-    this.#addCrew('a', this.random.int(0, variants - 1), this.random.int(3, 5))
+    this.#addCrew('a', this.#mail + this.random.int(0, variants - 1), this.random.int(3, 5))
+    if (this.#mail > 0) this.#addCrew('m', this.#mail + this.random.int(0, variants - 1), 3)
     if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
     this.#planFaults()
     for (const slot of this.#slots) this.#boot(slot)
@@ -224,10 +229,9 @@ class Simulation implements World {
 
   /** What each seed must have: five rounds, a delegation, a `once` call. */
   #lacks(): boolean {
-    const replicas = [...this.#replicas.values()]
-    const rounds = replicas.reduce((sum, { count }) => sum + count.rounds, 0)
-    const delegations = replicas.reduce((sum, { count }) => sum + count.delegations, 0)
-    return rounds < 5 || delegations < 1 || this.#onceCalls() < 1
+    const sum = (what: 'rounds' | 'delegations') =>
+      [...this.#replicas.values()].reduce((total, { count }) => total + count[what], 0)
+    return sum('rounds') < 5 || sum('delegations') < 1 || this.#onceCalls() < 1
   }
 
   #onceCalls(): number {
@@ -242,9 +246,11 @@ class Simulation implements World {
   }
 
   #allEnded(): boolean {
+    if (this.cluster?.hasLetters === true) return false
     for (const crew of this.#crews) {
-      const { runs } = this.replica(crew.id).state
-      if (runs.size < crew.tasks.length) return false
+      const { runs, mail } = this.replica(crew.id).state
+      const own = [...runs.values()].filter(({ replyTo }) => replyTo === '')
+      if (own.length < crew.tasks.length || mail.outbox.size > 0) return false
       for (const run of runs.values()) if (run.status !== 'finished') return false
     }
     return true
@@ -290,7 +296,7 @@ class Simulation implements World {
       )
       this.notes.check(
         'ends',
-        open.length === 0 && replica.state.runs.size >= crew.tasks.length,
+        open.length === 0 && replica.state.mail.outbox.size === 0 && replica.state.runs.size >= crew.tasks.length,
         () => `${crew.id}: ${open.map(({ run, status }) => `${run} ${status}`).join()}: ${why}: ${actors.join('; ')}`,
       )
     }
@@ -350,6 +356,7 @@ class Simulation implements World {
     slot.journal = journal
     slot.clients = new Map()
     for (const { id } of this.#crews) this.#compare.add(id)
+    if (this.#mail > 0) disturbMail(this, process, worker)
     void worker.open().then(() => {
       process.worker = worker
       for (const crew of this.#crews) this.#serve(slot, process, crew)
@@ -502,7 +509,7 @@ class Simulation implements World {
       this.timeline.after(atMs, null, () => onEach((client) => client.steer(key, agent), id))
     at(plan.redefinitions, () => {
       const crew = random.pick(this.#crews)
-      crew.variant = random.int(0, variants - 1)
+      crew.variant = (crew.variant >= withMail ? withMail : 0) + random.int(0, variants - 1)
       onEach((client) => client.redefine(), crew.id)
     })
   }
@@ -575,9 +582,4 @@ class Simulation implements World {
     const same = stateHash(live, new Scope(), machines) === replica.hash()
     this.notes.check('replay', same, () => `${record.shard} ${record.last}: process ${process?.id} has another state`)
   }
-}
-
-/** A shard that is active in a living process. */
-function activeIn(process: SimulatedProcess | null, shard: string): Shard | undefined {
-  return process?.alive === true ? process.worker?.active.get(shard) : undefined
 }

@@ -54,12 +54,20 @@ export interface Variant {
 
 const prepared = new Map<number, Variant>()
 
+/** Crews from here on are those before with delegates in other crews. */
+export const withMail = 1_000
+/** The crews that ask each other, and one that there is not. */
+const away = ['a', 'm', 'x'].flatMap((crew) => [`${crew}/agent/scout`, `${crew}/agent/clerk`])
+
 /** One of the crews. Even ones have an ample budget. */
 export function variantOf(index: number): Variant {
   const known = prepared.get(index)
   if (known !== undefined) return known
   const ample = index % 2 === 0
-  const variant = { prepared: prepareCrew(crewOf(new Random(index * 7_919 + 1), index, ample), listing), ample }
+  const variant = {
+    prepared: prepareCrew(crewOf(new Random((index % withMail) * 7_919 + 1), index, ample), listing),
+    ample,
+  }
   prepared.set(index, variant)
   return variant
 }
@@ -89,7 +97,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       model: models(),
       instructions: instructions('chief'),
       tools: [look, save, pay, ship],
-      delegates: ['scout', 'clerk'],
+      delegates: ['scout', 'clerk', ...(index < withMail ? [] : away)],
       settings: settings(),
       limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
       continue: random.chance(0.15),
@@ -107,7 +115,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       model: models(),
       instructions: instructions('clerk'),
       tools: [save, ship],
-      delegates: ['scout'],
+      delegates: ['scout', ...(index < withMail ? [] : away)],
       settings: settings(),
       limits: { rounds: random.int(2, 5), attempts: attempts(), callsPerRound: random.pick([2, 64]) },
       ...(ample ? {} : own()),
@@ -148,10 +156,20 @@ const kinds = {
   clerk: { look: 0, save: 2, pay: 0, ship: 2, scout: 1, clerk: 0 },
 } as const
 
+/** In crews that ask each other. */
+const awayKinds = { a_scout: 2, m_scout: 2, a_clerk: 2, m_clerk: 2, x_scout: 0.2 }
+
 /** The calls of a reply; none for the answer. */
-export function callsOf(random: SeededRandom, script: Script, round: number, invalid: number): RawToolCall[] {
+export function callsOf(
+  random: SeededRandom,
+  script: Script,
+  round: number,
+  invalid: number,
+  mail = false,
+): RawToolCall[] {
   if (round >= script.rounds - 1) return []
-  const weights = kinds[script.agent as keyof typeof kinds] ?? kinds.scout
+  const own = kinds[script.agent as keyof typeof kinds] ?? kinds.scout
+  const weights = mail && script.agent !== 'scout' ? { ...own, ...awayKinds } : own
   const calls: RawToolCall[] = []
   const add = (name: string) => calls.push(callOf(random, name, invalid))
   if (script.agent === 'chief' && round === 0) add(random.pick(['pay', 'ship']))
@@ -171,7 +189,7 @@ export function resetCalls(): void {
 
 function callOf(random: SeededRandom, name: string, invalid: number): RawToolCall {
   const id = `call_${(counter += 1)}`
-  const delegate = name === 'scout' || name === 'clerk'
+  const delegate = /(scout|clerk)$/.test(name)
   const given = delegate ? JSON.stringify({ task: `do ${id}` }) : JSON.stringify({ topic: id })
   if (!random.chance(invalid)) return { id, name, arguments: given }
   return random.pick<RawToolCall>([

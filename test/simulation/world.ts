@@ -1,6 +1,7 @@
 /** What the parts of a simulation share: one object a seed. */
 import type { Draft, Envelope } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
+import type { Shard } from '../../runtime/shard.js'
 import type { Effect } from '../../runtime/state.js'
 import type { Worker } from '../../runtime/worker.js'
 import type { MemoryStore } from '../../transport/memory-journal.js'
@@ -82,4 +83,9 @@ export type Envelopes = readonly Envelope[]
 /** Never answers: what a dead process asked for. */
 export function never<T>(): Promise<T> {
   return new Promise<T>(() => undefined)
+}
+
+/** A shard that is active in a living process. */
+export function activeIn(process: SimulatedProcess | null, shard: string): Shard | undefined {
+  return process?.alive === true ? process.worker?.active.get(shard) : undefined
 }

@@ -26,6 +26,7 @@ export const data: CrewData = {
   per: 'run',
   wallMs: null,
   delegates: 2,
+  answerMs: 5_000,
 }
 export const spent = { nanoUsd: 7, tokens: 30, modelCalls: 2, toolCalls: 1 }
 export const closed: Message = { type: 'budget.closed', spent }

@@ -5,7 +5,7 @@
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { createToolPort } from '../../actors/tool.js'
-import { agentMachine, budgetMachine, crewMachine, toolMachine } from '../../machines/index.js'
+import { agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine } from '../../machines/index.js'
 import type { Crew } from '../../runtime/define.js'
 import type { LiveCrew } from '../../runtime/dispatcher.js'
 import type { Journal } from '../../runtime/journal.js'
@@ -24,6 +24,7 @@ export const shippedMachines: Machines = {
   agent: agentMachine,
   tool: toolMachine,
   budget: budgetMachine,
+  envoy: envoyMachine,
   crew: crewMachine,
 }
 

@@ -39,6 +39,7 @@ export const crewData: CrewData = {
   per: 'run',
   wallMs: null,
   delegates: 4,
+  answerMs: 60_000,
 }
 
 export const usage = { inputTokens: 20, outputTokens: 10, cachedInputTokens: 0, estimated: false }

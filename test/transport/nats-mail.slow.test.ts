@@ -76,8 +76,8 @@ async function receiving(
   mail.receive({
     owns: () => true,
     ...receiver,
-    take: async (shard, draft, deliveries) => {
-      await receiver.take?.(shard, draft, deliveries)
+    take: async (shard, draft, deliveries, first) => {
+      await receiver.take?.(shard, draft, deliveries, first)
       taken.push(named(shard, draft))
     },
     dead: async (shard, draft, why, reason) => {

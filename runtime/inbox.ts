@@ -1,0 +1,136 @@
+/**
+ * The inbox: what becomes of a letter of another shard before it is a message here.
+ *
+ * Owns: the order in which letters of one sender are taken, which messages may come by mail, what of a task has to be
+ * looked up or called outside of a commit.
+ * Does not own: bringing letters (`worker.ts`, `transport/`), the cursors (`mail.ts`), taking the message (`commit.ts`).
+ *
+ * - IN1 Of one sender one letter at a time is worked on. One that was taken is answered as if it were taken now; one that
+ *   comes early is refused with `MAIL_GAP`, unless nothing is under way before it.
+ * - IN2 A sender that goes back in time is refused with `SENDER_BEHIND`.
+ * - IN3 What another crew may not say here is refused with `MESSAGE_REFUSED`, whoever asks.
+ */
+import { delegateAnswered, delegateRevoke, delegateTask, mailReturned } from '../machines/index.js'
+import { textOf } from './conversation.js'
+import { instructionsOf, userMessage } from './edge.js'
+import type { LiveCrew } from './dispatcher.js'
+import type { Draft } from './envelope.js'
+import { TroupeError, toTroupeError } from './errors.js'
+import { partsOf, stampOf } from './mail.js'
+import { estimateTokens } from './prepared-crew.js'
+import type { Message } from './scope.js'
+import type { ShardState } from './state.js'
+
+/** What the inbox needs of its shard. */
+export interface ReceivingShard {
+  readonly id: string
+  state(): ShardState
+  crew(): LiveCrew | null
+  /** Throws when the shard takes nothing any more. */
+  check(): void
+  /** Takes a message; resolves when it is durable. */
+  post(draft: Draft, work: boolean): Promise<unknown>
+}
+
+/** What may come by mail, and for which kind of actor. */
+const allowed = {
+  'delegate.task': { kind: 'crew', schema: delegateTask },
+  'delegate.revoke': { kind: 'crew', schema: delegateRevoke },
+  'delegate.answered': { kind: 'envoy', schema: delegateAnswered },
+  'mail.returned': { kind: 'envoy', schema: mailReturned },
+} as const
+
+/** Takes letters. */
+export class Inbox {
+  readonly #shard: ReceivingShard
+  readonly #lanes = new Map<string, Promise<void>>()
+
+  constructor(shard: ReceivingShard) {
+    this.#shard = shard
+  }
+
+  /**
+   * Takes a letter; resolves when that is durable, or was before.
+   * @param first no earlier letter can still come: what is missing before this one never will
+   * @throws TroupeError `MAIL_GAP`, `SENDER_BEHIND`, `MESSAGE_REFUSED`, `ENVELOPE_INVALID`, `WORKER_MISSING`, and what
+   * refuses a message.
+   */
+  take(draft: Draft, first: boolean): Promise<void> {
+    const [sender] = partsOf(draft.from)
+    const before = this.#lanes.get(sender)
+    const taking = before === undefined ? this.#take(draft, first) : before.then(() => this.#take(draft, first))
+    const done = taking
+      .catch(() => undefined)
+      .then(() => {
+        if (this.#lanes.get(sender) === done) this.#lanes.delete(sender)
+      })
+    this.#lanes.set(sender, done)
+    return taking
+  }
+
+  async #take(draft: Draft, first: boolean): Promise<void> {
+    const { id } = this.#shard
+    this.#shard.check()
+    const body = messageOf(draft, id)
+    const [sender] = partsOf(draft.from)
+    const stamp = stampOf(draft.cause)
+    if (stamp === null && body.type !== 'mail.returned')
+      throw new TroupeError('ENVELOPE_INVALID', `${id}: a letter of ${sender} without its number`)
+    const place = stamp === null ? 'next' : this.#shard.state().mail.placeOf(sender, stamp)
+    if (place === 'taken') return
+    if (place === 'behind')
+      throw new TroupeError(
+        'SENDER_BEHIND',
+        `${id}: ${sender} went back in time: its journal has lost what it sent here`,
+      )
+    if (place === 'early' && !first) {
+      const message = `${id}: letter ${stamp?.number} of ${sender} came before the one before it`
+      throw new TroupeError('MAIL_GAP', message, { retryable: true })
+    }
+    const work = body.type === 'delegate.task'
+    await this.#shard.post(await this.#prepare({ ...draft, body }), work)
+  }
+
+  /** What the message needs that is not in the letter: user code runs here, its result is recorded. */
+  async #prepare(draft: Draft): Promise<Draft> {
+    if (draft.body.type === 'delegate.answered') {
+      const [answer = ''] = draft.values as readonly string[]
+      return { ...draft, body: { ...draft.body, tokens: estimateTokens(answer.length) } }
+    }
+    if (draft.body.type !== 'delegate.task') return draft
+    const live = this.#shard.crew()
+    if (live === null)
+      throw new TroupeError('WORKER_MISSING', `the code of ${this.#shard.id} is not here yet`, { retryable: true })
+    const task = taskOf(draft)
+    const agent = draft.body['agent'] as string
+    let system: string | null = null
+    let refused = ''
+    try {
+      system = await instructionsOf(live.prepared, agent, task, null)
+    } catch (error) {
+      refused = `the instructions of ${agent} threw: ${toTroupeError(error, 'INPUT_INVALID').message.slice(0, 500)}`
+    }
+    const values = [...(system === null ? [] : [system]), userMessage(task)]
+    const tokens = estimateTokens(values.reduce((sum, value) => sum + value.length, 0))
+    return { ...draft, values, body: { ...draft.body, tokens, messages: values.length, refused } }
+  }
+}
+
+/** The message of a letter. @throws TroupeError `MESSAGE_REFUSED`. */
+function messageOf({ to, from, body }: Draft, shard: string): Message {
+  const known = Object.hasOwn(allowed, body.type) ? allowed[body.type as keyof typeof allowed] : undefined
+  const message = known !== undefined && to.startsWith(`${known.kind}/`) ? known.schema.safeParse(body) : undefined
+  if (message?.success === true) return message.data
+  const what = `${body.type.slice(0, 80)} from ${from.slice(0, 200)} to ${to.slice(0, 80)}`
+  throw new TroupeError('MESSAGE_REFUSED', `${shard}: ${what} may not come by mail`)
+}
+
+/** The text of a task. @throws TroupeError `ENVELOPE_INVALID`. */
+function taskOf({ values, from }: Draft): string {
+  try {
+    if (values.length === 1) return textOf(values[0] as string)
+  } catch {
+    // Told below.
+  }
+  throw new TroupeError('ENVELOPE_INVALID', `a task of ${from.slice(0, 200)} without its text`)
+}
