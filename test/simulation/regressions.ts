@@ -51,4 +51,5 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [1_350_448_504_475, 'a shard was taken under a lease that had been replaced before the append'],
   [778_281, 'a shard was left under a lease that had been replaced'],
   [2_321_960_790_341, 'the same, over a letter'],
+  [3_201_353, 'the judge did not know of a letter that had come back while there was no such crew'],
 ]

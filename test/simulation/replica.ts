@@ -107,6 +107,8 @@ export class Replica {
   /** A process ended since the last record. */
   #ended = false
   readonly #causes = new Set<string>()
+  /** Letters that went back: sender, its life and number. */
+  readonly #refused = new Set<string>()
   /** The last letter of each sender, by this replica's own count. */
   readonly #stamps = new Map<string, Stamp>()
   /** The last number of each receiver. */
@@ -337,13 +339,26 @@ export class Replica {
     if (stamp === null) return
     const [sender] = partsOf(from)
     const last = this.#stamps.get(sender)
-    const next = (last?.number ?? 0) + 1
+    const next = this.nextOf(sender, stamp)
     const isNext = stamp.number === next && stamp.life === (last?.life ?? stamp.life)
     notes.check('mail', isNext, () => `${this.#where()}: letter ${stamp.number} of ${sender}, expected ${next}`)
     this.#stamps.set(sender, stamp)
     if (body.type === 'delegate.revoke') notes.reached('delegation called back')
     if (body.type !== 'delegate.answered') return
     notes.reached(body['code'] === null ? 'delegation answered by mail' : 'delegation failed by mail')
+  }
+
+  /** A letter that came while there was no such crew: it went back, and leaves a gap. */
+  refused({ from, cause }: Pick<Envelope, 'from' | 'cause'>): void {
+    const stamp = stampOf(cause)
+    if (stamp !== null) this.#refused.add(`${partsOf(from)[0]} ${stamp.life} ${stamp.number}`)
+  }
+
+  /** The number that is to come next of a sender up to a letter: of those that went back none is. */
+  nextOf(sender: string, { life, number }: Pick<Stamp, 'life' | 'number'>): number {
+    let next = (this.#stamps.get(sender)?.number ?? 0) + 1
+    while (next < number && this.#refused.has(`${sender} ${life} ${next}`)) next += 1
+    return next
   }
 
   #sent(receiver: string, number: number): void {

@@ -25,6 +25,7 @@ export function disturbMail(world: World, process: SimulatedProcess, worker: Wor
     try {
       await receive(id, draft, first)
     } catch (error) {
+      if (isTroupeError(error) && error.code === 'CREW_UNKNOWN') world.replica(id).refused(draft)
       if (isTroupeError(error) && error.code === 'MAIL_GAP') notes.reached('letter put back: one before it is missing')
       // Nobody goes back in time here but by a fault.
       const behind = isTroupeError(error) && error.code === 'SENDER_BEHIND'
@@ -73,9 +74,10 @@ export function checkMail(world: World, replicas: readonly Replica[]): void {
     const left = [...state.mail.outbox.values()].map(({ number, to }) => `${number} to ${to}`)
     world.notes.check('mail', left.length === 0, () => `${shard}: ${left.join()} were not handed over`)
     for (const [receiver, number] of sentTo) {
-      const taken = known.get(receiver)?.state.mail.cursor(shard)?.number ?? 0
-      const detail = () => `${receiver}: ${taken} of ${number} letters of ${shard} were taken`
-      world.notes.check('mail', taken === number || (known.get(receiver)?.state.sequence ?? 0) === 0, detail)
+      const end = { life: state.mail.life, number: number + 1 }
+      const next = known.get(receiver)?.nextOf(shard, end) ?? end.number
+      const detail = () => `${receiver}: ${next - 1} of ${number} letters of ${shard} were taken`
+      world.notes.check('mail', next === end.number || (known.get(receiver)?.state.sequence ?? 0) === 0, detail)
     }
   }
 }
