@@ -52,4 +52,5 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [778_281, 'a shard was left under a lease that had been replaced'],
   [2_321_960_790_341, 'the same, over a letter'],
   [3_201_353, 'the judge did not know of a letter that had come back while there was no such crew'],
+  [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],
 ]

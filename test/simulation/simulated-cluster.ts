@@ -300,7 +300,9 @@ export class SimulatedOwnership implements Ownership {
   async assign(shard: string, _crew: string, worker: string | null): Promise<string> {
     if (worker === null) this.#cluster.pins.delete(shard)
     else this.#cluster.pins.set(shard, worker)
+    const isNew = this.#pins.get(shard) !== (worker ?? undefined)
     this.#pins = new Map(this.#cluster.pins)
+    if (isNew) this.onChange(shard)
     this.#cluster.tell()
     return this.ownerOf(shard) ?? this.#name
   }
