@@ -20,6 +20,7 @@ import type { Journal, OpenReport, ShardHead } from './journal.js'
 import type { Log } from './log.js'
 import { isForeign } from './mail.js'
 import type { Ownership } from './ownership.js'
+import { Recent } from './recent.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { Shard } from './shard.js'
 
@@ -75,7 +76,7 @@ export class Worker {
   #sweep: (() => void) | null = null
   /** Shards that were left while ports still worked for them. */
   readonly #departed = new Set<Shard>()
-  readonly #sent = new Set<string>()
+  readonly #sent = new Recent<true>(maxSent)
   /** What new shards are to run, until they are defined. */
   readonly #intended = new Map<string, string>()
   #changing: Promise<void> | null = null
@@ -111,8 +112,7 @@ export class Worker {
       },
       mail: (receiver, draft) => options.ownership?.send(receiver, draft) ?? this.receive(receiver, draft, true),
       sent: (shard, effect) => {
-        this.#sent.add(`${shard} ${effect}`)
-        for (const [oldest] of this.#sent.entries()) if (this.#sent.size > maxSent) this.#sent.delete(oldest)
+        this.#sent.set(`${shard} ${effect}`, true)
       },
     }
     if (options.ownership !== undefined) options.ownership.onChange = (shard) => this.#changeOf(shard)

@@ -8,6 +8,7 @@
  *   server that follows from the last one here. What does not is dropped.
  */
 import type { StoredRecord } from '../runtime/journal.js'
+import { Recent } from '../runtime/recent.js'
 import { follows, type LocalCopy } from './local-copy.js'
 import * as rows from './rows.js'
 import type { Entry } from './shard-heads.js'
@@ -28,7 +29,7 @@ const maxHeldBytes = 16 * 1024 * 1024
 export class CopiedRecords {
   readonly #copy: LocalCopy
   readonly #server: (shard: string, from: number) => AsyncIterable<StoredRecord>
-  readonly #proofs = new Map<string, Proved>()
+  readonly #proofs = new Recent<Proved>(maxProofs)
 
   constructor(copy: LocalCopy, server: (shard: string, from: number) => AsyncIterable<StoredRecord>) {
     this.#copy = copy
@@ -113,7 +114,6 @@ export class CopiedRecords {
       return false
     }
     this.#proofs.set(shard, { life, from, upTo: last.last })
-    for (const [oldest] of this.#proofs) if (this.#proofs.size > maxProofs) this.#proofs.delete(oldest)
     return true
   }
 

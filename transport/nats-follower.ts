@@ -24,6 +24,7 @@ import type { Msg, Subscription } from '@nats-io/transport-node'
 import { z } from 'zod'
 import { TroupeError } from '../runtime/errors.js'
 import type { TroupeEvent } from '../runtime/events.js'
+import { Recent } from '../runtime/recent.js'
 import { storeError } from './jetstream-content.js'
 import { natsError, type NatsLink, watchLink } from './nats-connection.js'
 import { isMatch, type Subjects } from './subjects.js'
@@ -75,7 +76,8 @@ const cloudEvent = z.object({
   type: z.string(),
   time: z.string(),
   datacontenttype: z.literal('application/json'),
-  data: z.record(z.string(), z.unknown()),
+  // Whatever is in it: a schema of a record would copy it.
+  data: z.custom<TroupeEvent['data']>((data) => typeof data === 'object' && data !== null && !Array.isArray(data)),
 })
 
 /**
@@ -101,7 +103,7 @@ class Follower {
   readonly #filter: string
   readonly #closing = new AbortController()
   readonly #ready: FollowedEvent[] = []
-  readonly #seen = new Set<string>()
+  readonly #seen = new Recent<true>(maxSeen)
   /** The number of the stream that is asked for next. */
   #at = 1
   #error: TroupeError | null = null
@@ -256,8 +258,7 @@ class Follower {
     if (this.#closing.signal.aborted) return
     if (sequence !== null) {
       if (this.#seen.has(event.id)) return
-      this.#seen.add(event.id)
-      if (this.#seen.size > maxSeen) this.#seen.delete(this.#seen.values().next().value!)
+      this.#seen.set(event.id, true)
     }
     this.#ready.push({ event, sequence })
     this.#wake()

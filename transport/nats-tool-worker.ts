@@ -24,6 +24,7 @@ import type { Draft } from '../runtime/envelope.js'
 import { isTroupeError, TroupeError, toTroupeError } from '../runtime/errors.js'
 import type { Log } from '../runtime/log.js'
 import type { ToolOutcome, ToolPort, ToolRequest, ToolVerified } from '../runtime/ports.js'
+import { Recent } from '../runtime/recent.js'
 import { outcomeAddress, remoteOutcome } from '../runtime/remote-outcome.js'
 import type { NatsLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
@@ -89,9 +90,9 @@ export class NatsToolWorker implements WorkerWork {
   readonly #places = new Map<string, Place>()
   readonly #running = new Map<string, Running>()
   /** Places of calls whose outcome is stored, by effect. */
-  readonly #ended = new Map<string, string>()
+  readonly #ended = new Recent<string>(maxRemembered)
   /** The highest term that was seen of each shard. */
-  readonly #terms = new Map<string, number>()
+  readonly #terms = new Recent<number>(maxRemembered)
   #refused = 0
   #leaving = false
 
@@ -237,7 +238,7 @@ export class NatsToolWorker implements WorkerWork {
       throw new TroupeError('SHARD_FENCED', `${shard} has had an owner of term ${highest}: ${term} is over`)
     }
     this.#terms.delete(shard)
-    remember(this.#terms, shard, term)
+    this.#terms.set(shard, term)
   }
 
   #take(message: Msg): z.input<typeof work.startAnswer> | null {
@@ -277,7 +278,7 @@ export class NatsToolWorker implements WorkerWork {
       // Whoever was told to stop has nothing to tell.
       if (signal.aborted || ('status' in outcome && outcome.status === 'cancelled')) return
       await this.#send(place, outcome)
-      remember(this.#ended, key, place.id)
+      this.#ended.set(key, place.id)
     } catch (error) {
       const { code, message } = toTroupeError(error, 'STORE_FAILED')
       if (!signal.aborted) log.error('an outcome was not sent', { shard: place.shard, code, reason: message })
@@ -330,13 +331,4 @@ function checkInbox(message: Msg): void {
 
 function keyOf(shard: string, effect: string): string {
   return `${shard} ${effect}`
-}
-
-/** Forgets the oldest above the bound. */
-function remember<Value>(known: Map<string, Value>, key: string, value: Value): void {
-  known.set(key, value)
-  for (const oldest of known.keys()) {
-    if (known.size <= maxRemembered) return
-    known.delete(oldest)
-  }
 }
