@@ -89,6 +89,11 @@ export interface RuntimeOptions {
   /** A quiet crew leaves memory after so long. @default 30_000 */
   readonly idleMs?: number
   /**
+   * A crew whose last run ended so long ago is removed, as by `rm`, when nothing of it is open, no dead letter is kept and
+   * nobody holds it. @default crews are kept
+   */
+  readonly retainMs?: number
+  /**
    * Decide every step twice and compare, so that an impure machine is found at once. Costs time that grows with the crew.
    * @default 'on' when NODE_ENV is `test` or `development`, else 'off'
    */
@@ -290,6 +295,7 @@ function workerOn(journal: Journal, options: RuntimeOptions, log: Log, more: Par
     context: { scope: new Scope(), machines },
     checks: (options.checks ?? defaultChecks()) === 'on',
     ...(options.idleMs === undefined ? {} : { idleMs: options.idleMs }),
+    ...(options.retainMs === undefined ? {} : { retainMs: options.retainMs }),
     ...more,
   })
 }

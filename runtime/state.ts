@@ -233,3 +233,9 @@ export function nextDueAt(state: ShardState, after = Number.NEGATIVE_INFINITY): 
 export function crewNameOf(definition: string): string {
   return definition === '' ? '' : (JSON.parse(definition) as { data: { name: string } }).data.name
 }
+
+/** Nothing is open or kept for anybody, and the last run ended before a time. */
+export function isAtRest({ effects, timers, mail, letters, runs }: ShardState, since: number): boolean {
+  if (effects.size + timers.size + mail.outbox.size + letters.size + runs.unfinished.size > 0) return false
+  return [...runs.values()].every(({ end }) => end === null || end.at < since)
+}

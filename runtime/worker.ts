@@ -21,8 +21,10 @@ import type { Log } from './log.js'
 import { isForeign } from './mail.js'
 import type { Ownership } from './ownership.js'
 import { Recent } from './recent.js'
+import { Retention } from './retention.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { Shard } from './shard.js'
+import { isAtRest } from './state.js'
 
 /** What a worker is made of. */
 export interface WorkerOptions {
@@ -42,6 +44,8 @@ export interface WorkerOptions {
   readonly ownership?: Ownership
   /** Told of every commit, with all messages in it, when it is durable. Must neither wait nor throw. @default nobody */
   readonly trace?: (shard: string, commit: Commit) => void
+  /** A crew at rest is removed so long after its last commit, in milliseconds. @default never */
+  readonly retainMs?: number
   /** The code of a crew by its name: a shard that is woken by its work has nobody who spawns it. */
   readonly crewOf?: (name: string) => LiveCrew | undefined
 }
@@ -77,6 +81,7 @@ export class Worker {
   /** Shards that were left while ports still worked for them. */
   readonly #departed = new Set<Shard>()
   readonly #sent = new Recent<true>(maxSent)
+  readonly #retention: Retention | null
   /** What new shards are to run, until they are defined. */
   readonly #intended = new Map<string, string>()
   #changing: Promise<void> | null = null
@@ -116,6 +121,11 @@ export class Worker {
       },
     }
     if (options.ownership !== undefined) options.ownership.onChange = (shard) => this.#changeOf(shard)
+    const { retainMs, log } = options
+    const { clock } = options.ports
+    const mayGo = (id: string, since: number): Promise<boolean> => this.#mayGo(id, since)
+    const retaining = { journal: this.journal, clock, log, mayGo, remove: (id: string) => this.remove(id) }
+    this.#retention = retainMs === undefined ? null : new Retention(retaining, retainMs)
   }
 
   /** Opens the journal and takes up what is due or open. Resolves when the journal is open; the work goes on. */
@@ -127,6 +137,7 @@ export class Worker {
     this.#openedAt = now
     void this.#takeUp(report.pending)
     this.#planSweep()
+    this.#retention?.start()
     return report
   }
 
@@ -343,6 +354,12 @@ export class Worker {
     })
   }
 
+  async #mayGo(id: string, since: number): Promise<boolean> {
+    if (this.#pinned.has(id) || this.hub.watched(id) || !(await this.owns(id))) return false
+    const shard = await this.shard(id)
+    return !shard.busy && isAtRest(shard.state, since) && !this.#pinned.has(id)
+  }
+
   #unload(id: string, shard: Shard): void {
     this.#active.delete(id)
     // Whoever asks meanwhile waits until it has written what it had.
@@ -516,6 +533,7 @@ export class Worker {
     this.#closing = true
     await this.#withdraw(graceMs)
     this.#secondLook?.()
+    this.#retention?.close()
     this.#sweep?.()
     for (const { cancel } of this.#wakes.values()) cancel()
     this.#wakes.clear()

@@ -152,6 +152,7 @@ natsCommand('worker <files...>', 'run crews of these files for whoever asks over
   .option('--lease <ms>', 'a worker that is silent for so long loses its crews', whole, 5_000)
   .option('--replicas <count>', 'copies in a cluster of NATS servers', whole, 1)
   .option('--keep-events <days>', 'how long the event stream, when this makes it, keeps events', whole, 7)
+  .option('--retain <days>', 'remove crews whose last run ended so long ago (default: keep them)', whole)
   .option('--tools-only', 'run no crews, only the tools of them that are `remote`')
   .option('--grace <ms>', 'how long a stop waits for what is running', whole, 30_000)
   .action((files: string[], options: import('./worker.js').WorkerCommandOptions) =>

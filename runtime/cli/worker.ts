@@ -22,6 +22,7 @@ export interface WorkerCommandOptions extends NatsFlags {
   readonly lease: number
   readonly replicas: number
   readonly keepEvents: number
+  readonly retain?: number
   readonly grace: number
   readonly json?: boolean
   readonly toolsOnly?: boolean
@@ -37,6 +38,7 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
   const runtime = (await createRuntime({
     log: 'info',
     ...(options.store === undefined ? {} : { store: options.store }),
+    ...(options.retain === undefined ? {} : { retainMs: options.retain * dayMs }),
     nats: {
       ...natsFrom(options),
       role: options.toolsOnly === true ? 'tools' : 'worker',

@@ -44,6 +44,7 @@ export interface StageOptions {
   /** What `open` of the journal says. */
   readonly unclean?: boolean
   readonly idleMs?: number
+  readonly retainMs?: number
   /** @default true */
   readonly checks?: boolean
   readonly deps?: unknown
@@ -111,6 +112,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
     checks: options.checks ?? true,
     idleMs: options.idleMs ?? 30_000,
+    ...(options.retainMs === undefined ? {} : { retainMs: options.retainMs }),
     ...(options.member === undefined ? {} : { ownership: options.member }),
     crewOf: (name) => known.get(name),
   })
