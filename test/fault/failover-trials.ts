@@ -34,9 +34,13 @@ export interface FailoverOptions {
   readonly lanes: number
   /** Faults in one namespace. */
   readonly together: number
-  /** Crews that are there and idle, and what each has, in bytes. */
+  /** Crews that are there and idle, in the first `idleNamespaces`, and what each has, in bytes. */
   readonly idle: number
   readonly idleBytes: number
+  /** @default all of them */
+  readonly idleNamespaces?: number
+  /** Told how far it is. */
+  readonly onProgress?: (text: string) => void
 }
 
 /** What came of the trials. */
@@ -49,6 +53,8 @@ export interface FailoverReport extends Omit<StageReport, 'violations'> {
   readonly takeovers: number
   readonly takeoverP50Ms: number
   readonly takeoverP99Ms: number
+  /** The same where there were idle crews. */
+  readonly takeoverIdleP99Ms: number
   readonly violations: readonly string[]
   readonly ms: number
 }
@@ -71,7 +77,7 @@ export async function runFailover(options: FailoverOptions): Promise<FailoverRep
   const plan = plannedFaults(seed, each, random)
   const all = plan.length
   const perWindow: Record<string, number> = {}
-  const stages: (StageReport & { readonly takeoverMs: readonly number[] })[] = []
+  const stages: (StageReport & { readonly takeoverMs: readonly number[]; readonly idle: boolean })[] = []
   const broken: string[] = []
   const killed = { worker: 0, server: 0 }
   await using script = await bundleChild('worker-child')
@@ -87,14 +93,15 @@ export async function runFailover(options: FailoverOptions): Promise<FailoverRep
         haulBytes: options.idleBytes,
       })
       await startWorkers(stage, workerCount)
-      await stage.fill(options.idle)
+      const idle = at < (options.idleNamespaces ?? Number.POSITIVE_INFINITY) ? options.idle : 0
+      await stage.fill(idle)
       stage.load()
       for (let made = 0; made < together && plan.length > 0; made += 1) {
         const [planned] = plan.splice(0, 1) as [Planned]
         if (!(await makeFault(stage, server, planned, `${seed} ${at} ${made}`))) plan.push(planned)
       }
       const report = await stage.finish()
-      stages.push({ ...report, takeoverMs: stage.takeoverMs })
+      stages.push({ ...report, takeoverMs: stage.takeoverMs, idle: idle > 0 })
       for (const { window, fault } of stage.faults) {
         perWindow[window] = (perWindow[window] ?? 0) + 1
         killed[fault === 'server' ? 'server' : 'worker'] += 1
@@ -104,9 +111,14 @@ export async function runFailover(options: FailoverOptions): Promise<FailoverRep
     } finally {
       await server.dispose()
     }
+    options.onProgress?.(
+      `${all - plan.length} of ${all} faults, ${broken.length} broken, last: ${stages.at(-1)?.violations.join() ?? ''}`,
+    )
   }
   if (plan.length > 0) broken.push(`${plan.length} faults were never made, first ${JSON.stringify(plan[0])}`)
-  const takeoverMs = stages.flatMap((stage) => stage.takeoverMs).sort((one, other) => one - other)
+  const timesOf = (of: typeof stages): number[] =>
+    of.flatMap(({ takeoverMs }) => takeoverMs).sort((one, other) => one - other)
+  const takeoverMs = timesOf(stages)
   const sum = (of: (stage: StageReport) => number): number => stages.reduce((total, stage) => total + of(stage), 0)
   return {
     faults: killed.worker + killed.server,
@@ -122,6 +134,7 @@ export async function runFailover(options: FailoverOptions): Promise<FailoverRep
     takeovers: takeoverMs.length,
     takeoverP50Ms: quantile(takeoverMs, 0.5),
     takeoverP99Ms: quantile(takeoverMs, 0.99),
+    takeoverIdleP99Ms: quantile(timesOf(stages.filter(({ idle }) => idle)), 0.99),
     violations: [...broken, ...stages.flatMap(({ violations }) => violations)],
     ms: Math.round(performance.now() - started),
   }
