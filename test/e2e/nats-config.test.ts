@@ -1,8 +1,12 @@
 import { execFile } from 'node:child_process'
+import { once } from 'node:events'
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { describe, expect, onTestFinished, test } from 'vitest'
+import { reply } from '../../actors/scripted-model.js'
 import { connectNats } from '../../transport/nats-connection.js'
 import { makeCertificates } from '../support/certificates.js'
 import { type NatsServer, type NatsServerOptions, startNatsServer } from '../support/nats-server.js'
@@ -48,6 +52,40 @@ describe('troupe nats-config', () => {
     expect(denied.stderr).toMatch(/^NATS_DENIED: .*publish \$JS\.API\.INFO/)
     const other = await ended(['ps', ...as('eve').with(5, 'ada')], { cwd })
     expect(other.stderr).toMatch(/^NATS_DENIED/)
+  })
+
+  test('NG1 tool workers: calls of each class are done with no more rights than it printed', async () => {
+    const cwd = await scratch()
+    const server = await serverWith(cwd, ['--out', 'keys', '--client', 'ada', '--tools', 't1', '--namespace', 'shop'])
+    const calls: string[] = []
+    const ledger = createServer((request, response) => {
+      calls.push(new URL(request.url ?? '', 'http://ledger').searchParams.get('name') ?? '')
+      response.end('done')
+    })
+    await once(ledger.listen(0, '127.0.0.1'), 'listening')
+    onTestFinished(() => void ledger.close())
+    const env = { LEDGER: `http://127.0.0.1:${(ledger.address() as AddressInfo).port}` }
+    const scripted = await model(({ messages }) => {
+      const results = messages.filter(({ role }) => role === 'tool')
+      const next = ['look', 'put', 'send'][results.length]
+      if (next !== undefined) return reply.call(next, { word: 'w' })
+      return reply.text(results.map(({ content }) => String(content)).join(' | '))
+    })
+    const as = (user: string): string[] => [
+      ...['--nats', server.url, '--namespace', 'shop'],
+      ...['--user', user, '--nkey', join('keys', `${user}.nk`)],
+    ]
+    const file = crewFile('remote.mjs')
+    const worker = troupe(['worker', file, '--name', 'w1', ...as('worker')], { cwd, model: scripted, env })
+    await worker.says('worker w1 of namespace shop')
+    const tools = troupe(['worker', file, '--tools-only', '--name', 't1', ...as('t1')], { cwd, env })
+    await tools.says('tool worker t1 of namespace shop')
+    const end = await ended(['run', file, '--input', 'go', ...as('ada')], { cwd })
+    expect(end, end.stderr).toMatchObject({ code: 0, stdout: 'look done | put done | send done\n' })
+    expect(calls).toEqual(['look', 'put', 'send'])
+    tools.child.kill('SIGTERM')
+    expect(await tools.end).toMatchObject({ code: 0 })
+    expect(server.log()).not.toContain('Violation')
   })
 
   test('NG1 secrets: seeds are in files of their owner only, are kept, and are in nothing that is printed', async () => {
