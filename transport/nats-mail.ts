@@ -97,6 +97,9 @@ export class NatsMail {
   /** Tells each sender that is not done. */
   readonly #sending = new Set<(error: TroupeError) => void>()
   readonly #stopWatch: () => void
+  /** The look at what is stored that is under way, and the one behind it. */
+  #looking: Promise<unknown> = Promise.resolve()
+  #nextLook: Promise<ReadonlySet<string> | null> | null = null
   #receiver: MailReceiver | null = null
   #state: 'open' | 'draining' | 'closed' = 'open'
 
@@ -200,14 +203,28 @@ export class NatsMail {
    * taken. Never rejects.
    */
   async taken(shard: string): Promise<void> {
-    const { link, subjects, ackWaitMs = defaultAckWaitMs } = this.#options
+    const { ackWaitMs = defaultAckWaitMs } = this.#options
     const patienceMs = ackWaitMs + longestPauseMs
-    const filter = { subjects_filter: subjects.mailsOf(shard) }
     for (const until = performance.now() + patienceMs; performance.now() < until && this.#state !== 'closed'; ) {
-      const info = await link.manager.streams.info(subjects.stream('mail'), filter).catch(() => null)
-      if (info !== null && Object.keys(info.state.subjects ?? {}).length === 0) return
+      this.#nextLook ??= this.#look()
+      const waiting = await this.#nextLook
+      if (waiting !== null && !waiting.has(shard)) return
       await wait(takenAgainMs)
     }
+  }
+
+  /** Shards that letters are stored for, as it is after this was called; null when that is not known. */
+  async #look(): Promise<ReadonlySet<string> | null> {
+    const { link, subjects } = this.#options
+    // Whoever takes over many shards at once asks once for all of them.
+    await this.#looking
+    this.#looking = this.#nextLook ?? this.#looking
+    this.#nextLook = null
+    const filter = { subjects_filter: subjects.mails() }
+    const info = await link.manager.streams.info(subjects.stream('mail'), filter).catch(() => null)
+    return info === null
+      ? null
+      : new Set(Object.keys(info.state.subjects ?? {}).map((each) => subjects.shardOfMail(each)))
   }
 
   /** Reads no more: resolves when what was begun is taken or refused, the rest is given back, and the server knows. */
