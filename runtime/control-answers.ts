@@ -75,6 +75,15 @@ export async function* answerRequest(
       return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter)) ?? null }
     case 'drop':
       return yield { result: await runtime.deadLetters.drop(request.crew, request.letter) }
+    case 'refused':
+      for await (const item of runtime.refusedLetters.list(request.shard)) yield { item }
+      return yield { result: null }
+    case 'refusal':
+      return yield { result: await runtime.refusedLetters.show(request.shard, request.letter) }
+    case 'resend':
+      return yield { result: (await runtime.refusedLetters.replay(request.shard, request.letter)) ?? null }
+    case 'discard':
+      return yield { result: await runtime.refusedLetters.drop(request.shard, request.letter) }
     case 'move':
       return yield { result: await runtime.move(request.crew, request.to) }
     default:

@@ -35,6 +35,8 @@ export const maxAnswerBytes = 256 * 1_048_576
 const maxGraceMs = 86_400_000
 
 const id = z.string().max(64)
+/** What a letter was for: it may be no crew. */
+const shard = z.string().min(1).max(128)
 const runOf = { crew: id, run: z.string().max(64) }
 /** The crew's name, for an id that is new, and the hash of its definition: who speaks another language has none. */
 const code = { name: z.string().max(64).optional(), definition: z.string().length(64).optional() }
@@ -64,6 +66,12 @@ export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('replay'), crew: id, letter: id }),
   /** Without `letter`: all of them. */
   z.strictObject({ method: z.literal('drop'), crew: id, letter: id.optional() }),
+  /** Of letters that no crew takes. Whoever is asked answers: there may be no owner. */
+  z.strictObject({ method: z.literal('refused'), shard: shard.optional() }),
+  z.strictObject({ method: z.literal('refusal'), shard, letter: id }),
+  z.strictObject({ method: z.literal('resend'), shard, letter: id }),
+  /** Without `letter`: all of them. */
+  z.strictObject({ method: z.literal('discard'), shard, letter: id.optional() }),
   z.strictObject({ method: z.literal('move'), crew: id, to: id.optional() }),
   /** Does the crew run there, with this very definition? Can it, under its name's code? */
   z.strictObject({ method: z.literal('attach'), crew: id, ...code }),

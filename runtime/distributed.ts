@@ -18,6 +18,7 @@ import { NatsEvents } from '../transport/nats-events.js'
 import { NatsLive } from '../transport/nats-live.js'
 import { NatsMail } from '../transport/nats-mail.js'
 import { NatsOwnership } from '../transport/nats-ownership.js'
+import { NatsRefused } from '../transport/nats-refused.js'
 import { NatsSurvey } from '../transport/nats-survey.js'
 import { readSettings, type Settings } from '../transport/nats-settings.js'
 import { NatsToolWorker } from '../transport/nats-tool-worker.js'
@@ -226,6 +227,7 @@ class Membership implements Member {
     const leaseMs = nats.leaseMs ?? defaultLeaseMs
     // Letters that a dead worker held come to the next one soon after its shards have.
     const mail = await NatsMail.open({ ...shared, log, ackWaitMs: 2 * leaseMs })
+    const refused = await NatsRefused.open({ ...shared, send: (shard, letter, id) => mail.send(shard, letter, id) })
     const ownership = await NatsOwnership.open({ ...shared, worker: name, leaseMs, crews: {}, mail })
     const folder = parts.store === undefined ? null : join(parts.store, `copy-${nats.namespace ?? 'default'}`)
     const copy = folder === null ? undefined : { path: folder, log }
@@ -262,14 +264,14 @@ class Membership implements Member {
       void live.look(shard)
     }
     worker.onLook = (heads) => void events.catchUpAll(heads)
-    receive(mail, worker, ownership, log)
+    receive({ mail, worker, ownership, refused, log })
     const remote = new RemoteTools({
       ...{ link, subjects, log, worker: name },
       lives: (executor) => ownership.isRunning(executor),
       release: (executor, shard, effect) => ownership.cancel(executor, shard, [effect]),
       show: (progress) => show(worker, progress),
     })
-    const door = await doorTo({ worker, ownership, crews, leaving, parts, link, subjects })
+    const door = await doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refused })
     leaving.ends = [
       () => mail.drain(),
       () => worker.close(0),
@@ -419,8 +421,17 @@ function show(worker: Worker, { shard, effect: id, executor, value }: RemoteProg
   worker.hub.show(shard, { kind: 'progress', effect: id, agent, run, callId, value })
 }
 
+/** Who has to do with mail. */
+interface MailParts {
+  readonly mail: NatsMail
+  readonly worker: Worker
+  readonly ownership: NatsOwnership
+  readonly refused: NatsRefused
+  readonly log: Log
+}
+
 /** Mail of this worker's shards, wherever they are at the moment. */
-function receive(mail: NatsMail, worker: Worker, ownership: NatsOwnership, log: Log): void {
+function receive({ mail, worker, ownership, refused, log }: MailParts): void {
   mail.receive({
     owns: (shard) => worker.owns(shard),
     take: async (id, letter, _, first) => {
@@ -429,10 +440,12 @@ function receive(mail: NatsMail, worker: Worker, ownership: NatsOwnership, log: 
       const draft = readRemoteOutcome(letter, shard.state, Math.random)
       if (draft !== null) await shard.post(draft)
     },
-    dead: async (shard, draft, code, reason) => {
-      log.warn('dead letter', { shard, code, reason })
+    dead: async (shard, draft, code, reason, letter) => {
       // Its actor waits for something to come of it. What comes back is not sent back.
-      if (draft === null || stampOf(draft.cause) === null || !isForeign(draft.from)) return
+      const isBack = draft !== null && stampOf(draft.cause) !== null && isForeign(draft.from)
+      await refused.put(letter, { shard, draft, code, reason, returned: isBack })
+      log.warn('dead letter', { shard, letter: letter.id, code, reason })
+      if (!isBack) return
       const [sender, actor] = partsOf(draft.from)
       await ownership.send(sender, returned(shard, draft, actor, new TroupeError(code, reason)))
     },
@@ -455,16 +468,17 @@ interface DoorParts {
   readonly parts: DistributedParts
   readonly link: NatsLink
   readonly subjects: Subjects
+  readonly refused: NatsRefused
 }
 
-function doorTo({ worker, ownership, crews, leaving, parts, link, subjects }: DoorParts): Promise<Door> {
+function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refused }: DoorParts): Promise<Door> {
   const bind = (crew: Crew): LiveCrew => crews.get(crew.name)!
   const survey = new NatsSurvey({ link, subjects, ownership })
   const drain = (name: string | undefined, graceMs: number) => {
     if (name !== undefined) return ownership.drain(name, graceMs, leaving.handedOver)
     throw new TroupeError('CONFIG_INVALID', 'which worker? `troupe ps` lists them')
   }
-  const runtime = new LocalRuntime({ worker, bind, survey, drain, release: () => Promise.resolve() })
+  const runtime = new LocalRuntime({ worker, bind, survey, refused, drain, release: () => Promise.resolve() })
   const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
     const head = await worker.head(id)
     const lives = head.sequence > 0 && !head.removed

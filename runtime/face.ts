@@ -9,6 +9,7 @@
 import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
+import type { RefusedLetters } from './refused-letters.js'
 import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
@@ -73,6 +74,8 @@ export interface Runtime extends AsyncDisposable {
   remove(id: string): Promise<void>
   /** Messages that nobody could process: look at them, replay them, drop them. */
   readonly deadLetters: DeadLetters
+  /** Letters over NATS that no crew takes: look at them, send them again, drop them. */
+  readonly refusedLetters: RefusedLetters
   /** Holds a crew's agents before their next model call, spawned here or not. @throws TroupeError `CREW_UNKNOWN`. */
   pause(id: string): Promise<void>
   /** Lets a crew's paused agents go on. @throws TroupeError `CREW_UNKNOWN`. */

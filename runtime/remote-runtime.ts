@@ -14,6 +14,7 @@ import { checkId } from './envelope.js'
 import type { TroupeEvent } from './events.js'
 import type { CrewHandle, Runtime } from './face.js'
 import type { RecordedCommit } from './record.js'
+import type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
@@ -129,6 +130,19 @@ export class RemoteRuntime implements Runtime {
       const asked = letter === undefined ? { method: 'drop' as const, crew } : { method: 'drop' as const, crew, letter }
       return (await this.#channel.ask(asked)) as number
     },
+  }
+
+  readonly refusedLetters: RefusedLetters = {
+    list: (crew) => this.#refused(crew),
+    show: async (shard, letter) => (await this.#channel.ask({ method: 'refusal', shard, letter })) as RefusedDetails,
+    replay: async (shard, letter) => void (await this.#channel.ask({ method: 'resend', shard, letter })),
+    drop: async (shard, letter) =>
+      (await this.#channel.ask({ method: 'discard', shard, ...(letter === undefined ? {} : { letter }) })) as number,
+  }
+
+  async *#refused(crew: string | undefined): AsyncGenerator<RefusedInfo, void, void> {
+    const asked = { method: 'refused' as const, ...(crew === undefined ? {} : { shard: crew }) }
+    for await (const item of this.#channel.stream(asked)) yield item as RefusedInfo
   }
 
   async *#letters(crew: string): AsyncGenerator<DeadLetterInfo, void, void> {

@@ -17,6 +17,7 @@ import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import type { Durability, ShardHead } from './journal.js'
 import { fromRecord, type RecordedCommit } from './record.js'
+import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RunState } from './runs.js'
 import { crewNameOf } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
@@ -83,6 +84,8 @@ export interface RuntimeParts {
   readonly release: () => Promise<void>
   /** Among several workers: where crews are, and what waits for them. */
   readonly survey?: Survey
+  /** Mail that no crew takes. @default none comes */
+  readonly refused?: RefusedLetters
   /** Hands over what a worker has, or the owner of the store. */
   readonly drain?: (worker: string | undefined, graceMs: number) => AsyncGenerator<DrainProgress, void, void>
 }
@@ -96,6 +99,7 @@ export class Runtime {
   /** @internal Made by `createRuntime`. */
   constructor(parts: RuntimeParts) {
     this.#parts = parts
+    this.refusedLetters = parts.refused ?? noRefusedLetters
     this.deadLetters = new LocalDeadLetters(parts.worker.journal, async (id) => {
       await this.#known(id)
       return parts.worker.shard(id)
@@ -104,6 +108,8 @@ export class Runtime {
 
   /** Messages that nobody could process. */
   readonly deadLetters: DeadLetters
+  /** Letters over NATS that no crew takes. */
+  readonly refusedLetters: RefusedLetters
 
   /** @internal */
   get worker(): Worker {
@@ -138,8 +144,11 @@ export class Runtime {
 
   /** Every crew in the store, by name. */
   async *list(): AsyncGenerator<CrewInfo, void, void> {
+    const heads: ShardHead[] = []
+    for await (const head of this.worker.journal.heads()) if (!head.removed) heads.push(head)
+    // Behind them: whatever these know of may be stored by then.
     const place = await this.#parts.survey?.places()
-    for await (const head of this.worker.journal.heads()) if (!head.removed) yield { ...infoOf(head), ...place?.(head) }
+    for (const head of heads) yield { ...infoOf(head), ...place?.(head) }
   }
 
   /** The workers; null where one process owns everything. */
@@ -160,7 +169,7 @@ export class Runtime {
     const shard = await this.worker.shard(id)
     const state = shard.state
     const waits = new Map([...state.effects.values()].map((effect) => [effect.from, waitOf(effect.body)]))
-    const place = await this.#parts.survey?.places()
+    const place = await this.#parts.survey?.places(id)
     return {
       ...infoOf(head),
       ...place?.(head),

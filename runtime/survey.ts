@@ -29,6 +29,8 @@ export interface ClusterInfo {
   readonly durability: Durability
   /** Copies of the journal. */
   readonly replicas: number
+  /** Letters that no crew takes, and that were not dropped. */
+  readonly refused: number
   readonly workers: readonly WorkerInfo[]
 }
 
@@ -40,6 +42,11 @@ export interface CrewPlace {
   readonly letters: number
   /** How long the oldest of them has waited; null for none, and when very many crews have some. */
   readonly lagMs: number | null
+  /**
+   * How far the event stream is behind the journal: commits from the last one whose events are stored to the last one that
+   * has any. Null when it is not known, as with very many crews.
+   */
+  readonly eventsBehind: number | null
 }
 
 /** What a process that hands over still has. */
@@ -55,6 +62,6 @@ export interface DrainProgress {
 /** Looks at a namespace. Costs a few requests, however many crews there are: no journal is read. */
 export interface Survey {
   cluster(): Promise<ClusterInfo>
-  /** How things are now, by crew. */
-  places(): Promise<(head: ShardHead) => CrewPlace>
+  /** How things are now, by crew. @param shard the only one that will be asked about @default any */
+  places(shard?: string): Promise<(head: ShardHead) => CrewPlace>
 }

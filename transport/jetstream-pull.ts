@@ -44,6 +44,8 @@ export class Delivery {
   readonly seq: number
   /** How often it has been delivered, to anybody, this time included. */
   readonly count: number
+  /** Number and time of its message: in a stream that was made anew the numbers come again. */
+  readonly id: string
 
   constructor(message: Msg, connection: NatsConnection) {
     this.#message = message
@@ -53,6 +55,7 @@ export class Delivery {
     const at = tokens.length === 9 ? 4 : 6
     this.count = Number(tokens[at])
     this.seq = Number(tokens[at + 1])
+    this.id = `m${this.seq}-${BigInt(tokens[at + 3] ?? 0).toString(36)}`
   }
 
   get subject(): string {

@@ -19,16 +19,22 @@ export type StreamWanted = Partial<StreamConfig> & { readonly name: string; read
 
 /**
  * Makes sure that a stream is there, and gives its settings as the server has them. What is `given` must hold, and so must
- * retention (by limits), storage (file) and whether messages may be deleted (yes), where nothing else is given; copies and
- * how long ids are remembered are the operator's to set.
+ * retention (by limits), storage (file) and whether messages may be deleted (yes), where nothing else is given; copies,
+ * limits and how long ids are remembered are the operator's to set.
+ * @param limits of a stream that is made
  * @throws TroupeError `CONFIG_INVALID` for a stream that is there and otherwise, `NATS_UNSUPPORTED` for a server that did not
  * take what was asked for. Failures of the server come as they are.
  */
-export async function ensureStream({ manager }: NatsLink, given: StreamWanted, replicas = 1): Promise<StreamConfig> {
+export async function ensureStream(
+  { manager }: NatsLink,
+  given: StreamWanted,
+  replicas = 1,
+  limits: Pick<Partial<StreamConfig>, 'max_msgs' | 'max_bytes' | 'max_age'> = {},
+): Promise<StreamConfig> {
   const must = { retention: RetentionPolicy.Limits, storage: StorageType.File, deny_delete: false, ...given }
   const { name } = must
   const found = await manager.streams.info(name).catch(() => null)
-  const free = { num_replicas: replicas, duplicate_window: rememberedMs * 1_000_000 }
+  const free = { ...limits, num_replicas: replicas, duplicate_window: rememberedMs * 1_000_000 }
   const { config } = found ?? (await manager.streams.add({ ...free, ...must }))
   // What a server does not know it leaves out without a word.
   const has = (setting: string): string => JSON.stringify(config[setting as keyof StreamConfig] ?? false)

@@ -50,6 +50,16 @@ export interface Claim {
   readonly bytes: number
 }
 
+/** A message of the mail as it came, whatever it is. */
+export interface RawLetter {
+  /** The same each time it is delivered, and no other's. */
+  readonly id: string
+  readonly subject: string
+  /** None where there is a claim. */
+  readonly bytes: Uint8Array
+  readonly claim: Claim | null
+}
+
 /** Encodes a letter. @throws TroupeError `ENVELOPE_TOO_LARGE`, also for what holds too many values or too deep ones. */
 export function encodeLetter({ from, to, cause, body, values }: Draft): Buffer {
   const bytes = encode({ from, to, cause, body, values })

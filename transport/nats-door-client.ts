@@ -184,7 +184,12 @@ const gone: Partial<Record<ControlRequest['method'], string>> = {
   drain: 'WORKER_UNKNOWN',
   replay: 'LETTER_UNKNOWN',
   drop: 'LETTER_UNKNOWN',
+  resend: 'LETTER_UNKNOWN',
+  discard: 'LETTER_UNKNOWN',
 }
+
+/** What is answered with items that have an id of their own. */
+const lists: readonly ControlRequest['method'][] = ['list', 'letters', 'refused']
 
 /** How far the answers to a request have come. */
 class Course {
@@ -209,7 +214,7 @@ class Course {
     if (request.method === 'events' && !isLive(item as TroupeEvent))
       this.request = { ...request, since: (item as TroupeEvent).id }
     if (request.method === 'journal') this.request = { ...request, from: (item as { sequence: number }).sequence + 1 }
-    if (request.method !== 'list' && request.method !== 'letters') return true
+    if (!lists.includes(request.method)) return true
     const { id } = item as { id: string }
     if (this.#passed.has(id)) return false
     this.#passed.add(id)

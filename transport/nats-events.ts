@@ -20,7 +20,6 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import {
-  DeliverPolicy,
   DiscardPolicy,
   jetstream,
   JetStreamApiError,
@@ -44,9 +43,9 @@ import type { Journal, ShardHead } from '../runtime/journal.js'
 import type { Log } from '../runtime/log.js'
 import { fromEvents, type PlacedEvent } from '../runtime/record.js'
 import { storeError } from './jetstream-content.js'
-import { lastEventHeader, lastEventOf } from './jetstream-reading.js'
+import { lastEventHeader } from './jetstream-reading.js'
 import type { NatsLink } from './nats-connection.js'
-import { storedMessages } from './stored-messages.js'
+import { storedEvents } from './stored-events.js'
 import type { Subjects } from './subjects.js'
 
 /** Options of `NatsEvents.open`. */
@@ -187,26 +186,13 @@ export class NatsEvents {
     )
     if (known.length === 0 || this.#closing.signal.aborted) return
     try {
-      const stored = await this.#lastEvents()
-      for (const { shard, lastEvent } of known) if (lastEvent! > (stored.get(shard) ?? 0)) this.catchUp(shard)
+      const { link, subjects } = this.#options
+      const { last } = await storedEvents(link, this.#client, subjects)
+      for (const { shard, lastEvent } of known) if (lastEvent! > (last.get(shard) ?? 0)) this.catchUp(shard)
     } catch (error) {
       // Workers look again when one comes or goes, and once more a while later.
       this.#options.log.warn('the event stream could not be looked through', { reason: storeError(error).message })
     }
-  }
-
-  /** Of each shard the last commit whose events the stream has. */
-  async #lastEvents(): Promise<ReadonlyMap<string, number>> {
-    const { link, subjects } = this.#options
-    const found = new Map<string, number>()
-    const wanted = {
-      deliver_policy: DeliverPolicy.LastPerSubject,
-      filter_subject: subjects.events(),
-      headers_only: true,
-    }
-    for await (const message of storedMessages(link, this.#client, this.#stream, wanted))
-      found.set(subjects.shardOf(message.subject), lastEventOf(message) ?? 0)
-    return found
   }
 
   /** Passes a live event by, best effort: it is stored nowhere, and lost while there is no link. */

@@ -3,7 +3,7 @@
  *
  * Owns: storing letters until they are stored, what becomes of a letter that came, dead letters' notices.
  * Does not own: order and credit (`mail-reader.ts`), the bytes of a letter (`letter.ts`), numbering letters so that what
- * comes twice is taken once (the shard's), keeping dead letters (whoever is told of them).
+ * comes twice is taken once (the shard's), keeping dead letters (`nats-refused.ts`).
  *
  * - ML1 A letter whose `send` resolved is stored, once: it is tried again with the same id, which the server remembers for
  *   two minutes.
@@ -29,7 +29,15 @@ import type { Log } from '../runtime/log.js'
 import { ensureContent, JetStreamContent, storeError } from './jetstream-content.js'
 import { type Delivery, JetStreamPull } from './jetstream-pull.js'
 import { ensureStream } from './jetstream-stream.js'
-import { type Claim, claimHeaders, claimOf, decodeLetter, encodeLetter, largestInline } from './letter.js'
+import {
+  type Claim,
+  claimHeaders,
+  claimOf,
+  decodeLetter,
+  encodeLetter,
+  largestInline,
+  type RawLetter,
+} from './letter.js'
 import { delayOf, MailReader, type Verdict } from './mail-reader.js'
 import type { NatsLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
@@ -51,16 +59,20 @@ export interface MailReceiver {
   owns(shard: string): boolean | Promise<boolean>
   /**
    * Takes a letter: resolves when it is committed, and may be forgotten. What it rejects with decides what becomes of it:
-   * `OUTCOME_FORGED`, `MESSAGE_REFUSED`, `ENVELOPE_INVALID`, `SENDER_BEHIND` and `CREW_UNKNOWN` make a dead letter; `SHARD_ELSEWHERE`,
-   * `RUNTIME_CLOSED`, failures of a store and whatever may be retried bring it again soon; anything else, above all
+   * `OUTCOME_FORGED`, `MESSAGE_REFUSED`, `ENVELOPE_INVALID`, `ID_INVALID`, `SENDER_BEHIND` and `CREW_UNKNOWN` make a dead letter;
+   * `SHARD_ELSEWHERE`, `RUNTIME_CLOSED`, failures of a store and whatever may be retried bring it again soon; anything else, above all
    * `SHARD_STOPPED`, brings it again every 30 seconds.
    * A letter that is refused with `MAIL_GAP` is given again at once when no earlier one of its shard is stored.
    * @param deliveries how often the letter was delivered, to anybody, this time included
    * @param first no earlier letter of the shard is stored
    */
   take(shard: string, draft: Draft, deliveries: number, first: boolean): Promise<void>
-  /** Told of a dead letter before it is deleted; one that rejects brings it again. @param draft null for what is no letter */
-  dead(shard: string, draft: Draft | null, code: ErrorCode, reason: string): Promise<void>
+  /**
+   * Told of a dead letter before it is deleted; one that rejects brings it again. Its large body, if any, stays.
+   * @param draft null for what is no letter
+   * @param letter the message itself
+   */
+  dead(shard: string, draft: Draft | null, code: ErrorCode, reason: string, letter: RawLetter): Promise<void>
   /** Letters of one shard that are kept here while it gets none done. @default 32 */
   readonly creditPerShard?: number
 }
@@ -75,6 +87,7 @@ const parkedMs = 30_000
 const longestReason = 500
 
 const deadCodes: readonly ErrorCode[] = [
+  'ID_INVALID',
   'OUTCOME_FORGED',
   'MESSAGE_REFUSED',
   'ENVELOPE_INVALID',
@@ -134,22 +147,22 @@ export class NatsMail {
   /**
    * Stores a letter: resolves when it is stored, and tries for as long as that takes. Letters of which each is sent after
    * the one before was stored are in that order.
+   * @param id two letters of one id within two minutes are one @default another one each time
    * @throws TroupeError `ID_INVALID` for a name that is none, `ENVELOPE_TOO_LARGE` above 8 MiB, `NATS_DENIED`;
    * `RUNTIME_CLOSED` when this mail is closed before: the letter may be stored or not.
    */
-  send(shard: string, draft: Draft): Promise<void> {
+  send(shard: string, draft: Draft, id: string = randomUUID()): Promise<void> {
     return new Promise((resolve, reject) => {
       this.#sending.add(reject)
-      this.#store(shard, draft)
+      this.#store(shard, draft, id)
         .then(resolve, reject)
         .finally(() => this.#sending.delete(reject))
     })
   }
 
-  async #store(shard: string, draft: Draft): Promise<void> {
+  async #store(shard: string, draft: Draft, id: string): Promise<void> {
     const subject = this.#options.subjects.mail(shard, draft.to)
     const bytes = encodeLetter(draft)
-    const id = randomUUID()
     for (let attempt = 0; ; attempt++) {
       if (this.#state === 'closed') throw new TroupeError('RUNTIME_CLOSED', 'the mail is closed')
       try {
@@ -288,8 +301,9 @@ export class NatsMail {
 
   async #work(receiver: MailReceiver, shard: string, delivery: Delivery): Promise<Verdict> {
     let draft: Draft | null = null
+    let claim: Claim | null = null
     try {
-      const claim = claimOf(delivery.headers, delivery.data)
+      claim = claimOf(delivery.headers, delivery.data)
       if (claim === null) draft = this.#decode(delivery.data, delivery, null)
       if (!(await receiver.owns(shard))) return again(delivery)
       if (claim !== null) {
@@ -301,7 +315,7 @@ export class NatsMail {
       await this.#taken(shard, claim, delivery)
       return null
     } catch (error) {
-      return await this.#refused(receiver, shard, draft, delivery, error)
+      return await this.#refused(receiver, shard, { draft, claim, delivery }, error)
     }
   }
 
@@ -364,8 +378,7 @@ export class NatsMail {
   async #refused(
     receiver: MailReceiver,
     shard: string,
-    draft: Draft | null,
-    delivery: Delivery,
+    { draft, claim, delivery }: { draft: Draft | null; claim: Claim | null; delivery: Delivery },
     thrown: unknown,
   ): Promise<Verdict> {
     const { code, message, retryable } = toTroupeError(thrown, 'SHARD_STOPPED')
@@ -376,7 +389,8 @@ export class NatsMail {
     }
     try {
       const reason = message.slice(0, longestReason)
-      await receiver.dead(shard, draft, code, reason)
+      const { id, subject, data: bytes } = delivery
+      await receiver.dead(shard, draft, code, reason, { id, subject, bytes, claim })
       this.#tell({ shard, code, reason })
       delivery.end()
       return null

@@ -6,7 +6,7 @@
  *
  * - ROL1 Each user reads the answers to its own requests only: it has an inbox of its own, `_INBOX_<user>`.
  * - ROL2 A client reaches the doors under its own name and nothing else; it has no right to JetStream.
- * - ROL3 Only shard workers write journals, events and pins. A tool worker writes its lease, and outcomes and progress under
+ * - ROL3 Only shard workers write journals, events, refused letters and pins. A tool worker writes its lease, and outcomes and progress under
  *   its own name; an observer writes nothing.
  * - ROL4 Nobody may delete a stream or a single message, or use a stream of another namespace.
  *
@@ -77,9 +77,11 @@ function crewWork(subjects: Subjects, name: string, clients: readonly string[]):
     subjects.events(),
     subjects.followed('live'),
     subjects.messages(),
+    subjects.dead(),
+    subjects.refusals(),
   ]
   // A worker uses crews as a client does, and asks and answers others of its kind.
-  const asked = [subjects.doorsOf(name), subjects.questions(name), subjects.workers(), subjects.dead()]
+  const asked = [subjects.doorsOf(name), subjects.questions(name), subjects.workers()]
   return [...own, ...asked, ...subjects.toolCalls().requests, ...[name, ...clients].map((each) => `${inboxOf(each)}.>`)]
 }
 
@@ -93,6 +95,8 @@ function crewStore(subjects: Subjects, api: Api): string[] {
     ...[...api.consumer('mail', 'CREATE', 'MSG.NEXT'), ...api.answers('mail')],
     ...api.stream('events', 'INFO', 'CREATE', 'MSG.GET'),
     ...[api.create('events'), ...api.consumer('events', 'DELETE', 'MSG.NEXT')],
+    ...api.stream('dead', 'INFO', 'CREATE', 'MSG.GET', 'PURGE'),
+    ...[api.create('dead'), ...api.consumer('dead', 'DELETE', 'MSG.NEXT')],
     ...(['workers', 'pins'] as const).flatMap((of) => [
       ...api.stream(`KV_${of}`, 'CREATE'),
       ...api.bucket(of),

@@ -34,7 +34,7 @@ export class Subjects {
   }
 
   /** The name of a stream or bucket of this namespace. */
-  stream(of: 'journal' | 'content' | 'workers' | 'pins' | 'mail' | 'events'): string {
+  stream(of: 'journal' | 'content' | 'workers' | 'pins' | 'mail' | 'events' | 'dead'): string {
     return `${this.#name}_${of}`
   }
 
@@ -215,9 +215,24 @@ export class Subjects {
     return subject.split('.')[4] ?? ''
   }
 
-  /** Letters that nobody could take. */
+  /** Where it is told of letters that nobody could take. */
   dead(): string {
     return `${this.#prefix}.dead`
+  }
+
+  /** Where a letter that nobody could take is kept. @param shard whatever it was for: it may be no name of a shard */
+  refusal(shard: string, letter: string): string {
+    return `${this.#prefix}.dead.${encoded(shard)}.${token(letter)}`
+  }
+
+  /** Where all of them are, or those for a shard. */
+  refusals(shard?: string): string {
+    return shard === undefined ? `${this.#prefix}.dead.>` : `${this.#prefix}.dead.${encoded(shard)}.*`
+  }
+
+  /** The letter of such a subject. */
+  letterOf(subject: string): string {
+    return subject.slice(subject.lastIndexOf('.') + 1)
   }
 
   /** A part of one piece of what a shard keeps beside its journal: its kind, and a key of that kind. */
@@ -273,8 +288,12 @@ function encoded(name: string): string {
   return `${text.join('').slice(0, 64)}_${createHash('sha256').update(name).digest('hex').slice(0, 32)}`
 }
 
+/** Whether a name can be one token: an id. */
+export function isToken(name: string): boolean {
+  return tokenPattern.test(name)
+}
+
 function token(name: string): string {
-  if (!tokenPattern.test(name))
-    throw new TroupeError('ID_INVALID', `not one token of a subject: ${JSON.stringify(name)}`)
+  if (!isToken(name)) throw new TroupeError('ID_INVALID', `not one token of a subject: ${JSON.stringify(name)}`)
   return name
 }

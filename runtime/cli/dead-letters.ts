@@ -1,12 +1,13 @@
 /**
- * `troupe dead-letters`: messages that nobody could process.
+ * `troupe dead-letters`: messages that nobody could process, and letters over NATS that no crew takes.
  *
  * Owns: what its words mean, how a dead letter reads.
- * Does not own: what is done about one (`dead-letters.ts` of the runtime).
+ * Does not own: what is done about one (`dead-letters.ts` and `refused-letters.ts` of the runtime).
  */
 import type { DeadLetterDetails, DeadLetterInfo } from '../dead-letters.js'
-import { TroupeError, toTroupeError } from '../errors.js'
+import { isTroupeError, TroupeError, toTroupeError } from '../errors.js'
 import type { Runtime } from '../face.js'
+import { isRefused, type RefusedDetails, type RefusedInfo } from '../refused-letters.js'
 import { duration, exitCodes, oneLine, plural, writeJson, writeLine, writeTable } from './output.js'
 import { type StoreOptions, withStore } from './show.js'
 
@@ -21,12 +22,14 @@ export async function deadLetters(words: readonly string[], options: Options): P
   if (isVerb && (words.length > 3 || (letter === undefined) !== all)) throw misused()
   return withStore(options, async (runtime) => {
     if (!isVerb) return list(runtime, verb, options)
-    if (verb === 'show') show(crew, await runtime.deadLetters.show(crew, letter!), options)
-    else if (verb === 'drop') dropped(crew, await runtime.deadLetters.drop(crew, letter), options)
+    const ofMail = letter !== undefined && isRefused(letter)
+    if (verb === 'show' && ofMail) showRefused(crew, await runtime.refusedLetters.show(crew, letter), options)
+    else if (verb === 'show') show(crew, await runtime.deadLetters.show(crew, letter!), options)
+    else if (verb === 'drop') dropped(crew, await drop(runtime, crew, letter), options)
     else {
-      await runtime.deadLetters.replay(crew, letter!)
+      await (ofMail ? runtime.refusedLetters : runtime.deadLetters).replay(crew, letter!)
       if (options.json === true) writeJson({ type: 'replayed', crew, letter })
-      else writeLine(`${letter} of ${crew} replayed`)
+      else writeLine(`${letter} of ${crew} ${ofMail ? 'sent again' : 'replayed'}`)
     }
     return exitCodes.done
   })
@@ -40,13 +43,19 @@ function misused(): TroupeError {
 async function list(runtime: Runtime, only: string, options: Options): Promise<number> {
   const rows: string[][] = [['CREW', 'LETTER', 'CODE', 'FROM', 'TO', 'TYPE', 'AGE']]
   let code: number = exitCodes.done
+  let refused = 0
   const add = async (crew: string): Promise<void> => {
     for await (const letter of runtime.deadLetters.list(crew)) {
       if (options.json === true) writeJson({ crew, ...letter })
       else rows.push(rowOf(crew, letter))
     }
   }
-  if (only !== '') await add(only)
+  for await (const letter of runtime.refusedLetters.list(only === '' ? undefined : only)) {
+    refused += 1
+    if (options.json === true) writeJson({ refused: true, ...letter })
+    else rows.push(rowOf(letter.crew, letter, 'refused '))
+  }
+  if (only !== '') await add(only).catch((error: unknown) => passNobody(error, refused))
   else
     for await (const { id } of runtime.list())
       await add(id).catch((error: unknown) => {
@@ -59,9 +68,24 @@ async function list(runtime: Runtime, only: string, options: Options): Promise<n
   return code
 }
 
-function rowOf(crew: string, { id, code, from, to, type, at }: DeadLetterInfo): string[] {
+/** What a refused letter was for need not be a crew: then there is nothing more to tell. */
+function passNobody(error: unknown, refused: number): number {
+  const isNobody = isTroupeError(error) && ['CREW_UNKNOWN', 'ID_INVALID'].includes(error.code)
+  if (refused > 0 && isNobody) return 0
+  throw error
+}
+
+async function drop(runtime: Runtime, crew: string, letter: string | undefined): Promise<number> {
+  if (letter !== undefined) return (isRefused(letter) ? runtime.refusedLetters : runtime.deadLetters).drop(crew, letter)
+  const refused = await runtime.refusedLetters.drop(crew)
+  return refused + (await runtime.deadLetters.drop(crew).catch((error: unknown) => passNobody(error, refused)))
+}
+
+type Row = Pick<DeadLetterInfo, 'id' | 'code' | 'from' | 'to' | 'type' | 'at'>
+
+function rowOf(crew: string, { id, code, from, to, type, at }: Row, mark = ''): string[] {
   const age = duration(Math.max(0, Date.now() - at))
-  return [crew, id, code, oneLine(from, 60), oneLine(to, 60), oneLine(type, 60), age]
+  return [oneLine(crew, 60), id, `${mark}${code}`, oneLine(from, 60), oneLine(to, 60), oneLine(type, 60), age]
 }
 
 function show(crew: string, letter: DeadLetterDetails, options: Options): void {
@@ -72,6 +96,27 @@ function show(crew: string, letter: DeadLetterDetails, options: Options): void {
     `${oneLine(from)} → ${oneLine(to)}  ${oneLine(message.type)}  ${new Date(at).toISOString()}`,
     oneLine(JSON.stringify(message), 2_000),
     ...values.map((value) => `  ${oneLine(value, 2_000)}`),
+  ]
+  for (const line of lines) writeLine(line, process.stdout)
+}
+
+const keptAs: Readonly<Record<RefusedInfo['kept'], string>> = {
+  whole: '',
+  beside: ', beside the mail',
+  none: ', not kept',
+}
+
+function showRefused(crew: string, letter: RefusedDetails, options: Options): void {
+  if (options.json === true) return writeJson({ refused: true, ...letter })
+  const { id, code, reason, from, to, type, at, bytes, hash, kept, returned, message, values, raw } = letter
+  const sender = from === '' ? 'no letter' : `${oneLine(from)} → ${oneLine(to)}  ${oneLine(type)}`
+  const lines = [
+    `${id} of ${oneLine(crew)}  refused ${code}: ${oneLine(reason, 2_000)}`,
+    `${sender}  ${new Date(at).toISOString()}${returned ? '  its sender was told' : ''}`,
+    `${plural(bytes, 'byte')}${keptAs[kept]}, SHA-256 ${hash}`,
+    ...(message === null ? [] : [oneLine(JSON.stringify(message), 2_000)]),
+    ...values.map((value) => `  ${oneLine(value, 2_000)}`),
+    ...(raw === null || raw === '' ? [] : [oneLine(raw, 2_000)]),
   ]
   for (const line of lines) writeLine(line, process.stdout)
 }

@@ -33,10 +33,11 @@ export async function ps(options: StoreOptions): Promise<number> {
 }
 
 function rowOf(crew: CrewInfo, cluster: ClusterInfo | null): string[] {
-  const { id, sequence, owner, letters = 0, lagMs = null, outbox } = crew
+  const { id, sequence, owner, letters = 0, lagMs = null, eventsBehind = null, outbox } = crew
   const waits =
     letters === 0 ? '' : `${plural(letters, 'letter')} waiting${lagMs === null ? '' : ` ${duration(lagMs)}`}`
-  const state = [stateOf(crew), outbox === 0 ? '' : `${plural(outbox, 'letter')} to send`, waits]
+  const behind = (eventsBehind ?? 0) === 0 ? '' : `events ${plural(eventsBehind!, 'commit')} behind`
+  const state = [stateOf(crew), outbox === 0 ? '' : `${plural(outbox, 'letter')} to send`, waits, behind]
   const shown = state.filter((each) => each !== '').join(', ')
   return [id, count(sequence), ...(cluster === null ? [] : [owner ?? 'nobody']), shown]
 }
@@ -48,13 +49,18 @@ function tellCluster(cluster: ClusterInfo, json: boolean): void {
     for (const worker of workers) writeJson({ type: 'worker', ...worker })
     return
   }
-  writeLine(painter(process.stdout)('dim', describe(cluster)), process.stdout)
+  const refused = cluster.refused === 0 ? '' : ` · ${plural(cluster.refused, 'refused letter')}`
+  writeLine(painter(process.stdout)('dim', `${describe(cluster)}${refused}`), process.stdout)
   writeTable([['WORKER', 'EPOCH', 'SINCE', 'PARTITIONS', 'CREWS'], ...workers.map(workerRow)])
   writeLine('', process.stdout)
 }
 
 /** Server and durability in one line. */
-export function describe({ server, durability, replicas }: Omit<ClusterInfo, 'workers'>): string {
+export function describe({
+  server,
+  durability,
+  replicas,
+}: Pick<ClusterInfo, 'server' | 'durability' | 'replicas'>): string {
   const copies = replicas === 1 ? '1 copy' : `${replicas} copies`
   return `nats-server ${server} · ${copies} of the journal, ${survives[durability]}`
 }

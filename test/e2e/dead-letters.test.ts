@@ -3,7 +3,9 @@ import { describe, expect, test } from 'vitest'
 import { crewMachine } from '../../machines/index.js'
 import { defineAgent, defineCrew } from '../../runtime/define.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
+import { encode } from '../../runtime/codec.js'
 import type { NatsLink } from '../../transport/nats-connection.js'
+import { Subjects } from '../../transport/subjects.js'
 import { openStage, shippedMachines } from '../support/crew-stage.js'
 import type { NatsServer } from '../support/nats-server.js'
 import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
@@ -92,5 +94,56 @@ describe('dead-letters', () => {
     for (const verb of ['show', 'replay', 'drop'])
       expect((await crowd.ask('dead-letters', verb, 'desk', '9-9')).stderr).toContain('LETTER_UNKNOWN')
     expect((await crowd.ask('dead-letters', 'drop', 'desk', '--all')).stderr).toBe('0 dead letters of desk dropped\n')
+  })
+
+  test('dead-letters: over NATS mail that no crew takes is listed, shown, sent again where that helps, and dropped', async () => {
+    const crowd = await gather({ server, link, names: ['w1'], script: clerk() })
+    expect((await crowd.run().end).code).toBe(0)
+    const subjects = new Subjects(crowd.namespace)
+    const put = (shard: string, to: string, bytes: string | Uint8Array) =>
+      link.connection.publish(subjects.mail(shard, to), bytes)
+    const draft = { cause: '', values: ['said \u001b[31m'] }
+    put('desk', 'crew/main', encode({ ...draft, from: 'client/x', to: 'crew/main', body: { type: 'xstate.done' } }))
+    put('desk', 'outcome/t', encode({ ...draft, from: 'port/tool', to: 'outcome/t', body: { type: 'tool.ended' } }))
+    const task = { ...draft, from: 'desk/envoy/x', cause: '3-0|1|1', body: { type: 'delegate.task' } }
+    put('nobody', 'crew/main', encode({ ...task, to: 'crew/main' }))
+    put('desk', 'crew/main', 'no letter')
+    const list = async (...words: string[]) => {
+      const { stdout } = await crowd.ask('dead-letters', ...words, '--json')
+      return stdout === '' ? [] : jsonLines(stdout)
+    }
+    const codes = async (...words: string[]) => (await list(...words)).map(({ code }) => code).sort()
+    const all = ['CREW_UNKNOWN', 'ENVELOPE_INVALID', 'MESSAGE_REFUSED', 'OUTCOME_FORGED']
+    await expect.poll(() => codes(), { timeout: 20_000 }).toEqual(all)
+    const letters = await list()
+    expect(letters.every(({ refused }) => refused === true)).toBe(true)
+    const of = (code: string) => String(letters.find((letter) => letter['code'] === code)!['id'])
+    expect(await codes('nobody')).toEqual(['CREW_UNKNOWN'])
+    const listed = await crowd.ask('dead-letters', 'nobody')
+    expect(listed).toMatchObject({ code: 0, stderr: '' })
+    expect(listed.stdout).toMatch(/^nobody +m\S+ +refused CREW_UNKNOWN +desk\/envoy\/x +crew\/main +delegate\.task/m)
+    expect((await crowd.ask('ps')).stdout).toMatch(/ · 4 refused letters$/m)
+    const shown = (await crowd.ask('dead-letters', 'show', 'desk', of('MESSAGE_REFUSED'))).stdout
+    expect(shown).toContain('said')
+    expect(shown).not.toContain('\u001b[31m')
+    expect(await list('show', 'desk', of('ENVELOPE_INVALID'))).toMatchObject([
+      { refused: true, message: null, raw: Buffer.from('no letter').toString('base64'), bytes: 9 },
+    ])
+    // A forged one and one whose sender was told stay; the others are in the mail again, once, and are judged anew.
+    for (const [crew, code] of [
+      ['desk', 'OUTCOME_FORGED'],
+      ['desk', 'ENVELOPE_INVALID'],
+      ['nobody', 'CREW_UNKNOWN'],
+    ] as const)
+      expect((await crowd.ask('dead-letters', 'replay', crew, of(code))).stderr).toContain('LETTER_REFUSED')
+    const again = of('MESSAGE_REFUSED')
+    const replayed = await crowd.ask('dead-letters', 'replay', 'desk', again)
+    expect(replayed).toMatchObject({ code: 0, stderr: `${again} of desk sent again\n` })
+    expect((await crowd.ask('dead-letters', 'replay', 'desk', again)).stderr).toContain('LETTER_UNKNOWN')
+    const fresh = async () => (await list('desk')).some(({ code, id }) => code === 'MESSAGE_REFUSED' && id !== again)
+    await expect.poll(fresh, { timeout: 20_000 }).toBe(true)
+    expect((await crowd.ask('dead-letters', 'drop', 'nobody', of('CREW_UNKNOWN'))).stderr).toContain('1 dead letter of')
+    expect((await crowd.ask('dead-letters', 'drop', 'desk', '--all')).stderr).toMatch('3 dead letters of desk dropped')
+    expect(await codes()).toEqual([])
   })
 })

@@ -1,8 +1,10 @@
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { DiscardPolicy } from '@nats-io/jetstream'
 import { describe, expect, onTestFinished, test } from 'vitest'
 import { fault, type ModelScript, reply } from '../../actors/scripted-model.js'
 import type { NatsLink } from '../../transport/nats-connection.js'
+import { Subjects } from '../../transport/subjects.js'
 import type { NatsServer } from '../support/nats-server.js'
 import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
 import { type Crowd, gather } from './crowd.js'
@@ -215,6 +217,7 @@ describe('ps', () => {
       server: expect.stringMatching(/^2\./),
       durability: 'process',
       replicas: 1,
+      refused: 0,
     })
     expect([one, other]).toMatchObject([
       { type: 'worker', worker: 'w1', crews: { desk: expect.stringMatching(/^[0-9a-f]{64}$/) } },
@@ -224,6 +227,7 @@ describe('ps', () => {
     expect(Math.abs(Number(one!['since']) - before)).toBeLessThan(60_000)
     expect(Number(other!['epoch'])).toBeGreaterThan(Number(one!['epoch']))
     expect(crew).toMatchObject({ type: 'crew', id: 'desk', crew: 'desk', owner, openEffects: 1, letters: 0, outbox: 0 })
+    expect(crew).toMatchObject({ eventsBehind: 0 })
     const text = (await crowd.ask('ps')).stdout
     expect(text).toMatch(/^nats-server 2\.\S+ · 1 copy of the journal, survives kill -9, not a power cut$/m)
     expect(text).toMatch(/^WORKER {2}EPOCH {2}SINCE +PARTITIONS {2}CREWS$/m)
@@ -233,6 +237,24 @@ describe('ps', () => {
     ])
     gate.open()
     expect((await running.end).code).toBe(0)
+  })
+
+  test('ps: events that the stream does not take are told, by crew, until it takes them', async () => {
+    const crowd = await gather({ server, link, names: ['w1'], script: clerk() })
+    expect((await crowd.run().end).code).toBe(0)
+    const behind = async () => {
+      const crew = jsonLines((await crowd.ask('ps', '--json')).stdout).find(({ type }) => type === 'crew')
+      return Number(crew?.['eventsBehind'])
+    }
+    await expect.poll(behind, { timeout: 20_000 }).toBe(0)
+    const { streams } = link.manager
+    const { config, state } = await streams.info(new Subjects(crowd.namespace).stream('events'))
+    await streams.update(config.name, { ...config, discard: DiscardPolicy.New, max_msgs: state.messages })
+    expect((await crowd.run('--new').end).code).toBe(0)
+    expect(await behind()).toBeGreaterThan(3)
+    expect((await crowd.ask('ps')).stdout).toMatch(/^desk +\d+ +w1 +idle, events \d+ commits behind$/m)
+    await streams.update(config.name, config)
+    await expect.poll(behind, { timeout: 20_000 }).toBe(0)
   })
 })
 

@@ -80,8 +80,8 @@ async function receiving(
       await receiver.take?.(shard, draft, deliveries, first)
       taken.push(named(shard, draft))
     },
-    dead: async (shard, draft, why, reason) => {
-      await receiver.dead?.(shard, draft, why, reason)
+    dead: async (shard, draft, why, reason, raw) => {
+      await receiver.dead?.(shard, draft, why, reason, raw)
       dead.push(`${named(shard, draft)}:${why}`)
     },
   })

@@ -87,7 +87,16 @@ describe('roles at work', () => {
     expect((await all(ada.list())).map(({ id }) => id)).toEqual(['q3'])
     expect((await all(ada.journal('q3'))).length).toBeGreaterThan(5)
     expect(await ada.show('q3')).toMatchObject({ crew: 'desk' })
-    expect(await ada.cluster()).toMatchObject({ workers: [{ worker: 'w1' }, { worker: 'w2' }] })
+    expect(await ada.cluster()).toMatchObject({ refused: 0, workers: [{ worker: 'w1' }, { worker: 'w2' }] })
+    // What is no letter, as a worker may send it.
+    const inside = await connectNats(roles.as('worker'))
+    onTestFinished(() => inside.connection.close())
+    inside.connection.publish(new Subjects('shop').mail('q3', 'agent/x'), 'no letter')
+    await expect.poll(async () => (await ada.cluster())?.refused).toBe(1)
+    const [refused] = await all(ada.refusedLetters.list('q3'))
+    expect(await ada.refusedLetters.show('q3', refused!.id)).toMatchObject({ code: 'ENVELOPE_INVALID', crew: 'q3' })
+    await expect(ada.refusedLetters.replay('q3', refused!.id)).rejects.toMatchObject({ code: 'LETTER_REFUSED' })
+    expect(await ada.refusedLetters.drop('q3')).toBe(1)
     // A worker uses crews, too.
     expect(await (await two.spawn(desk, { id: 'q4' })).ask('go')).toMatchObject({ output: 'All is known.' })
     await one.close()
@@ -167,6 +176,13 @@ const matrix: readonly (readonly [what: string, subject: string, publish: Who, s
   ['own progress', 'troupe.shop.progress.w1.t1', 't', 'w'],
   ['another’s progress', 'troupe.shop.progress.w1.t2', '-', 'w'],
   ['dead letter', 'troupe.shop.dead', 'w', '-'],
+  ['refused letter', 'troupe.shop.dead.q3.m1-x', 'w', '-'],
+  ['all refused letters', 'troupe.shop.dead.>', '-', '-'],
+  ['a refused letter, read', '$JS.API.STREAM.MSG.GET.troupe_shop_dead', 'w', '-'],
+  ['the list of refused letters', '$JS.API.CONSUMER.CREATE.troupe_shop_dead', 'w', '-'],
+  ['refused letters, counted', '$JS.API.STREAM.INFO.troupe_shop_dead', 'w', '-'],
+  ['dropping refused letters', '$JS.API.STREAM.PURGE.troupe_shop_dead', 'w', '-'],
+  ['deleting a refused letter', '$JS.API.STREAM.MSG.DELETE.troupe_shop_dead', '-', '-'],
   ['lease', '$KV.troupe_shop_workers.w1', 'w', '-'],
   ['lease of a tool worker', '$KV.troupe_shop_workers.t1', 'wt', '-'],
   ['pin', '$KV.troupe_shop_pins.q3', 'w', '-'],

@@ -14,6 +14,9 @@ test('subjects: they are the ones of the design', () => {
   expect(subjects.content('a', 'blob', 'f00')).toBe('troupe.shop.content.a.blob.f00.0')
   expect(subjects.contents('a', 'blob')).toBe('troupe.shop.content.a.blob.>')
   expect(subjects.pieces('a', 'blob')).toBe('troupe.shop.content.a.blob.*.0')
+  expect(subjects.refusal('a', 'm1-x')).toBe('troupe.shop.dead.a.m1-x')
+  expect(subjects.refusals('a')).toBe('troupe.shop.dead.a.*')
+  expect(subjects.letterOf(subjects.refusal('a', 'm1-x'))).toBe('m1-x')
   expect(subjects.stream('journal')).toBe('troupe_shop_journal')
 })
 
@@ -148,6 +151,7 @@ test('SU1 SU3 subjects: a hostile id is one token everywhere, or refused everywh
     (id) => subjects.events(id),
     (id) => subjects.worker(id),
     (id) => subjects.entries('pins', id),
+    (id) => subjects.refusal('q3', id),
     (id) => subjects.toolReports(id)[0]!,
     (id) => subjects.content(id, 'blob', 'k'),
     (id) => subjects.contents(id, 'blob', 'k'),
