@@ -56,7 +56,8 @@ describe('run', () => {
     expect(followed).toBe('end\n')
     expect(leaving).toBe('done\n')
     expect(returned).toBe('nothing left to do\n')
-  })
+    // Four processes that load everything from its source.
+  }, 60_000)
 
   test('U2 run: a result that nobody awaits never reaches the process', async () => {
     const escaped: unknown[] = []
