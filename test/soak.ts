@@ -175,10 +175,13 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
     faults('mail', async () => {
       const { runMailTrials } = await import('./fault/mail-trials.js')
       const { runMailKills } = await import('./fault/mail-kill-trials.js')
+      const { runMailMutant } = await import('./fault/worker-mutants.js')
       const counts = { seed: base, each: times(20), random: times(40) }
       const workers = await runMailTrials({ ...counts, together: 20, pairs: 6, rings: 3, crowds: 2 })
       const store = await runMailKills(counts)
-      return { workers, store, violations: [...workers.violations, ...store.violations] }
+      const mutant = runMailMutant()
+      const missed = mutant.caughtBy === null ? [`the mutant ${mutant.mutant} was not caught`] : []
+      return { workers, store, mutant, violations: [...workers.violations, ...store.violations, ...missed] }
     }),
   mutants: () =>
     faults('mutants', async () => {

@@ -5,6 +5,7 @@
 import { expect, test } from 'vitest'
 import { mailKillWindows, runMailKills } from './mail-kill-trials.js'
 import { mailWindows, runMailTrials } from './mail-trials.js'
+import { runMailMutant } from './worker-mutants.js'
 
 const seed = Number(process.env['TROUPE_SEED'] ?? Date.now() % 1_000_000)
 console.log(`mail: TROUPE_SEED=${seed}`)
@@ -41,3 +42,9 @@ test(
   },
   longMs,
 )
+
+test('mail: the mutant without a credit per shard lets one stuck shard stop its partition, and is caught', () => {
+  const { caughtBy, example } = runMailMutant()
+  expect(caughtBy).toBe('mail tests')
+  expect(example).toContain('MLR2 stuck')
+})
