@@ -38,6 +38,12 @@ export interface WorkersReport {
     readonly cluster: Trials & { readonly kills: number; readonly truncations: number }
     readonly links: Trials & { readonly trials: number; readonly noticedMs: Readonly<Record<string, number>> }
     readonly rolling: Trials & { readonly restarts: number }
+    /** A report from before there was such a part has none. */
+    readonly mail?: {
+      readonly workers: { readonly kills: number; readonly delegations: number }
+      readonly store: { readonly kills: number; readonly delegations: number }
+      readonly violations: readonly string[]
+    }
     readonly mutants: { readonly caught: number; readonly violations: readonly string[] }
     readonly bench: { readonly results: readonly Readonly<Record<string, number | string>>[] }
   }
@@ -126,7 +132,7 @@ function tables(
 }
 
 function workersTable({ commit, node, parts }: WorkersReport): string[] {
-  const { failover, stops, cluster, links, rolling, mutants, bench } = parts
+  const { failover, stops, cluster, links, rolling, mail, mutants, bench } = parts
   const noticed = Math.max(...Object.values(links.noticedMs))
   const row = (what: string, count: string, { violations }: Pick<Trials, 'violations'>): Row => [
     what,
@@ -159,10 +165,16 @@ function workersTable({ commit, node, parts }: WorkersReport): string[] {
         links,
       ),
       row('rolling restarts of three workers', `${rolling.restarts}, ${rolling.runs} runs`, rolling),
+      ...(mail === undefined ? [] : [mailRow(mail)]),
     ],
     workerFigures,
     bench.results,
   )
+}
+
+function mailRow({ workers, store, violations }: NonNullable<WorkersReport['parts']['mail']>): Row {
+  const count = `${workers.kills + store.kills} kills, ${(workers.delegations + store.delegations).toLocaleString('en')} delegations`
+  return ['crews delegate to each other while `kill -9` takes either', count, violations.length]
 }
 
 function coreTable({ commit, node, parts }: SoakReport): string[] {

@@ -173,6 +173,18 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
     faults('rolling', async () =>
       (await import('./fault/rolling-trials.js')).runRollingRestarts({ seed: base, count: times(10), lanes: 24 }),
     ),
+  mail: () =>
+    faults('mail', async () => {
+      const { runMailTrials } = await import('./fault/mail-trials.js')
+      const { runMailKills } = await import('./fault/mail-kill-trials.js')
+      const { runMailMutant } = await import('./fault/worker-mutants.js')
+      const counts = { seed: base, each: times(20), random: times(40) }
+      const workers = await runMailTrials({ ...counts, together: 20, pairs: 6, rings: 3, crowds: 2 })
+      const store = await runMailKills(counts)
+      const mutant = runMailMutant()
+      const missed = mutant.caughtBy === null ? [`the mutant ${mutant.mutant} was not caught`] : []
+      return { workers, store, mutant, violations: [...workers.violations, ...store.violations, ...missed] }
+    }),
   mutants: () =>
     faults('mutants', async () => {
       const { fenceMutants, runFenceMutant } = await import('./fault/worker-mutants.js')

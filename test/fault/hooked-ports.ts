@@ -13,7 +13,8 @@ import type { Journal, JournalRecord } from '../../runtime/journal.js'
 import type { Log } from '../../runtime/log.js'
 import type { ModelPort, ToolPort } from '../../runtime/ports.js'
 import { prepareCrew } from '../../runtime/prepared-crew.js'
-import { fromRecord } from '../../runtime/record.js'
+import { isForeign } from '../../runtime/mail.js'
+import { fromEvents, fromRecord, type RecordedCommit } from '../../runtime/record.js'
 import { systemClock } from '../../runtime/system-clock.js'
 
 /** Where a fault may be made by hook. The ports know of those up to `in flight`, the wire of the others. */
@@ -37,6 +38,23 @@ export type Window =
   | 'mail taken'
   /** A commit is durable, its events are not in the stream. */
   | 'before event'
+  | LetterWindow
+
+/** What one crew says to another, as the windows tell it apart: a task, or the answer to one. */
+export type LetterKind = 'task' | 'answer'
+
+/** Where a letter between crews may be when a fault is made. The wire knows of `sent`, the journal of the others. */
+export type LetterWindow =
+  /** The record that wrote it is durable, and it is not sent. */
+  | `${LetterKind} written`
+  /** It is with the server, whose acknowledgement is not here. */
+  | `${LetterKind} sent`
+  /** It was handed over, and the record that says so is made and not sent. */
+  | `${LetterKind} handed`
+  /** It came, and the record that takes it is made and not sent. */
+  | `${LetterKind} delivered`
+  /** The record that takes it is durable, and it is not acknowledged. */
+  | `${LetterKind} taken`
 
 /** Told whenever a window is passed; may not come back. */
 export interface Hooks {
@@ -90,15 +108,63 @@ export class Danger {
   }
 }
 
+/** What a message says, if it is one between crews. */
+const letterKinds: Readonly<Record<string, LetterKind>> = { 'delegate.task': 'task', 'delegate.answered': 'answer' }
+
+/** The letters of a process, as its records tell of them. */
+class Letters {
+  /** By shard and commit that wrote them, until they are handed over. */
+  readonly #written = new Map<string, LetterKind>()
+
+  /** What is about to be written down. */
+  before(shard: string, commits: readonly RecordedCommit[]): LetterWindow[] {
+    const handed = commits
+      .filter(({ envelope }) => envelope.body.type === 'mail.handed')
+      .flatMap(({ envelope }) => envelope.body['rows'] as string[])
+      .map((row) => this.#written.get(`${shard} ${row.split('-')[0]}`))
+    return [...windowsOf('handed', handed), ...windowsOf('delivered', commits.map(kindOfTaken))]
+  }
+
+  /** What was written down. */
+  after(record: JournalRecord, commits: readonly RecordedCommit[]): LetterWindow[] {
+    const events = record.events === null ? [] : fromEvents(record.events)
+    const written = events
+      .filter(({ event }) => event.type === 'mail.sent')
+      .map(({ sequence, event }) => ({ sequence, kind: letterKinds[String(event['message'])] }))
+    for (const { sequence, kind } of written)
+      if (kind !== undefined) this.#written.set(`${record.shard} ${sequence}`, kind)
+    return [
+      ...windowsOf(
+        'written',
+        written.map(({ kind }) => kind),
+      ),
+      ...windowsOf('taken', commits.map(kindOfTaken)),
+    ]
+  }
+}
+
+function kindOfTaken({ envelope: { from, body } }: RecordedCommit): LetterKind | undefined {
+  return isForeign(from) ? letterKinds[body.type] : undefined
+}
+
+function windowsOf<What extends string>(what: What, kinds: readonly (LetterKind | undefined)[]) {
+  return kinds.filter((kind) => kind !== undefined).map((kind): `${LetterKind} ${What}` => `${kind} ${what}`)
+}
+
 /** A journal that tells of its appends. */
 export function hookJournal(inner: Journal, hooks: Hooks): Journal {
+  const letters = new Letters()
   const hooked: Partial<Journal> = {
     append: async (record) => {
-      hooks.pass('before append', record.shard)
+      const { shard } = record
+      const commits = fromRecord(shard, record)
+      hooks.pass('before append', shard)
+      for (const window of letters.before(shard, commits)) hooks.pass(window, shard)
       await inner.append(record)
-      for (const { envelope } of fromRecord(record.shard, record))
-        if (envelope.body.type === 'effect.dispatched') hooks.pass('dispatched to check', record.shard)
-      hooks.pass('append to dispatch', record.shard)
+      for (const { envelope } of commits)
+        if (envelope.body.type === 'effect.dispatched') hooks.pass('dispatched to check', shard)
+      for (const window of letters.after(record, commits)) hooks.pass(window, shard)
+      hooks.pass('append to dispatch', shard)
       hooks.danger.appended(record)
     },
     putAttempts: async (shard, attempts) => {

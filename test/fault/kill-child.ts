@@ -8,6 +8,7 @@ import { openSync, readFileSync, writeSync } from 'node:fs'
 import { isTroupeError } from '../../runtime/errors.js'
 import { createLog } from '../../runtime/log.js'
 import type { CrewHandle } from '../../runtime/crew-handle.js'
+import type { Run } from '../../runtime/run.js'
 import { Runtime } from '../../runtime/runtime.js'
 import { Scope } from '../../runtime/scope.js'
 import { systemClock } from '../../runtime/system-clock.js'
@@ -19,15 +20,19 @@ import {
   die,
   hookJournal,
   type Hooks,
+  type LetterWindow,
   machines,
   sayLine,
   type Window,
 } from './hooked-ports.js'
 import { crewOf, type CrewPlan, type LedgerLine, onceTools, taskOf, type Workshop } from './kill-crews.js'
 import { type LostCall, lostCalls } from './kill-judge.js'
+import { askOf, lanesOf, mailCrews, type MailGroup } from './mail-crews.js'
 
 /** Where a process may be killed by hook. */
-export type HookedWindow = Extract<Window, 'before append' | 'append to dispatch' | 'in flight' | 'outcome to append'>
+export type HookedWindow =
+  | Extract<Window, 'before append' | 'append to dispatch' | 'in flight' | 'outcome to append'>
+  | Exclude<LetterWindow, `${string} sent`>
 
 /** What the parent tells a child. */
 export interface ChildConfig {
@@ -36,6 +41,9 @@ export interface ChildConfig {
   readonly baseURL: string
   readonly durability: 'process' | 'power'
   readonly crews: readonly CrewPlan[]
+  /** Crews that ask each other, and how many tasks each of their lanes is given. */
+  readonly groups: readonly MailGroup[]
+  readonly asks: number
   /** Kill at the n-th passing of the window once armed; null: not by hook. */
   readonly hook: { readonly window: HookedWindow; readonly nth: number } | null
   /** Armed only when no open work has been through so many crashes. */
@@ -162,16 +170,35 @@ function createRuntime(): { runtime: Runtime; worker: Worker } {
 async function resultOf(crew: CrewHandle<string>, plan: CrewPlan, watched: boolean): Promise<CrewResult> {
   const run = crew.start(taskOf(plan), { key: 'the-run' })
   if (watched) void drain(run.events)
-  const { id } = plan
+  try {
+    return await endOf(plan.id, run)
+  } finally {
+    gate.danger.ended(plan.id)
+  }
+}
+
+async function endOf(id: string, run: Run<string>): Promise<CrewResult> {
   try {
     const { output, messages, usage } = await run.result
     return { id, code: null, reason: '', output, messages, modelCalls: usage.modelCalls }
   } catch (error) {
     if (!isTroupeError(error)) throw error
     return { id, code: error.code, reason: error.message, output: '', messages: [], modelCalls: 0 }
-  } finally {
-    gate.danger.ended(id)
   }
+}
+
+/** Gives a lane its tasks, one after the other. What had ended before the process was killed has ended still. */
+async function resultsOf(
+  group: MailGroup,
+  lane: readonly string[],
+  handles: ReadonlyMap<string, CrewHandle<string>>,
+): Promise<CrewResult[]> {
+  const results: CrewResult[] = []
+  for (let n = 0; n < config.asks; n += 1) {
+    const { crew, name, key, text } = askOf(group, lane, n)
+    results.push(await endOf(name, handles.get(crew)!.start(text, { key })))
+  }
+  return results
 }
 
 /** Watching makes the model stream. */
@@ -181,8 +208,10 @@ async function drain(events: AsyncIterable<unknown>): Promise<void> {
 
 async function main(): Promise<void> {
   const { runtime, worker } = createRuntime()
+  const definitions = mailCrews(config.groups, shop)
+  const ids = [...config.crews.map(({ id }) => id), ...definitions.keys()]
   const bound = setTimeout(() => {
-    const crews = config.crews.map(({ id }) => runtime.show(id).catch(String))
+    const crews = ids.map((id) => runtime.show(id).catch(String))
     void Promise.all(crews).then((state) => {
       say({ type: 'hung', state })
       process.exit(3)
@@ -192,11 +221,14 @@ async function main(): Promise<void> {
   await worker.open()
   const handles: CrewHandle<string>[] = []
   for (const plan of config.crews) handles.push(await runtime.spawn(crewOf(plan, shop), { id: plan.id }))
+  const asked = new Map<string, CrewHandle<string>>()
+  for (const [id, crew] of definitions) asked.set(id, await runtime.spawn(crew, { id }))
   const results = handles.map((handle, index) => resultOf(handle, config.crews[index]!, index % 3 === 0))
+  const answers = config.groups.flatMap((group) => lanesOf(group).map((lane) => resultsOf(group, lane, asked)))
   gate.spawned()
-  const all = await Promise.all(results)
+  const all = [...(await Promise.all(results)), ...(await Promise.all(answers)).flat()]
   gate.disarm()
-  const lost = await Promise.all(config.crews.map(({ id }) => lostCalls(id, runtime.journal(id))))
+  const lost = await Promise.all(ids.map((id) => lostCalls(id, runtime.journal(id))))
   await runtime.close({ graceMs: 5_000 })
   clearTimeout(bound)
   say({ type: 'done', results: all, lost: lost.flat() })

@@ -190,7 +190,8 @@ async function work(shop: Workshop, tool: string, slot: string, key: string, ms:
   return resultOf(tool, slot)
 }
 
-function toolsOf(shop: Workshop): Record<string, Tool> {
+/** All tools, by name. */
+export function toolsOf(shop: Workshop): Record<string, Tool> {
   const run = (tool: string) => (given: Slot, context: ToolContext) =>
     work(shop, tool, given.slot, context.idempotencyKey, 1 + draw(given.slot, 12))
   /** Fails once for some slots, so that a retry is due when the process dies. */

@@ -104,7 +104,7 @@ function firstDifference(mine: readonly unknown[], expected: readonly unknown[])
 }
 
 /** One call of one task has one key, over all processes: a second key means that its model reply was taken twice. */
-function judgeKeys({ ledger }: Deeds): string[] {
+export function judgeKeys({ ledger }: Pick<Deeds, 'ledger'>): string[] {
   const keys = new Map<string, Set<string>>()
   const slots = new Map<string, Set<string>>()
   for (const { slot, key, what } of ledger) {
@@ -123,7 +123,7 @@ function judgeKeys({ ledger }: Deeds): string[] {
 }
 
 /** A `once` call starts once over all processes; any other once a process, and once more for each failure. */
-function judgeStarts(ledger: readonly LedgerLine[], judges: (tool: string) => boolean): string[] {
+export function judgeStarts(ledger: readonly LedgerLine[], judges: (tool: string) => boolean): string[] {
   const violations: string[] = []
   const starts = new Map<string, number>()
   const allowed = new Map<string, number>()
@@ -164,7 +164,7 @@ function judgeDone({ crews, ledger, twinLedger, lost }: Deeds): string[] {
 }
 
 /** Each `unknown` lies over a kill of the very process that had the call. */
-function judgeLost({ lost, kills }: Campaign): string[] {
+export function judgeLost({ lost, kills }: Pick<Campaign, 'lost' | 'kills'>): string[] {
   const violations: string[] = []
   for (const { crew, executor, dispatchedAt, interruptedAt } of lost) {
     const kill = kills.find(({ pid }) => `${pid}` === executor)
@@ -187,7 +187,7 @@ function judgeTold({ lost, results }: Deeds): string[] {
 }
 
 /** A process asks the model once for each reply, and once more for each fault. */
-function judgeRequests({ requests }: Campaign): string[] {
+export function judgeRequests({ requests }: Pick<Campaign, 'requests'>): string[] {
   return [...requests]
     .filter(([, { count, faults }]) => count > 1 + faults)
     .map(([request, { count, faults }]) => `the model was asked ${count} times with ${faults} faults: ${request}`)

@@ -1,7 +1,13 @@
 /**
  * The model of crews that faults are made in: a server that outlives every fault, and has a few of its own.
  */
-import { fault, type ScriptedAnswer, type ScriptedModel, startScriptedModel } from '../../actors/scripted-model.js'
+import {
+  fault,
+  type ScriptedAnswer,
+  type ScriptedModel,
+  type ScriptedRequest,
+  startScriptedModel,
+} from '../../actors/scripted-model.js'
 import { answerTo, conversationHash, draw, latencyOf } from './kill-crews.js'
 
 /** A model, and what was asked of it: requests by process and conversation, and how many of them met a fault. */
@@ -10,14 +16,17 @@ export interface KillModel {
   readonly requests: ReadonlyMap<string, { readonly count: number; readonly faults: number }>
 }
 
-/** Starts it. @param slower times its usual latency @default 1 */
-export async function startKillModel(slower = 1): Promise<KillModel> {
+/** Starts it. @param slower times its usual latency @default 1 @param answerOf what it says @default as in the kill test */
+export async function startKillModel(
+  slower = 1,
+  answerOf: (request: ScriptedRequest) => ScriptedAnswer = answerTo,
+): Promise<KillModel> {
   const requests = new Map<string, { count: number; faults: number }>()
   const failed = new Set<string>()
   const model = await startScriptedModel(
     (request) => {
       const conversation = conversationHash(request.messages)
-      const answer = answerTo(request)
+      const answer = answerOf(request)
       const place = `${String(request.headers['x-process'])} ${conversation}`
       const asked = requests.get(place) ?? { count: 0, faults: 0 }
       requests.set(place, asked)

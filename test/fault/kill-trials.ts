@@ -19,8 +19,10 @@ const hookedWindows: readonly HookedWindow[] = ['before append', 'append to disp
 /** A process must be done, or have been killed, by then. */
 const boundMs = 60_000
 
+const noGroups = { groups: [], asks: 0 } as const
+
 /** One kill that is still to be done. */
-type Planned =
+export type Planned =
   | { readonly how: 'hook'; readonly window: HookedWindow; readonly nth: number }
   /** From outside, so long after the runtime was ready, or (`early`) after it began to open its store. */
   | { readonly how: 'random'; readonly early: boolean; readonly delayMs: number }
@@ -116,7 +118,7 @@ function crewsOf(name: string): CrewPlan[] {
 }
 
 /** A process that neither finished nor was killed by us: it hung, refused its store, or ended with an error. */
-class CampaignError extends Error {
+export class CampaignError extends Error {
   constructor(name: string, kills: readonly Kill[], says: ChildSays) {
     super(
       `${name}: after kills in [${kills.map(({ window }) => window).join(', ')}]: ${JSON.stringify(says).slice(0, 4_000)}`,
@@ -128,7 +130,7 @@ class CampaignError extends Error {
 async function runCampaign(name: string, plan: Planned[], script: string): Promise<Campaign> {
   await using place = await openPlace()
   const crews = crewsOf(name)
-  const base = { baseURL: place.model.baseURL, crews, poisonous: false, boundMs, crashes: 2 }
+  const base = { ...noGroups, baseURL: place.model.baseURL, crews, poisonous: false, boundMs, crashes: 2 }
   const durability = draw(`${name} durability`, 4) === 0 ? 'power' : 'process'
   const twinFiles = await place.files('twin')
   const twinEnds = runChild(script, { ...base, ...twinFiles, durability, hook: null }, null)
@@ -163,10 +165,10 @@ async function runCampaign(name: string, plan: Planned[], script: string): Promi
   }
 }
 
-/** A folder and a model for one campaign. */
-async function openPlace() {
+/** A folder and a model for one campaign. @param answerOf what the model says @default as in the kill test */
+export async function openPlace(answerOf?: Parameters<typeof startKillModel>[1]) {
   const folder = await mkdtemp(join(tmpdir(), 'troupe-kill-'))
-  const { model, requests } = await startKillModel()
+  const { model, requests } = await startKillModel(1, answerOf)
   return {
     model,
     requests,
@@ -182,21 +184,23 @@ async function openPlace() {
   }
 }
 
-function readLedger(path: string): LedgerLine[] {
+/** Everything that tools wrote. */
+export function readLedger(path: string): LedgerLine[] {
   const lines = readFileSync(path, 'utf8').split('\n').filter(Boolean)
   return lines.map((line) => JSON.parse(line) as LedgerLine)
 }
 
 // ---------------------------------------------------------------------------------------------- one process
 
-interface Ended {
+/** How a child ended. */
+export interface Ended {
   /** The last thing that it said; `failed` when that was no end. */
   readonly says: ChildSays
   readonly killed: Kill | null
 }
 
 /** Runs a child to its end, or to its death by `planned`. */
-async function runChild(script: string, config: ChildConfig, planned: Planned | null): Promise<Ended> {
+export async function runChild(script: string, config: ChildConfig, planned: Planned | null): Promise<Ended> {
   const child = spawn(process.execPath, [script, JSON.stringify(config)], {
     cwd: root,
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -271,7 +275,10 @@ export async function runPoison(kind: PoisonKind, seed: number): Promise<PoisonR
     })),
     { id: `${name}-${kind}`, kind, rounds: 4 },
   ]
-  const base = { baseURL: place.model.baseURL, crews, boundMs, crashes: 2, durability: 'process', hook: null } as const
+  const base = {
+    ...noGroups,
+    ...({ baseURL: place.model.baseURL, crews, boundMs, crashes: 2, durability: 'process', hook: null } as const),
+  }
   const twinFiles = await place.files('twin')
   const twin = await runChild(script, { ...base, ...twinFiles, poisonous: false }, null)
   const files = await place.files('killed')

@@ -20,6 +20,7 @@ import {
   sayLine,
   type Window,
 } from './hooked-ports.js'
+import { mailCrews, type MailGroup } from './mail-crews.js'
 import { crewOfSlot, type LedgerLine, onceTools, sharedCrews, type Workshop } from './kill-crews.js'
 
 /** What becomes of whom at a hook. */
@@ -41,6 +42,8 @@ export interface WorkerConfig {
   readonly store: string
   /** What a `bulk` crew's tool brings. */
   readonly haulBytes: number
+  /** Crews that ask each other. */
+  readonly groups: readonly MailGroup[]
 }
 
 /** A line of the worker's stdin. `arm` replaces what was armed before; a window of null disarms. */
@@ -135,19 +138,23 @@ async function hookWire(): Promise<void> {
     if (subject.startsWith(event!)) hooks.pass('before event', subject)
     if (subject.startsWith(taken) && data === '+ACK') hooks.pass('mail taken', subject)
     publish.call(this, subject, data, options)
-    const sent: Window | null = subject.startsWith(journal!)
-      ? 'append sent'
-      : subject.startsWith(mail!)
-        ? 'mail sent'
-        : null
+    const sent = windowsSent(subject, journal!, mail!).find((window) => hooks.isArmed(window))
     // The server answers in order: it has read what was sent before.
-    if (sent !== null && hooks.isArmed(sent))
+    if (sent !== undefined)
       void this.flush().then(
         () => hooks.pass(sent, subject),
         () => undefined,
       )
   }
   await probe.connection.close()
+}
+
+/** Which windows lie behind the sending of something. Tasks are for crews, answers for envoys. */
+function windowsSent(subject: string, journal: string, mail: string): Window[] {
+  if (subject.startsWith(journal)) return ['append sent']
+  if (!subject.startsWith(mail)) return []
+  const kind = subject.split('.')[5]
+  return ['mail sent', ...(kind === 'crew' ? ['task sent' as const] : kind === 'envoy' ? ['answer sent' as const] : [])]
 }
 
 function tellLink(type: string): void {
@@ -194,7 +201,8 @@ async function main(): Promise<void> {
     },
     closePorts: () => ports.close(),
   })
-  for (const crew of sharedCrews(shop).values()) await runtime.offer(crew)
+  for (const crew of [...sharedCrews(shop).values(), ...mailCrews(config.groups, shop).values()])
+    await runtime.offer(crew)
   createInterface({ input: process.stdin })
     .on('line', (line) => hooks.arm(JSON.parse(line) as WorkerHears))
     // Nobody is to be left behind by a parent that was killed.

@@ -5,7 +5,8 @@
  * Every function returns violations as sentences; none means that all is well.
  */
 import { AckPolicy, DeliverPolicy, jetstream } from '@nats-io/jetstream'
-import { fromEvents, fromRecord, type RecordedCommit } from '../../runtime/record.js'
+import type { Journal } from '../../runtime/journal.js'
+import { fromEvents, fromRecord, type PlacedEvent, type RecordedCommit } from '../../runtime/record.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { rowOf } from '../../transport/jetstream-reading.js'
 import type { NatsLink } from '../../transport/nats-connection.js'
@@ -30,6 +31,21 @@ export interface StoredCrews {
   readonly records: number
   readonly events: number
   readonly violations: readonly string[]
+}
+
+/** What a journal has of one crew. */
+export interface CrewStory {
+  readonly commits: readonly RecordedCommit[]
+  readonly events: readonly PlacedEvent[]
+}
+
+/** Reads all of it. */
+export async function storyOf(journal: Journal, crew: string): Promise<CrewStory> {
+  const commits: RecordedCommit[] = []
+  const events: PlacedEvent[] = []
+  for await (const record of journal.read(crew, 1)) commits.push(...fromRecord(crew, record))
+  for await (const { bytes } of journal.readEvents(crew, 1)) events.push(...fromEvents(bytes))
+  return { commits, events }
 }
 
 interface StoredMessage {
@@ -68,12 +84,16 @@ async function messagesOf(link: NatsLink, subjects: Subjects): Promise<Map<strin
   return found
 }
 
-/** Reads everything that the server has of these crews, and compares it with what the observer saw. */
+/**
+ * Reads everything that the server has of these crews, and compares it with what the observer saw.
+ * @param see told of each crew, for those who have more to judge
+ */
 export async function judgeStored(
   link: NatsLink,
   subjects: Subjects,
   crews: readonly string[],
   seen: ReadonlyMap<string, SeenCrew>,
+  see: (crew: string, story: CrewStory) => void = () => undefined,
 ): Promise<StoredCrews> {
   const messages = await messagesOf(link, subjects)
   const journal = createJetStreamJournal({ link, subjects, worker: 'judge', epoch: () => 0 })
@@ -83,11 +103,10 @@ export async function judgeStored(
   let events = 0
   try {
     for (const crew of crews) {
-      const commits: RecordedCommit[] = []
-      for await (const record of journal.read(crew, 1)) commits.push(...fromRecord(crew, record))
-      const stored: string[] = []
-      for await (const { bytes } of journal.readEvents(crew, 1))
-        stored.push(...fromEvents(bytes).map(({ sequence, index }) => `${crew}-${sequence}-${index}`))
+      const story = await storyOf(journal, crew)
+      see(crew, story)
+      const { commits } = story
+      const stored = story.events.map(({ sequence, index }) => `${crew}-${sequence}-${index}`)
       events += stored.length
       lost.push(...(await lostCalls(crew, iterate(commits))))
       violations.push(...judgeEvents(crew, stored, seen.get(crew)?.ids ?? []))

@@ -19,8 +19,24 @@ export interface SeenCrew {
   readonly takings: SeenTaking[]
   /** Who has it; empty when it was left, or never taken. */
   owner: string
+  /** Runs that began and did not end. */
+  readonly open: Set<string>
+  /** A run ended, and none is open. */
   finished: boolean
+  /** Letters between crews that it sent, and that it took. */
+  sent: number
+  taken: number
 }
+
+const unseen = (): SeenCrew => ({
+  ids: [],
+  takings: [],
+  owner: '',
+  open: new Set(),
+  finished: false,
+  sent: 0,
+  taken: 0,
+})
 
 /** Follows until `stop`. */
 export class WorkerObserver {
@@ -36,11 +52,15 @@ export class WorkerObserver {
   async #follow(link: NatsLink, subjects: Subjects): Promise<void> {
     for await (const { event } of followEvents({ link, subjects, since: 'all', signal: this.#aborting.signal })) {
       const shard = event.source.split('/')[2]!
-      const crew = this.crews.get(shard) ?? { ids: [], takings: [], owner: '', finished: false }
+      const crew = this.crews.get(shard) ?? unseen()
       this.crews.set(shard, crew)
       crew.ids.push(event.id)
       if (event.type === 'troupe.shard.left') crew.owner = ''
-      if (event.type === 'troupe.run.finished') crew.finished = true
+      if (event.type === 'troupe.run.queued') crew.open.add(String(event.data['run']))
+      if (event.type === 'troupe.run.finished') crew.open.delete(String(event.data['run']))
+      if (event.type === 'troupe.mail.sent') crew.sent += 1
+      if (event.type === 'troupe.mail.taken') crew.taken += 1
+      if (/^troupe\.run\.(queued|finished)$/.test(event.type)) crew.finished = crew.open.size === 0
       if (event.type !== 'troupe.shard.taken') continue
       crew.owner = String(event.data['owner'])
       crew.takings.push({ owner: crew.owner, seenAt: Date.now() })

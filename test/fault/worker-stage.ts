@@ -26,9 +26,10 @@ import {
 } from './kill-crews.js'
 import { judgeDeeds } from './kill-judge.js'
 import { type KillModel, startKillModel } from './kill-model.js'
+import { answerMail, type MailGroup } from './mail-crews.js'
 import type { Window } from './hooked-ports.js'
 import type { Fault, WorkerConfig, WorkerHears, WorkerSays } from './worker-child.js'
-import { judgeLosses, judgeStored, type WorkerFault } from './worker-judge.js'
+import { type CrewStory, judgeLosses, judgeStored, type StoredCrews, type WorkerFault } from './worker-judge.js'
 import { WorkerObserver } from './worker-observer.js'
 
 const root = join(import.meta.dirname, '../..')
@@ -50,6 +51,8 @@ export interface StageOptions {
   /** Times the usual latency of the model. @default 1 */
   readonly slower?: number
   readonly haulBytes?: number
+  /** Crews that ask each other, and have the model to themselves. @default none */
+  readonly groups?: readonly MailGroup[]
 }
 
 /** A worker process. */
@@ -81,7 +84,7 @@ export async function setStage(options: StageOptions): Promise<WorkerStage> {
   const folder = await mkdtemp(join(tmpdir(), 'troupe-workers-'))
   mkdirSync(join(folder, 'ledger'))
   const subjects = new Subjects(options.name)
-  const model = await startKillModel(options.slower)
+  const model = await startKillModel(options.slower, options.groups === undefined ? undefined : answerMail)
   const servers = options.servers.map(({ url }) => url)
   const link = await connectNats({ servers, name: 'judge' })
   const client = await createRuntime({ nats: { servers, namespace: options.name, role: 'client' }, log: 'error' })
@@ -134,6 +137,11 @@ export class WorkerStage implements AsyncDisposable {
     return this.#results.length
   }
 
+  /** What the model was asked. */
+  get requests(): KillModel['requests'] {
+    return this.#model.requests
+  }
+
   get observer(): WorkerObserver {
     // There is no stream before there is a worker.
     this.#observer ??= new WorkerObserver(this.link, this.subjects)
@@ -144,7 +152,7 @@ export class WorkerStage implements AsyncDisposable {
 
   /** Starts a worker, with a name that none had; resolves when it takes crews. @param server @default the servers' own addresses */
   async startWorker(servers = this.#options.servers.map(({ url }) => url)): Promise<WorkerProcess> {
-    const { name: namespace, leaseMs, replicas = 1, haulBytes = 0, script } = this.#options
+    const { name: namespace, leaseMs, replicas = 1, haulBytes = 0, script, groups = [] } = this.#options
     const name = `w${(this.#workerCount += 1)}`
     const config: WorkerConfig = {
       servers,
@@ -153,6 +161,7 @@ export class WorkerStage implements AsyncDisposable {
       leaseMs,
       replicas,
       haulBytes,
+      groups,
       baseURL: this.#model.model.baseURL,
       ledger: join(this.#folder, 'ledger'),
       store: join(this.#folder, name),
@@ -309,13 +318,7 @@ export class WorkerStage implements AsyncDisposable {
     const ledger = this.#plans.flatMap(({ id }) => this.ledgerOf(id))
     const twin = await runTwin(this.#plans, this.#model.model.baseURL)
     const crews = this.#plans.map(({ id }) => id)
-    await this.#caughtUp()
-    const { lost, records, events, violations } = await judgeStored(
-      this.link,
-      this.subjects,
-      crews,
-      this.observer.crews,
-    )
+    const { lost, records, events, violations } = await this.judge(crews)
     const deeds = {
       crews: this.#plans,
       results: this.#results,
@@ -324,7 +327,7 @@ export class WorkerStage implements AsyncDisposable {
       twin: twin.results,
       twinLedger: twin.ledger,
     }
-    const all = [...this.#broken, ...judgeDeeds(deeds), ...violations, ...judgeLosses(lost, this.faults)]
+    const all = [...judgeDeeds(deeds), ...violations]
     const starts = ledger.filter(({ what }) => what === 'start')
     return {
       runs: this.#results.length,
@@ -335,6 +338,14 @@ export class WorkerStage implements AsyncDisposable {
       onceCalls: starts.filter(({ tool }) => tool === 'send' || tool === 'pay').length,
       violations: all.map((violation) => `${this.#options.name}: ${violation}`),
     }
+  }
+
+  /** What the server has of these crews, and all that is wrong with it and with the processes. */
+  async judge(crews: readonly string[], see?: (crew: string, story: CrewStory) => void): Promise<StoredCrews> {
+    await this.#caughtUp()
+    const stored = await judgeStored(this.link, this.subjects, crews, this.observer.crews, see)
+    const violations = [...this.#broken, ...stored.violations, ...judgeLosses(stored.lost, this.faults)]
+    return { ...stored, violations }
   }
 
   /** Resolves when the observer has seen what the stream has, and nothing comes any more. */
@@ -370,7 +381,7 @@ function readLines(file: string): LedgerLine[] {
 }
 
 /** Tools that nobody calls: whoever only asks needs the definitions. */
-const idleShop: Workshop = {
+export const idleShop: Workshop = {
   write: () => undefined,
   read: () => [],
   working: () => undefined,

@@ -2,7 +2,8 @@
  * Mutants: the product with one mechanism taken out. The simulation must notice.
  *
  * Each is a patch in `test/mutants/` (its first line says what it takes out), applied to a copy of the tree, so that the
- * product has no flags for it. Those that begin with `workers-` run with three workers over one journal. A patch that no longer applies is made anew: change the line in a copy of the file, then
+ * product has no flags for it. Those that begin with `workers-` run with three workers over one journal; those that begin
+ * with `real-` take out what only the real parts have, and are for the tests of those (`test/fault/worker-mutants.ts`). A patch that no longer applies is made anew: change the line in a copy of the file, then
  *
  *     diff -U1 --label a/runtime/shard.ts --label b/runtime/shard.ts runtime/shard.ts changed.ts
  */
@@ -29,10 +30,10 @@ export interface MutantResult {
   readonly example: number | null
 }
 
-/** Names of all mutants. */
+/** Names of the mutants that the simulation can tell. */
 export function listMutants(): string[] {
   return readdirSync(folder)
-    .filter((file) => file.endsWith('.patch'))
+    .filter((file) => file.endsWith('.patch') && !file.startsWith('real-'))
     .map((file) => file.slice(0, -'.patch'.length))
     .sort()
 }
