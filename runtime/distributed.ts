@@ -29,6 +29,7 @@ import { Subjects } from '../transport/subjects.js'
 import { WorkerRequests } from '../transport/worker-requests.js'
 import { answerRequest } from './control-answers.js'
 import type { CrewHandle as LocalHandle } from './crew-handle.js'
+import { nameIn } from './crew-version.js'
 import type { Agent, AnyTool, Crew } from './define.js'
 import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
@@ -482,7 +483,8 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refu
   const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
     const head = await worker.head(id)
     const lives = head.sequence > 0 && !head.removed
-    const live = crews.get((lives ? (head.crew ?? name) : name) ?? '')
+    const wanted = lives && head.crew !== undefined ? nameIn(head.crew) : name
+    const live = crews.get(wanted ?? '')
     if (live === undefined) return undefined
     // A handle from before its crew went elsewhere, and was removed there, is of another life.
     const known = lives ? runtime.crew(id) : undefined
@@ -493,7 +495,7 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refu
     subjects,
     log: parts.log,
     maxRequests,
-    owns: (shard, name) => worker.owns(shard, name),
+    owns: (shard, crew) => worker.owns(shard, crew),
     answer: (request, signal) =>
       answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal),
   })

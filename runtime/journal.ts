@@ -14,6 +14,7 @@
  * - J5 A failed append of one shard leaves the others usable, and its own retry is allowed after `refresh`.
  * - J6 A removed shard leaves a tombstone: its last sequence and hash go on in a new life of the id.
  */
+import type { CrewVersion } from './crew-version.js'
 
 /** What waits in a shard, kept beside its last record so that a start finds work without replay. */
 export interface Pending {
@@ -39,8 +40,8 @@ export interface JournalRecord {
   /** The commits' domain events, encoded; outside the chain. Null when there are none. */
   readonly events: Uint8Array | null
   readonly pending: Pending
-  /** Name of the crew, for a journal that several workers share; empty before it is defined. */
-  readonly crew?: string | undefined
+  /** The crew and its version, for a journal that several workers share; empty before it is defined. */
+  readonly crew?: CrewVersion | undefined
   /** The last of its commits that has events; absent when none has. */
   readonly lastEvent?: number | undefined
 }
@@ -58,8 +59,8 @@ export interface ShardHead {
   readonly pending: Pending
   /** True when the shard was removed and only its tombstone is left. */
   readonly removed: boolean
-  /** Name of its crew, where the journal keeps it. */
-  readonly crew?: string | undefined
+  /** Its crew and that one's version, where the journal keeps it. */
+  readonly crew?: CrewVersion | undefined
   /** The last commit with events, where the journal keeps it; absent for none. */
   readonly lastEvent?: number | undefined
   /** When the last record was stored, in epoch milliseconds, where `heads` knows it. */

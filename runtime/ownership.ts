@@ -4,7 +4,7 @@
  * It decides who tries. What keeps an owner that does not know better from writing is the journal's fence: the first
  * commit of a new owner is `shard.taken`, and behind it nobody else's record lands.
  *
- * Owns: the shapes that cross the port.
+ * Owns: the shapes that cross the port, what whoever asks the wrong one is told.
  * Does not own: leases and lists (`transport/nats-*.ts`), what an owner does (`worker.ts`, `shard.ts`).
  *
  * An implementation guarantees:
@@ -12,14 +12,19 @@
  * - OW2 `owns` is false as soon as the lease may have run out, by this process's own monotonic clock.
  * - OW3 A letter whose `send` resolved reaches the shard's owner at least once, however often owners change.
  */
+import type { CrewVersion } from './crew-version.js'
 import type { Draft } from './envelope.js'
+import { TroupeError } from './errors.js'
 
-/** Who owns what. Embedded there is none: one process owns everything in its store. */
+/**
+ * Who owns what. Embedded there is none: one process owns everything in its store. Of those who have the code of a crew, those
+ * who have the version that is asked for go before others: everybody asks for the one that the shard's journal tells.
+ */
 export interface Ownership {
   /** This process in records: `<worker>.<epoch>`. Another one after each lease. */
   readonly owner: string
-  /** Whether this process is to own the shard, and may still act. @param crew name of its crew; empty when it has none yet */
-  owns(shard: string, crew: string): boolean
+  /** Whether this process is to own the shard, and may still act. @param crew what it runs; empty when it has no crew yet */
+  owns(shard: string, crew: CrewVersion): boolean
   /** Whether an owner of this name may be alive: it has that very lease. */
   lives(owner: string): boolean
   /** Whether the process behind an owner lives, under whatever lease it has now. */
@@ -50,13 +55,14 @@ export interface Ownership {
   /** Resolves when the letters that are stored for a shard now were taken, or after a while: an executor that is gone may have sent one last. */
   mailTaken(shard: string): Promise<void>
   /** Name of the worker that is to own a shard; null when there is none. */
-  ownerOf(shard: string, crew: string): string | null
+  ownerOf(shard: string, crew: CrewVersion): string | null
   /**
-   * Gives a shard to a worker, for as long as that lives and has the code of its crew; null: to whomever the rule says.
+   * Gives a shard to a worker, for as long as that lives and has the code of its crew, in whatever version; null: to
+   * whomever the rule says.
    * Resolves with the name of the worker that is to own it now, when others know or will.
    * @throws TroupeError `WORKER_UNKNOWN`, `WORKER_UNFIT` for one without that code.
    */
-  assign(shard: string, crew: string, worker: string | null): Promise<string>
+  assign(shard: string, crew: CrewVersion, worker: string | null): Promise<string>
   /**
    * Asks a worker to take a shard that it is to own, and waits until it has, or knows that nothing is to be done for it.
    * @throws TroupeError why it cannot, `WORKER_UNKNOWN` when it is gone.
@@ -67,4 +73,9 @@ export interface Ownership {
    * @param shard the only one that may have another owner now
    */
   onChange: (shard?: string) => void
+}
+
+/** What whoever asks a worker for another's shard is told. */
+export function elsewhere(id: string): TroupeError {
+  return new TroupeError('SHARD_ELSEWHERE', `${id} belongs to another worker`, { retryable: true })
 }

@@ -9,6 +9,7 @@
  */
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
+import { crewVersion, nameIn } from './crew-version.js'
 import { type DeadLetters, LocalDeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import { toCrew } from './define.js'
@@ -129,7 +130,8 @@ export class Runtime {
     const crew = toCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const live = this.#parts.bind(crew)
-    const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: crew.name })
+    const intended = crewVersion(crew.name, live.prepared.hash)
+    const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: intended })
     await shard.define(live)
     const handle = new CrewHandle<Output>(id, this.worker, live)
     this.#crews.get(id)?.release()
@@ -278,7 +280,7 @@ function infoOf(head: ShardHead): CrewInfo {
     openEffects: head.pending.openEffects,
     outbox: head.pending.outbox,
     nextDueAt: head.pending.nextDueAt,
-    ...((head.crew ?? '') === '' ? {} : { crew: head.crew! }),
+    ...((head.crew ?? '') === '' ? {} : { crew: nameIn(head.crew!) }),
   }
 }
 

@@ -17,6 +17,7 @@ import { blobBytes, type BlobStore, maxRefreshMs, refreshMs, toBlob } from './bl
 import { decideTwice } from './checks.js'
 import { type Commit, decide } from './commit.js'
 import { valuesAt } from './content.js'
+import type { CrewVersion } from './crew-version.js'
 import { Dispatcher, type LiveCrew } from './dispatcher.js'
 import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
@@ -30,7 +31,7 @@ import { eventsOf, toRecord } from './record.js'
 import { type Recovered, recover } from './recovery.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
-import { crewNameOf, type Effect, nextDueAt, type ShardState, timerKey } from './state.js'
+import { crewVersionOf, type Effect, nextDueAt, type ShardState, timerKey } from './state.js'
 import { byExecutor, recoverOwned, Takeover } from './takeover.js'
 
 /** Commits in one record at most. */
@@ -71,7 +72,7 @@ export class Shard {
   /** Nothing comes after its `shard.left`. */
   #left = false
   #leaving: Promise<void> = Promise.resolve()
-  #crewName = { definition: '', name: '' }
+  #crewVersion = { definition: '', crew: '' }
   /** Records whose append failed since the last one that did not: one of them may be in the journal, or come there late. */
   readonly #doubtful: Attempt[] = []
   #pending: Pending
@@ -96,7 +97,7 @@ export class Shard {
       executor: () => host.ownership?.owner ?? host.executor,
       term: recovered.state.sequence,
       given: (effect) => void this.#takeover.follow(effect),
-      owns: () => host.ownership?.owns(id, this.crewName) ?? true,
+      owns: () => host.ownership?.owns(id, this.crewVersion) ?? true,
       send: async (draft) => {
         await host.ownership!.send(id, draft)
         host.sent(id, draft.cause)
@@ -193,11 +194,11 @@ export class Shard {
     return this.#state.owner
   }
 
-  /** Name of the crew; empty before it is defined. */
-  get crewName(): string {
+  /** The crew and its version; empty before it is defined. */
+  get crewVersion(): CrewVersion {
     const { definition } = this.#state
-    if (this.#crewName.definition !== definition) this.#crewName = { definition, name: crewNameOf(definition) }
-    return this.#crewName.name
+    if (this.#crewVersion.definition !== definition) this.#crewVersion = { definition, crew: crewVersionOf(definition) }
+    return this.#crewVersion.crew
   }
 
   /** Interrupts what an executor that is gone left open. Effects of living ones are left to them. */
@@ -331,7 +332,7 @@ export class Shard {
       }
       for (const commit of commits) for (const run of commit.finished) this.#ending.add(run)
       const pending = this.#pendingNow(commits)
-      const record = { ...toRecord(this.id, this.#hash, commits, pending), crew: this.crewName }
+      const record = { ...toRecord(this.id, this.#hash, commits, pending), crew: this.crewVersion }
       const landed = await this.#append({ record, items, commits })
       if (landed === null) continue
       this.#hash = landed.record.hash

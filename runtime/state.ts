@@ -9,6 +9,7 @@
  */
 import type { ModelCall, ToolCall } from '../machines/index.js'
 import { contentHash, encode } from './codec.js'
+import { crewVersion, type CrewVersion } from './crew-version.js'
 import type { DeadLetter } from './dead-letter.js'
 import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
 import { TroupeError } from './errors.js'
@@ -227,6 +228,11 @@ export function nextDueAt(state: ShardState, after = Number.NEGATIVE_INFINITY): 
     if (timer.dueAt > after && (next === null || timer.dueAt < next)) next = timer.dueAt
   }
   return next
+}
+
+/** The crew and the version whose definition this is; empty for none. */
+export function crewVersionOf(definition: string): CrewVersion {
+  return definition === '' ? '' : crewVersion(crewNameOf(definition), contentHash(definition))
 }
 
 /** The name of the crew whose definition this is; empty for none. */

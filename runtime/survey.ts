@@ -17,7 +17,7 @@ export interface WorkerInfo {
   readonly crews: Readonly<Record<string, string>>
   /** Names of the remote tools that it works on; none for one that runs crews. */
   readonly tools: readonly string[]
-  /** Partitions that fall to it, of 64; those of different crews count once. */
+  /** Partitions that fall to it, of 64, of crews in the versions that it has; those of different crews count once. */
   readonly partitions: number
 }
 

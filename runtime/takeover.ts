@@ -12,12 +12,13 @@
  * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
  * - TA5 A tool call that was given to another process is asked after from time to time, and is interrupted when nobody has
  *   it, and a while behind its time in any case: a message that was lost holds up no run.
+ * - TA6 A shard that is another's by what its journal says when it is to be taken is left alone: its owner is not asked for it.
  */
 import type { DecideContext } from './commit.js'
 import { type Ports, startWithinMs } from './dispatcher.js'
 import type { Draft } from './envelope.js'
 import type { Journal } from './journal.js'
-import type { Ownership } from './ownership.js'
+import { elsewhere, type Ownership } from './ownership.js'
 import { type Recovered, recover } from './recovery.js'
 import type { Message } from './scope.js'
 import { type Effect, type ShardState, type Timer, versionsOf } from './state.js'
@@ -69,12 +70,16 @@ interface Taking {
   readonly downMs: number
 }
 
-/** The state of a shard as it is to be taken: whoever lives and has it is asked to leave it first. */
+/**
+ * The state of a shard as it is to be taken: whoever lives and has it is asked to leave it first.
+ * @throws TroupeError `SHARD_ELSEWHERE` when it is of another version by now than was known here, and so another's.
+ */
 export async function recoverOwned(id: string, host: TakingHost, acceptUpgrade: boolean): Promise<Recovered> {
   const { journal, ownership, context } = host
   if (ownership === null) return recover(journal, id, context, acceptUpgrade)
   for (let asked = ''; ; ) {
-    await journal.refresh(id)
+    const { removed, crew = '' } = await journal.refresh(id)
+    if (crew !== '' && !removed && !ownership.owns(id, crew)) throw elsewhere(id)
     const recovered = await recover(journal, id, context, acceptUpgrade)
     const { owner } = recovered.state
     // While one was waited for, another may have taken it: that one is asked too.

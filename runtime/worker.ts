@@ -12,6 +12,7 @@
  *   more is left in order, and one that it is to own from now on is taken up when it has something to do.
  */
 import type { Commit, DecideContext } from './commit.js'
+import { type CrewVersion, nameIn } from './crew-version.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
@@ -19,7 +20,7 @@ import type { Draft } from './envelope.js'
 import type { Journal, OpenReport, ShardHead } from './journal.js'
 import type { Log } from './log.js'
 import { isForeign } from './mail.js'
-import type { Ownership } from './ownership.js'
+import { elsewhere, type Ownership } from './ownership.js'
 import { Recent } from './recent.js'
 import { Retention } from './retention.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
@@ -83,7 +84,7 @@ export class Worker {
   readonly #sent = new Recent<true>(maxSent)
   readonly #retention: Retention | null
   /** What new shards are to run, until they are defined. */
-  readonly #intended = new Map<string, string>()
+  readonly #intended = new Map<string, CrewVersion>()
   #changing: Promise<void> | null = null
   #changed = false
   #secondLook: (() => void) | null = null
@@ -158,10 +159,10 @@ export class Worker {
     return openEffects > 0 || outbox > 0 || (nextDueAt ?? Number.POSITIVE_INFINITY) <= this.#options.ports.clock.now()
   }
 
-  /** Whether this worker is to own a shard. @param crew name of the crew that a new shard is to run */
-  async owns(id: string, crew = ''): Promise<boolean> {
+  /** Whether this worker is to own a shard. @param crew what a new shard is to run */
+  async owns(id: string, crew: CrewVersion = ''): Promise<boolean> {
     const active = this.#active.get(id)
-    return this.#owns(id, active === undefined ? await this.#crewOf(id, crew) : this.#nameOf(active))
+    return this.#owns(id, active === undefined ? await this.#crewOf(id, crew) : this.#versionOf(active))
   }
 
   /** The last record of a shard. What is remembered of one that is not active here may have gone on elsewhere. */
@@ -170,19 +171,19 @@ export class Worker {
     return isOurs ? this.journal.head(id) : this.journal.refresh(id)
   }
 
-  /** Name of the crew of a shard that is not active here. @param intended what it is to run when it is new */
-  async #crewOf(id: string, intended: string): Promise<string> {
+  /** The crew of a shard that is not active here. @param intended what it is to run when it is new */
+  async #crewOf(id: string, intended: CrewVersion): Promise<CrewVersion> {
     let head = await this.journal.head(id)
     // What is not known here may be somewhere else by now.
     if (head.sequence === 0) head = await this.journal.refresh(id)
     return head.removed || (head.crew ?? '') === '' ? intended : head.crew!
   }
 
-  #nameOf(shard: Shard): string {
-    return shard.crewName === '' ? (this.#intended.get(shard.id) ?? '') : shard.crewName
+  #versionOf(shard: Shard): CrewVersion {
+    return shard.crewVersion === '' ? (this.#intended.get(shard.id) ?? '') : shard.crewVersion
   }
 
-  #owns(shard: string, crew: string): boolean {
+  #owns(shard: string, crew: CrewVersion): boolean {
     return this.#options.ownership?.owns(shard, crew) ?? true
   }
 
@@ -205,10 +206,10 @@ export class Worker {
    * The shard, rebuilt when it is not active.
    * @throws TroupeError as `Shard.activate`.
    */
-  shard(id: string, options: { readonly acceptUpgrade?: boolean; readonly crew?: string } = {}): Promise<Shard> {
+  shard(id: string, options: { readonly acceptUpgrade?: boolean; readonly crew?: CrewVersion } = {}): Promise<Shard> {
     if (this.#closing) return Promise.reject(new TroupeError('RUNTIME_CLOSED', 'the runtime is closed'))
     const active = this.#active.get(id)
-    if (active !== undefined && !this.#owns(id, this.#nameOf(active))) return Promise.reject(elsewhere(id))
+    if (active !== undefined && !this.#owns(id, this.#versionOf(active))) return Promise.reject(elsewhere(id))
     if (active !== undefined) {
       active.lastUsed = this.#options.ports.clock.monotonic()
       return Promise.resolve(active)
@@ -270,7 +271,7 @@ export class Worker {
     }
   }
 
-  async #activate(id: string, acceptUpgrade: boolean, crew: string): Promise<Shard> {
+  async #activate(id: string, acceptUpgrade: boolean, crew: CrewVersion): Promise<Shard> {
     await this.#unloading.get(id)
     if (this.#options.ownership !== undefined) {
       if (!this.#owns(id, await this.#crewOf(id, crew))) throw elsewhere(id)
@@ -282,11 +283,11 @@ export class Worker {
     // Somebody else may have taken it while it was rebuilt.
     if (shard.stopped?.code === 'SHARD_FENCED') throw elsewhere(id)
     this.#active.set(id, shard)
-    const code = this.#options.crewOf?.(shard.crewName)
+    const code = this.#options.crewOf?.(nameIn(shard.crewVersion))
     if (code !== undefined) await shard.define(code)
     // It may be another's by now, and the change of owners passed by a shard that was not there yet.
-    if (!this.#owns(id, this.#nameOf(shard))) void shard.leave()
-    if (shard.crewName !== '') this.#intended.delete(id)
+    if (!this.#owns(id, this.#versionOf(shard))) void shard.leave()
+    if (shard.crewVersion !== '') this.#intended.delete(id)
     return shard
   }
 
@@ -390,7 +391,7 @@ export class Worker {
     if (shard === undefined) return this.#change()
     const active = this.#active.get(shard)
     if (active === undefined) void this.#lookAfter(shard)
-    else if (!this.#owns(shard, this.#nameOf(active))) void this.leave(shard)
+    else if (!this.#owns(shard, this.#versionOf(active))) void this.leave(shard)
   }
 
   /** Takes a shard up when it is this worker's and has something to do. Never rejects. */
@@ -413,7 +414,7 @@ export class Worker {
       const holds = ownership!.lives(owner)
       // What was taken under a lease that is lost may be somebody else's by now.
       for (const shard of [...this.#active.values()]) if (!holds || shard.owner !== owner) shard.abandon()
-      const foreign = [...this.#active].filter(([id, shard]) => !this.#owns(id, this.#nameOf(shard)))
+      const foreign = [...this.#active].filter(([id, shard]) => !this.#owns(id, this.#versionOf(shard)))
       await Promise.all(foreign.map(([id]) => this.leave(id)))
       if (this.#closing) return
       for (const shard of this.#active.values()) shard.interruptLost()
@@ -487,7 +488,7 @@ export class Worker {
     this.#active.delete(id)
     this.#schedule(id, null)
     // Whoever took it may not know yet that it is not to own it.
-    if (this.#owns(id, this.#nameOf(shard))) this.#tryAgain(id)
+    if (this.#owns(id, this.#versionOf(shard))) this.#tryAgain(id)
     this.#intended.delete(id)
     if (shard.working === 0) return
     this.#departed.add(shard)
@@ -552,10 +553,6 @@ export class Worker {
 
 function isPending({ removed, pending }: ShardHead): boolean {
   return !removed && (pending.openEffects > 0 || pending.nextDueAt !== null || pending.outbox > 0)
-}
-
-function elsewhere(id: string): TroupeError {
-  return new TroupeError('SHARD_ELSEWHERE', `${id} belongs to another worker`, { retryable: true })
 }
 
 /** What may be otherwise in a moment. */

@@ -14,12 +14,14 @@
  *   of another owner is `SHARD_FENCED`.
  * - JJ5 Among several workers an earlier append of the same owner that landed late is `STORE_FAILED`: after `refresh` its
  *   record is there.
- * - JJ6 The name of a shard's crew stays with it: through records, cuts and its removal.
+ * - JJ6 A shard's crew and that one's version stay with it: through records, cuts and its removal. Whoever has looked at all
+ *   heads knows what others made of it; where the shard stood for it, it stands: that is what the server compares.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
 import { DiscardPolicy, jetstream, type JetStreamClient } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
+import type { CrewVersion } from '../runtime/crew-version.js'
 import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import {
   type BlobInfo,
@@ -100,7 +102,7 @@ type Kind = 'record' | 'cut' | 'tombstone'
 /** What a message has besides its row: its writer's lease, the crew, and header fields and payload. */
 interface Content {
   readonly epoch: number
-  readonly crew: string | undefined
+  readonly crew: CrewVersion | undefined
   readonly lastEvent: number | undefined
   readonly body: () => Promise<readonly [MsgHdrs, Uint8Array]>
 }
@@ -316,8 +318,11 @@ class JetStreamJournal implements Journal {
   async *heads(): AsyncGenerator<ShardHead> {
     this.#check()
     const found: ShardHead[] = []
-    for await (const { shard, row, crew, lastEvent, storedAt } of this.#reading.lastRows())
+    for await (const { shard, at, row, crew, lastEvent, storedAt } of this.#reading.lastRows()) {
+      const known = this.#heads.peek(shard)
+      if (known !== undefined && !known.busy && known.at < at) known.crew = crew
       if (row !== null && row.last > 0) found.push({ ...headOf({ ...entryOf(shard, row), crew, lastEvent }), storedAt })
+    }
     yield* found.sort((one, other) => (one.shard < other.shard ? -1 : 1))
   }
 

@@ -7,6 +7,7 @@
  * - JR1 The record of a commit is found in a number of steps that grows with the logarithm of the stream.
  */
 import { DeliverPolicy, type JetStreamClient } from '@nats-io/jetstream'
+import type { CrewVersion } from '../runtime/crew-version.js'
 import { storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
@@ -16,6 +17,7 @@ import type { Subjects } from './subjects.js'
 export const rowHeader = 'Troupe-Row'
 export const kindHeader = 'Troupe-Kind'
 export const cutHeader = 'Troupe-Cut'
+/** `name@version`; the name alone in messages of earlier versions of ours. */
 export const crewHeader = 'Troupe-Crew'
 /** Of the journal: the last commit with events so far. Of the event stream: the commit of the message's last event. */
 export const lastEventHeader = 'Troupe-Last-Event'
@@ -28,9 +30,11 @@ export type Cut = readonly [from: number, to: number]
 /** What the last message of a shard tells. */
 export interface LastRow {
   readonly shard: string
+  /** Number of the message. */
+  readonly at: number
   /** Null for a damaged one. */
   readonly row: rows.Row | null
-  readonly crew: string | undefined
+  readonly crew: CrewVersion | undefined
   readonly lastEvent: number | undefined
   readonly storedAt: number
 }
@@ -69,8 +73,8 @@ export class JetStreamReading {
     })
     for await (const message of found) {
       const shard = subjects.shardOf(message.subject)
-      const { storedAt } = message
-      yield { shard, row: rowOf(shard, message), crew: crewOf(message), lastEvent: lastEventOf(message), storedAt }
+      const { seq: at, storedAt } = message
+      yield { shard, at, row: rowOf(shard, message), crew: crewOf(message), lastEvent: lastEventOf(message), storedAt }
     }
   }
 
@@ -139,10 +143,10 @@ export function rowOf(shard: string, { header }: Message): rows.Row | null {
   return rows.decodeRow(shard, Buffer.from(header?.get(rowHeader) ?? '', 'base64'))
 }
 
-/** Name of the crew that a message carries. */
-export function crewOf(message: Message | null): string | undefined {
-  const name = message?.header?.get(crewHeader) ?? ''
-  return name === '' ? undefined : name
+/** The crew and its version that a message carries. */
+export function crewOf(message: Message | null): CrewVersion | undefined {
+  const crew = message?.header?.get(crewHeader) ?? ''
+  return crew === '' ? undefined : crew
 }
 
 /** The last commit with events up to a message. */

@@ -19,6 +19,7 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { createInbox, type Msg, type NatsConnection, type Subscription } from '@nats-io/transport-node'
 import { type ControlRequest, controlRequest, maxRequestBytes, readLine, tooLong } from '../runtime/control-wire.js'
+import { crewVersion, type CrewVersion } from '../runtime/crew-version.js'
 import { checkId } from '../runtime/envelope.js'
 import { TroupeError, toTroupeError } from '../runtime/errors.js'
 import type { Log } from '../runtime/log.js'
@@ -47,9 +48,9 @@ export interface DoorOptions {
   readonly answer: (request: ControlRequest, signal: AbortSignal, client: string) => AsyncIterable<object>
   /**
    * Whether this worker is the one that answers for a shard.
-   * @param name the crew that a new id is to run, when the request says so
+   * @param crew what a new id is to run, when the request says so
    */
-  readonly owns: (shard: string, name: string | undefined) => boolean | Promise<boolean>
+  readonly owns: (shard: string, crew: CrewVersion | undefined) => boolean | Promise<boolean>
   readonly log: Log
   /** Requests under way at once; above it they are `MAILBOX_FULL`. @default 256 */
   readonly maxRequests?: number
@@ -156,8 +157,8 @@ class NatsDoor implements Door {
     if (!isInboxOf(client, reply) || !isId(client) || !isId(shard ?? client))
       return this.#refuse(client, shard, 'an id that is none, or a reply subject that is no inbox of the client')
     const request = readRequest(message, shard)
-    const name = request instanceof TroupeError ? undefined : nameOf(request)
-    if (shard !== null && !(await this.#options.owns(shard, name))) return
+    const crew = request instanceof TroupeError ? undefined : crewOf(request)
+    if (shard !== null && !(await this.#options.owns(shard, crew))) return
     const token = randomUUID()
     const asker = new Asker(this.#connection, reply, `${this.#inbox}.${token}`)
     const problem = request instanceof TroupeError ? request : this.#whyNot()
@@ -272,8 +273,8 @@ function shardOf(request: ControlRequest): string | undefined {
   return 'crew' in request ? request.crew : undefined
 }
 
-function nameOf(request: ControlRequest): string | undefined {
-  return 'name' in request ? request.name : undefined
+function crewOf(request: ControlRequest): CrewVersion | undefined {
+  return 'name' in request && request.name !== undefined ? crewVersion(request.name, request.definition) : undefined
 }
 
 /** Permissions bind `_INBOX_<client>`, where a server has any; without them clients use the library's own. */

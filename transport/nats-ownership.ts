@@ -13,8 +13,10 @@
  * - NO4 Whoever has another lease, does not answer or cannot be reached is gone for whoever asks, in time.
  * - NO6 A process that lost its lease and took another is not gone: what it works on is left to it.
  * - NO5 A shard that was given to a worker is that worker's while it lives and offers the crew, and else the rule's.
+ * - NO7 Who announces the version that a shard is of goes before others; without one any of them may have it.
  */
 import { setTimeout as pause } from 'node:timers/promises'
+import { crewVersion, type CrewVersion, nameIn } from '../runtime/crew-version.js'
 import type { Draft } from '../runtime/envelope.js'
 import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import type { Ownership } from '../runtime/ownership.js'
@@ -24,13 +26,10 @@ import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
 import { type Member, NatsMembership, ownerName } from './nats-membership.js'
 import { NatsPins } from './nats-pins.js'
-import { ownersAmong } from './partitions.js'
+import { type Crews, offers, Placement } from './partitions.js'
 import { StandingLease } from './standing-lease.js'
 import { partitionOf, type Subjects } from './subjects.js'
 import { WorkerRequests, type WorkerWork } from './worker-requests.js'
-
-/** Names of crews whose code a worker has, with the versions of their code. */
-type Crews = Readonly<Record<string, string>>
 
 /** Options of `NatsOwnership.open`. */
 export interface NatsOwnershipOptions {
@@ -67,8 +66,8 @@ export class NatsOwnership implements Ownership {
   readonly #lease: StandingLease
   #crews: Crews
   readonly #pins: NatsPins
-  /** By crew: the owner of each partition by the rule, as the list is now. */
-  readonly #owners = new Map<string, readonly (string | null)[]>()
+  /** Who owns what by the rule, as the list is now; null until somebody asks. */
+  #placement: Placement | null = null
   #work: WorkerWork | null = null
   /** The server's time, as it was when the first lease was taken, and held since. */
   readonly clock: Clock
@@ -146,30 +145,37 @@ export class NatsOwnership implements Ownership {
   }
 
   #change(shard?: string): void {
-    if (shard === undefined) this.#owners.clear()
+    if (shard === undefined) this.#placement = null
     if (!this.#closing.signal.aborted) this.onChange(shard)
   }
 
   // Who owns what.
 
-  owns(shard: string, crew: string): boolean {
+  owns(shard: string, crew: CrewVersion): boolean {
     return this.#lease.isHeld && this.ownerOf(shard, crew) === this.#options.worker
   }
 
-  ownerOf(shard: string, crew: string): string | null {
+  ownerOf(shard: string, crew: CrewVersion): string | null {
     const pinned = this.#pins.workerOf(shard)
     if (pinned !== null && offers(this.#crewsOf(pinned), crew)) return pinned
     return this.#ownersOf(crew)[partitionOf(shard)] ?? null
   }
 
-  #ownersOf(crew: string): readonly (string | null)[] {
-    let owners = this.#owners.get(crew)
-    if (owners === undefined) {
-      const names = [...this.#members.members.keys(), this.#options.worker]
-      owners = ownersAmong([...new Set(names)].filter((name) => offers(this.#crewsOf(name), crew)))
-      this.#owners.set(crew, owners)
+  #ownersOf(crew: CrewVersion): readonly (string | null)[] {
+    if (this.#placement === null) {
+      const names = new Set([...this.#members.members.keys(), this.#options.worker])
+      this.#placement = new Placement([...names].map((name) => [name, this.#crewsOf(name)]))
     }
-    return owners
+    return this.#placement.ownersOf(crew)
+  }
+
+  /** Partitions that fall to a worker by the rule. In the versions that it has there are all that it has in any. */
+  #fallTo(worker: string, crews: Crews): Set<number> {
+    const fallen = new Set<number>()
+    for (const [name, version] of Object.entries(crews))
+      for (const [partition, owner] of this.#ownersOf(crewVersion(name, version)).entries())
+        if (owner === worker) fallen.add(partition)
+    return fallen
   }
 
   /** The crews of a worker; none for one that is gone. What this one has it knows before others tell it. */
@@ -181,20 +187,15 @@ export class NatsOwnership implements Ownership {
   workers(): WorkerInfo[] {
     const members = [...this.#members.members.values()].sort((one, other) => (one.worker < other.worker ? -1 : 1))
     return members.map(({ worker, epoch, since, crews, tools = [] }) => {
-      const fallen = new Set<number>()
-      for (const crew of Object.keys(crews))
-        for (const [partition, owner] of this.#ownersOf(crew).entries()) if (owner === worker) fallen.add(partition)
-      return { worker, epoch, since, crews, tools, partitions: fallen.size }
+      return { worker, epoch, since, crews, tools, partitions: this.#fallTo(worker, crews).size }
     })
   }
 
   /** Partitions in which shards of this worker may be. */
   partitions(): ReadonlySet<number> {
     const { worker: own } = this.#options
-    const found = new Set<number>()
-    if (!this.#lease.isHeld) return found
-    for (const crew of Object.keys(this.#crews))
-      for (const [partition, owner] of this.#ownersOf(crew).entries()) if (owner === own) found.add(partition)
+    if (!this.#lease.isHeld) return new Set()
+    const found = this.#fallTo(own, this.#crews)
     for (const [shard, worker] of this.#pins.all()) if (worker === own) found.add(partitionOf(shard))
     return found
   }
@@ -232,7 +233,7 @@ export class NatsOwnership implements Ownership {
    */
   async announce(crews: Crews): Promise<void> {
     this.#crews = crews
-    this.#owners.clear()
+    this.#placement = null
     await this.#lease.announce({ crews })
   }
 
@@ -240,18 +241,18 @@ export class NatsOwnership implements Ownership {
     return this.announce({})
   }
 
-  async assign(shard: string, crew: string, worker: string | null): Promise<string> {
+  async assign(shard: string, crew: CrewVersion, worker: string | null): Promise<string> {
     if (worker !== null) {
       const lives = worker === this.#options.worker || this.#members.members.has(worker)
       if (!lives) throw noWorker(worker)
       if (!offers(this.#crewsOf(worker), crew))
-        throw new TroupeError('WORKER_UNFIT', `${worker} does not have the code of ${crew}`, {
-          details: { worker, crew },
+        throw new TroupeError('WORKER_UNFIT', `${worker} does not have the code of ${nameIn(crew)}`, {
+          details: { worker, crew: nameIn(crew) },
         })
     }
     await this.#pins.set(shard, worker)
     const owner = this.ownerOf(shard, crew)
-    if (owner === null) throw new TroupeError('WORKER_UNKNOWN', `no worker has the code of ${crew}`)
+    if (owner === null) throw new TroupeError('WORKER_UNKNOWN', `no worker has the code of ${nameIn(crew)}`)
     return owner
   }
 
@@ -331,11 +332,6 @@ export class NatsOwnership implements Ownership {
 
 function noWorker(worker: string): TroupeError {
   return new TroupeError('WORKER_UNKNOWN', `there is no worker ${worker}`, { details: { worker } })
-}
-
-/** Whether a crew of this name is among them; any, for a shard that has none yet. */
-function offers(crews: Crews, crew: string): boolean {
-  return crew === '' ? Object.keys(crews).length > 0 : Object.hasOwn(crews, crew)
 }
 
 /** Worker and lease of an owner. A name that is none gives an epoch that nobody has. */

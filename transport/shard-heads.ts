@@ -8,6 +8,7 @@
  * - LH2 Two generations of at most 2,048 entries: a full young one becomes the old one, the old one is forgotten.
  */
 
+import type { CrewVersion } from '../runtime/crew-version.js'
 import { nothingPending, type Pending, type ShardHead } from '../runtime/journal.js'
 import type * as rows from './rows.js'
 
@@ -20,8 +21,8 @@ export interface Entry {
   base: number
   pending: Pending
   removed: boolean
-  /** Name of its crew, where the store keeps it. */
-  crew?: string | undefined
+  /** Its crew and that one's version, where the store keeps it. */
+  crew?: CrewVersion | undefined
   /** The last commit with events, where the store keeps it. */
   lastEvent?: number | undefined
   /** A change of it is under way. */
@@ -61,6 +62,11 @@ export class ShardHeads<E extends Entry> {
     const old = this.#old.get(shard)
     if (old !== undefined) this.#keep(old)
     return old
+  }
+
+  /** The entry when it is there, not counted as a use. */
+  peek(shard: string): E | undefined {
+    return this.#young.get(shard) ?? this.#old.get(shard)
   }
 
   /** The entry, loaded if need be. */

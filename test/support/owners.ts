@@ -1,4 +1,5 @@
 /** Ownership among a few workers of one process: who owns everything is said by the test. */
+import type { CrewVersion } from '../../runtime/crew-version.js'
 import type { Draft } from '../../runtime/envelope.js'
 import type { Ownership } from '../../runtime/ownership.js'
 import type { Worker } from '../../runtime/worker.js'
@@ -8,6 +9,8 @@ export class Owners {
   readonly #members = new Map<string, Member>()
   /** Outcomes that were sent after a shard, in order. They stay here until `deliver`. */
   readonly sent: { readonly shard: string; readonly draft: Draft }[] = []
+  /** Who of those that live is to own what runs this, when it is not the one that `moveTo` named. */
+  rule: ((crew: CrewVersion, living: readonly string[]) => string | null) | null = null
   #current = ''
   #epochs = 0
 
@@ -23,10 +26,20 @@ export class Owners {
     return this.#current
   }
 
+  ownerOf(crew: CrewVersion): string | null {
+    const living = [...this.#members].filter(([, { alive }]) => alive).map(([name]) => name)
+    return this.rule === null ? this.#current : this.rule(crew, living)
+  }
+
+  /** Somebody came or went: those who live look. */
+  tell(): void {
+    for (const member of this.#members.values()) if (member.alive) member.onChange()
+  }
+
   /** From now on this one is to own everything. */
   moveTo(name: string): void {
     this.#current = name
-    for (const member of this.#members.values()) if (member.alive) member.onChange()
+    this.tell()
   }
 
   /** This one's lease ran out, whether it knows or not. */
@@ -42,7 +55,7 @@ export class Owners {
     member.alive = true
     member.owner = `${name}.${(this.#epochs += 1)}`
     member.owners.add(member.owner)
-    for (const each of this.#members.values()) if (each.alive) each.onChange()
+    this.tell()
   }
 
   /** Whose process an owner is or was. */
@@ -84,8 +97,8 @@ export class Member implements Ownership {
     this.#name = name
   }
 
-  owns(): boolean {
-    return this.lives(this.owner) && this.#owners.current === this.#name
+  owns(_shard: string, crew: CrewVersion): boolean {
+    return this.lives(this.owner) && this.#owners.ownerOf(crew) === this.#name
   }
 
   lives(owner: string): boolean {
@@ -123,8 +136,8 @@ export class Member implements Ownership {
     return
   }
 
-  ownerOf(): string | null {
-    return this.#owners.current
+  ownerOf(_shard: string, crew: CrewVersion): string | null {
+    return this.#owners.ownerOf(crew)
   }
 
   async assign(_shard: string, _crew: string, worker: string | null): Promise<string> {

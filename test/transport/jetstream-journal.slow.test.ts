@@ -208,6 +208,20 @@ describe('JetStream journal', () => {
     expect(await crews(journal)).toEqual(['survey', undefined])
   })
 
+  test('JJ6 heads: whoever looked at all of them knows the version that another made it; where it stood, it stands', async () => {
+    const [one, next] = [await owner('one'), await owner('next')]
+    await appendNext(one, 'a', 'one', { crew: 'report@1' })
+    expect(await next.head('a')).toMatchObject({ sequence: 1, crew: 'report@1' })
+    const second = await appendNext(next, 'a', 'two', { crew: 'report@2' })
+    expect(await one.head('a')).toMatchObject({ sequence: 1, crew: 'report@1' })
+    expect(await collect(one.heads())).toMatchObject([{ shard: 'a', sequence: 2, crew: 'report@2' }])
+    expect(await one.head('a')).toMatchObject({ sequence: 1, crew: 'report@2' })
+    await expect(appendNext(one, 'a', 'stale', { crew: 'report@1' })).rejects.toMatchObject({ code: 'SHARD_FENCED' })
+    expect(await one.refresh('a')).toMatchObject({ sequence: 2, hash: second.hash, crew: 'report@2' })
+    await next.remove('a')
+    for (const each of [one, next]) expect(await each.refresh('a')).toMatchObject({ removed: true, crew: 'report@2' })
+  })
+
   test('JJ3 acceptLoss: what was cut is cut for another owner too, once and twice', async () => {
     const old = await owner('old')
     const records = []

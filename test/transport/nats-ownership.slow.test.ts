@@ -111,6 +111,64 @@ describe('NATS ownership', () => {
     expect(split(all, 'survey').owned[1]).toBeGreaterThan(40)
   })
 
+  test('NO7 owns: those of the version of a shard go before others, one of them for each; what they get nobody gives back', async () => {
+    const [a, b] = [await worker('a'), await worker('b')]
+    const c = await worker('c', { crews: { report: '2' } })
+    const all = [a, b, c]
+    const ownersOf = (seen: NatsOwnership, crew: string) => shards.map((shard) => seen.ownerOf(shard, crew))
+    const agreeOn = async (crew: string, isRight: (owned: number[]) => boolean) => {
+      const seen = () => all.map((each) => ownersOf(each, crew).join())
+      await expect.poll(() => [new Set(seen()).size, isRight(split(all, crew).owned)]).toEqual([1, true])
+      expect(split(all, crew).wrong).toBe(0)
+    }
+    await agreeOn('report@1', ([ofA = 0, ofB = 0, ofC]) => ofC === 0 && Math.min(ofA, ofB) > 40)
+    await agreeOn('report@2', ([, , ofC]) => ofC === 200)
+    // A version that nobody has, and one that old records do not tell: all are equal.
+    await agreeOn('report@3', (owned) => Math.min(...owned) > 20)
+    await agreeOn('report', (owned) => Math.min(...owned) > 20)
+    expect(ownersOf(c, 'report@3')).toEqual(ownersOf(c, 'report'))
+    for (const each of all)
+      for (const shard of shards)
+        if (each.owns(shard, 'report')) expect(each.partitions().has(partitionOf(shard))).toBe(true)
+    const [before, fallen] = [ownersOf(a, 'report@1'), ownersOf(a, 'report')]
+    await b.withdraw()
+    await agreeOn('report@1', ([ofA]) => ofA === 200)
+    await b.announce({ report: '2' })
+    await agreeOn('report@2', ([, ofB = 0, ofC = 0]) => Math.min(ofB, ofC) > 40)
+    expect(split(all, 'report@1').owned).toEqual([200, 0, 0])
+    // The last one of the old version takes the new one: whoever a shard falls to then has it in that version, too.
+    await a.announce({ report: '3' })
+    await agreeOn('report@1', ([ofA = 0]) => ofA < 200)
+    expect(ownersOf(b, 'report@1')).toEqual(fallen)
+    for (const [at, owner] of fallen.entries())
+      expect(ownersOf(b, owner === 'a' ? 'report@3' : 'report@2')[at]).toBe(owner)
+    for (const each of [a, b]) await each.announce({ report: '1' })
+    await agreeOn('report@1', ([, , ofC]) => ofC === 0)
+    expect(ownersOf(c, 'report@1')).toEqual(before)
+    expect(c.workers().map(({ worker: name, partitions }) => [name, partitions > 0])).toEqual(
+      ['a', 'b', 'c'].map((name) => [name, true]),
+    )
+  })
+
+  test('NO5 NO7 assign: a shard is given to a worker with another version, to none without the crew', async () => {
+    const [a, b] = [await worker('a'), await worker('b', { crews: { report: '2' } })]
+    const c = await worker('c', { crews: { survey: '1' } })
+    await expect
+      .poll(() => [split([a, b, c], 'report@1').owned, split([a, b, c], 'survey@2').owned])
+      .toEqual([
+        [200, 0, 0],
+        [0, 0, 200],
+      ])
+    expect(await a.assign('s1', 'report@1', 'b')).toBe('b')
+    await expect
+      .poll(() => [b.owns('s1', 'report@1'), b.owns('s1', 'report@2'), c.ownerOf('s1', 'report')])
+      .toEqual([...[true, true, 'b']])
+    const refused = a.assign('s1', 'report@1', 'c')
+    await expect(refused).rejects.toMatchObject({ code: 'WORKER_UNFIT', details: { worker: 'c', crew: 'report' } })
+    expect(await b.assign('s1', 'report@2', null)).toBe('b')
+    expect(await b.assign('s1', 'report@1', null)).toBe('a')
+  })
+
   test('NO2 open: a name that another process has is STORE_BUSY, and one that is no token is ID_INVALID', async () => {
     await worker('a')
     await expect(worker('a')).rejects.toMatchObject({ code: 'STORE_BUSY' })
