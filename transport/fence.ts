@@ -21,6 +21,8 @@ export interface Mark {
 export interface Placed {
   /** Its number in the stream. */
   readonly at: number
+  /** Number of the message that its writer saw last, as it says itself; null when it says nothing. */
+  readonly behind: number | null
   /** Null when it cannot be read. */
   readonly mark: Mark | null
   readonly epoch: string
@@ -34,42 +36,55 @@ export interface Fenced {
   readonly behind: number
   /** Several workers may write the subject, each under its own lease. */
   readonly shared: boolean
+  /**
+   * The stream has copies. Their leader compares before they agree on a message, and a new one may not know yet what was
+   * agreed on before it: two messages can land behind the same one. Then an acknowledgement alone says nothing.
+   */
+  readonly copies: boolean
 }
 
 /** What a server does for the subject of a shard. */
 export interface FencedSubject {
   /** Appends unless the last message is another one than `behind`; the same id once. Gives the message's number. */
   publish(id: string, behind: number): Promise<number>
-  /** The last message; null for none. */
-  last(): Promise<Placed | null>
+  /** The first message behind a number; null for none. */
+  after(behind: number): Promise<Placed | null>
 }
 
 /**
  * Publishes a message behind the last one that its writer saw, and gives its number.
  * @throws TroupeError `SHARD_FENCED` when another owner has written, `STORE_FAILED` when an earlier message of the same
- *   owner landed late; whatever the server said when nothing has landed.
+ *   owner landed late, or one that does not count; whatever the server said when nothing has landed.
  */
 export async function publishBehind(message: Fenced, subject: FencedSubject): Promise<number> {
-  const { shard, mark, behind } = message
+  const { shard, mark, behind, copies } = message
   // The place is part of it: behind a cut the same record may come again, and is another message.
   const id = `${shard}:${mark.epoch}:${behind}:${mark.kind}:${mark.last}:${mark.hash}`
+  let at: number
   try {
-    return await subject.publish(id, behind)
+    at = await subject.publish(id, behind)
   } catch (error) {
-    return readBack(message, await subject.last(), error)
+    return readBack(message, await subject.after(behind), error)
   }
+  if (!copies) return at
+  const unseen = new TroupeError('STORE_FAILED', `the record of ${shard} is not to be seen yet`, { retryable: true })
+  return readBack(message, await subject.after(behind), unseen)
 }
 
-/** What became of a message whose acknowledgement did not come, or was a refusal. Its number when it landed. */
-function readBack({ shard, mark, behind, shared }: Fenced, last: Placed | null, error: unknown): number {
-  if (last === null || last.at === behind) throw error
-  if (last.at > behind && isSame(last.mark, mark)) return last.at
-  if (shared && last.at > behind && last.epoch === String(mark.epoch)) {
+/** What became of a message, by the first one that is behind what its writer saw. Its number when it landed there. */
+function readBack({ shard, mark, behind, shared }: Fenced, first: Placed | null, error: unknown): number {
+  if (first === null) throw error
+  if (first.behind === behind && isSame(first.mark, mark)) return first.at
+  if (first.behind !== behind) {
+    const message = `a message landed behind the last record of ${shard} that does not count`
+    throw new TroupeError('STORE_FAILED', message, { retryable: true, details: { shard, at: first.at } })
+  }
+  if (shared && first.epoch === String(mark.epoch)) {
     const message = `an earlier record of ${shard} landed after its append had failed`
     throw new TroupeError('STORE_FAILED', message, { retryable: true, details: { shard, epoch: mark.epoch } })
   }
-  const message = `${shard} was written by the owner with epoch ${last.epoch}, this one has ${mark.epoch}`
-  throw new TroupeError('SHARD_FENCED', message, { details: { shard, epoch: mark.epoch, by: last.epoch } })
+  const message = `${shard} was written by the owner with epoch ${first.epoch}, this one has ${mark.epoch}`
+  throw new TroupeError('SHARD_FENCED', message, { details: { shard, epoch: mark.epoch, by: first.epoch } })
 }
 
 function isSame(one: Mark | null, { epoch, kind, last, hash }: Mark): boolean {

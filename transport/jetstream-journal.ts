@@ -16,6 +16,8 @@
  *   record is there.
  * - JJ6 A shard's crew and that one's version stay with it: through records, cuts and its removal. Whoever has looked at all
  *   heads knows what others made of it; where the shard stood for it, it stands: that is what the server compares.
+ * - JJ7 Where copies let two records land at one place the first counts. The writer of the other is told that its append has
+ *   failed, though the server had acknowledged it.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
@@ -38,11 +40,12 @@ import { CopiedRecords } from './copied-records.js'
 import { type Placed, publishBehind } from './fence.js'
 import { ensureContent, JetStreamContent, partBytes, storeError } from './jetstream-content.js'
 import {
+  behindHeader,
+  behindOf,
   crewHeader,
   crewOf,
   type Cut,
   cutHeader,
-  cutsOf,
   isRecord,
   JetStreamReading,
   kindHeader,
@@ -148,6 +151,7 @@ class JetStreamJournal implements Journal {
       const settings = { deny_delete: true, allow_direct: true, discard: DiscardPolicy.New }
       const journal = await ensureStream(link, { name, subjects: [subject], ...settings }, replicas)
       const content = await ensureContent(link, subjects, replicas)
+      this.#reading.copies = journal.num_replicas > 1
       this.#durability = durabilityOf(Math.min(journal.num_replicas, content.num_replicas))
       if (this.#options.epoch === undefined) this.#lease = await this.#take()
       await this.#openCopy()
@@ -275,6 +279,7 @@ class JetStreamJournal implements Journal {
       head.set(rowHeader, rows.encodeRow(shard, row).toString('base64'))
       head.set(kindHeader, kind)
       head.set(epochHeader, String(epoch))
+      head.set(behindHeader, String(entry.at))
       if (crew !== undefined) head.set(crewHeader, crew)
       if (lastEvent !== undefined) head.set(lastEventHeader, String(lastEvent))
       if (entry.cuts.length > 0) head.set(cutHeader, entry.cuts.map((cut) => cut.join('-')).join(','))
@@ -284,9 +289,15 @@ class JetStreamJournal implements Journal {
         return (await this.#client.publish(subject, data, options)).seq
       }
       const mark = { epoch, kind, last: row.last, hash: hashOf(row) }
-      const message = { shard, mark, behind: entry.at, shared: this.#options.epoch !== undefined }
-      const last = async () => placedOf(shard, await this.#reading.last(shard))
-      const ack = await publishBehind(message, { publish, last })
+      const message = {
+        shard,
+        mark,
+        behind: entry.at,
+        shared: this.#options.epoch !== undefined,
+        copies: this.#reading.copies,
+      }
+      const after = async (behind: number) => placedOf(shard, await this.#reading.next(shard, behind + 1))
+      const ack = await publishBehind(message, { publish, after })
       Object.assign(entry, { at: ack, sequence: row.last, hash: row.hash, base: row.base })
       Object.assign(entry, { pending: row.pending, removed: row.removed, crew, lastEvent })
     })()
@@ -328,11 +339,10 @@ class JetStreamJournal implements Journal {
 
   /** @param damagedToo gives an entry without position for a shard whose last row is damaged: for whoever cuts it */
   async #load(shard: string, damagedToo = false): Promise<StreamEntry> {
-    const last = await this.#reading.last(shard)
+    const { last, at, cuts } = await this.#reading.end(shard)
     const row = last === null ? undefined : rowOf(shard, last)
     if (row === null && !damagedToo) throw damaged(shard)
-    const told = { crew: crewOf(last), lastEvent: lastEventOf(last), cuts: cutsOf(last) }
-    const entry = { ...entryOf(shard, row), ...told, at: last?.seq ?? 0 }
+    const entry = { ...entryOf(shard, row), crew: crewOf(last), lastEvent: lastEventOf(last), cuts, at }
     await this.#copied?.enter(shard, lifeOf(entry))
     return entry
   }
@@ -510,7 +520,7 @@ function placedOf(shard: string, message: Message | null): Placed | null {
   const epoch = message.header?.get(epochHeader) ?? 'unknown'
   const kind = message.header?.get(kindHeader) ?? ''
   const mark = row == null ? null : { epoch: Number(epoch), kind, last: row.last, hash: hashOf(row) }
-  return { at: message.seq, mark, epoch }
+  return { at: message.seq, behind: behindOf(message), mark, epoch }
 }
 
 function damaged(shard: string): TroupeError {

@@ -4,10 +4,15 @@
  * Owns: finding messages and fetching them, what their headers say.
  * Does not own: what follows from them (`jetstream-journal.ts`).
  *
+ * - JR2 A message counts only when it stands right behind the one that its writer saw: what else comes to a shard's subject is
+ *   a stray, and is passed over by everybody.
+ * - JR3 Of a stream with copies its leader is asked: another one may be behind. What a copy lacks is asked of the others: each
+ *   message says which one is before it.
  * - JR1 The record of a commit is found in a number of steps that grows with the logarithm of the stream.
  */
 import { DeliverPolicy, type JetStreamClient } from '@nats-io/jetstream'
 import type { CrewVersion } from '../runtime/crew-version.js'
+import { TroupeError } from '../runtime/errors.js'
 import { storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
@@ -21,6 +26,10 @@ export const cutHeader = 'Troupe-Cut'
 export const crewHeader = 'Troupe-Crew'
 /** Of the journal: the last commit with events so far. Of the event stream: the commit of the message's last event. */
 export const lastEventHeader = 'Troupe-Last-Event'
+/** Number of the message of the shard that its writer saw last; 0 for none. */
+export const behindHeader = 'Troupe-Behind'
+/** How often copies are asked for a message: whichever answers. */
+const exactTries = 6
 /** Messages that are asked for one by one before a consumer is made: most reads are short. */
 const singly = 4
 
@@ -39,12 +48,24 @@ export interface LastRow {
   readonly storedAt: number
 }
 
+/** Where a shard ends. */
+export interface End {
+  /** The last message that counts; null for none. */
+  readonly last: Message | null
+  /** Number of the last message, whether it counts or not: what the server compares with; 0 for none. */
+  readonly at: number
+  /** What does not count. */
+  readonly cuts: readonly Cut[]
+}
+
 /** Reads one namespace's journal stream. */
 export class JetStreamReading {
   readonly #link: NatsLink
   readonly #subjects: Subjects
   readonly #client: JetStreamClient
   readonly #stream: string
+  /** The stream has copies. */
+  copies = false
 
   constructor(link: NatsLink, subjects: Subjects, client: JetStreamClient) {
     this.#link = link
@@ -63,6 +84,35 @@ export class JetStreamReading {
     }
   }
 
+  /** Where a shard ends, strays passed over. */
+  async end(shard: string): Promise<End> {
+    const last = await this.last(shard)
+    if (last === null) return { last, at: 0, cuts: [] }
+    const behind = behindOf(last)
+    const first = behind === null ? null : await this.next(shard, behind + 1)
+    return first?.seq === last.seq ? { last, at: last.seq, cuts: cutsOf(last) } : this.#endWithStrays(shard, last.seq)
+  }
+
+  /** The same, by all messages of the shard: that is rare. */
+  async #endWithStrays(shard: string, at: number): Promise<End> {
+    let last: Message | null = null
+    let before: number | null = null
+    let strays: Cut[] = []
+    const wanted = { deliver_policy: DeliverPolicy.All, filter_subject: this.#subjects.journal(shard) }
+    for await (const message of storedMessages(this.#link, this.#client, this.#stream, wanted)) {
+      const behind = behindOf(message)
+      // The first one may stand behind what was purged.
+      if (behind !== null && (before === null || behind === before)) {
+        last = message
+        strays = []
+      } else strays.push([message.seq, message.seq])
+      before = message.seq
+    }
+    // A copy that is behind must not say where a shard ends.
+    if (before !== at) throw new TroupeError('STORE_FAILED', `${shard}: a copy is behind`, { retryable: true })
+    return { last, at, cuts: [...cutsOf(last), ...strays] }
+  }
+
   /** What each shard's last message tells. */
   async *lastRows(): AsyncGenerator<LastRow> {
     const subjects = this.#subjects
@@ -74,7 +124,9 @@ export class JetStreamReading {
     for await (const message of found) {
       const shard = subjects.shardOf(message.subject)
       const { seq: at, storedAt } = message
-      yield { shard, at, row: rowOf(shard, message), crew: crewOf(message), lastEvent: lastEventOf(message), storedAt }
+      const last = behindOf(message) === null ? (await this.end(shard)).last : message
+      if (last === null) continue
+      yield { shard, at, row: rowOf(shard, last), crew: crewOf(last), lastEvent: lastEventOf(last), storedAt }
     }
   }
 
@@ -86,7 +138,7 @@ export class JetStreamReading {
     if (cuts.length > 0 || sequence <= 1) return low
     while (low < high) {
       const middle = Math.ceil((low + high) / 2)
-      const message = await this.#next(shard, middle)
+      const message = await this.next(shard, middle)
       const row = message === null ? null : rowOf(shard, message)
       if (message === null || message.seq > last || row === null || row.first > sequence) high = middle - 1
       else low = row.last >= sequence ? message.seq : Math.max(middle, message.seq)
@@ -96,10 +148,12 @@ export class JetStreamReading {
   }
 
   /** The first message of a shard from a number on. */
-  async #next(shard: string, seq: number): Promise<(Message & { readonly subject: string }) | null> {
+  async next(shard: string, seq: number): Promise<(Message & { readonly subject: string }) | null> {
     const query = { seq, next_by_subj: this.#subjects.journal(shard) }
+    const { direct, streams } = this.#link.manager
     try {
-      return await this.#link.manager.direct.getMessage(this.#stream, query)
+      // The client's type does not know that a stream's leader may be asked so, too.
+      return await (this.copies ? streams.getMessage(this.#stream, query) : direct.getMessage(this.#stream, query))
     } catch (error) {
       throw storeError(error)
     }
@@ -107,9 +161,23 @@ export class JetStreamReading {
 
   /** Messages of a shard, both numbers included. */
   async *messages(shard: string, from: number, to: number): AsyncGenerator<Message> {
+    let before = from - 1
+    for await (const message of this.#found(shard, from, to)) {
+      yield* await this.#between(shard, before, message)
+      yield message
+      before = message.seq
+    }
+    const last = this.copies && before < to ? await this.#exact(shard, to) : null
+    if (last === null) return
+    yield* await this.#between(shard, before, last)
+    yield last
+  }
+
+  /** Those that the copy has which answers. */
+  async *#found(shard: string, from: number, to: number): AsyncGenerator<Message> {
     let seq = from
     for (let count = 0; count < singly && seq <= to; count++) {
-      const message = await this.#next(shard, seq)
+      const message = await this.next(shard, seq)
       if (message === null || message.seq > to) return
       yield message
       seq = message.seq + 1
@@ -120,6 +188,35 @@ export class JetStreamReading {
     for await (const message of storedMessages(this.#link, this.#client, this.#stream, wanted)) {
       if (message.seq > to) return
       yield message
+    }
+  }
+
+  /** What stands before a message and behind a number: a copy may lack it. Each message says which one is before it. */
+  async #between(shard: string, before: number, last: Message): Promise<Message[]> {
+    const found: Message[] = []
+    if (!this.copies) return found
+    for (let behind = behindOf(last) ?? 0; behind > before; ) {
+      const message = await this.#exact(shard, behind)
+      if (message === null) break
+      found.unshift(message)
+      behind = behindOf(message) ?? 0
+    }
+    return found
+  }
+
+  /** One message of a shard, from whichever copy has it; null when none of those that answered does. */
+  async #exact(shard: string, seq: number): Promise<Message | null> {
+    const subject = this.#subjects.journal(shard)
+    const { direct, streams } = this.#link.manager
+    try {
+      for (let asked = 0; asked < exactTries; asked++) {
+        const query = { seq }
+        const message = await (asked === 0 ? streams : direct).getMessage(this.#stream, query)
+        if (message?.subject === subject) return message
+      }
+      return null
+    } catch (error) {
+      throw storeError(error)
     }
   }
 
@@ -141,6 +238,12 @@ export class JetStreamReading {
 /** The row that a message carries; null when it is none of this shard. */
 export function rowOf(shard: string, { header }: Message): rows.Row | null {
   return rows.decodeRow(shard, Buffer.from(header?.get(rowHeader) ?? '', 'base64'))
+}
+
+/** Number of the message that its writer saw last, as it says; null for what no journal wrote. */
+export function behindOf(message: Pick<Message, 'header'>): number | null {
+  const text = message.header?.get(behindHeader) ?? ''
+  return /^\d{1,15}$/.test(text) ? Number(text) : null
 }
 
 /** The crew and its version that a message carries. */

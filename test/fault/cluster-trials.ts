@@ -109,12 +109,24 @@ async function healed(stage: WorkerStage, node: NatsServer, looks: boolean): Pro
   return looks ? ledBy(stage, node, until) : true
 }
 
+/** What a node calls itself. It is asked again until a time: JetStream may not answer there yet. */
+async function nameOf(node: NatsServer, until: number): Promise<string | undefined> {
+  for (;;) {
+    try {
+      const { connection } = await connectNats({ servers: node.url })
+      const name = connection.info?.server_name
+      await connection.close()
+      return name
+    } catch (error) {
+      if (performance.now() > until) throw error
+    }
+  }
+}
+
 /** Makes a node lead the journal's stream; whether it has as many messages as there were before. */
 async function ledBy(stage: WorkerStage, node: NatsServer, until: number): Promise<boolean> {
   const stream = stage.subjects.stream('journal')
-  const { connection } = await connectNats({ servers: node.url })
-  const name = connection.info?.server_name
-  await connection.close()
+  const name = await nameOf(node, until)
   const before = await stage.link.manager.streams.info(stream)
   for (;;) {
     const info = await stage.link.manager.streams.info(stream).catch(() => null)

@@ -101,6 +101,7 @@ export const clusterFaults = [
   'mail late',
   'mail twice',
   'server slow',
+  'two records at one place',
   'worker cut off',
   'worker cut off one way',
   'worker stood still',

@@ -156,10 +156,10 @@ export class SimulatedJournal implements Journal {
     const common = { record, mark, writer: owner, process: this.#process }
     try {
       const at = await publishBehind(
-        { shard, mark, behind, shared: true },
+        { shard, mark, behind, shared: true, copies: stream.copies },
         {
           publish: (id, after) => this.#publish(stream, { ...common, id, behind: after }),
-          last: () => this.#lastOf(stream, shard),
+          after: (number) => this.#afterOf(stream, shard, number),
         },
       )
       const { last: sequence, hash, pending, crew } = record
@@ -175,7 +175,7 @@ export class SimulatedJournal implements Journal {
     const known = this.#ends.get(shard)
     if (known !== undefined) return known
     const head = this.#world.store.shards.get(shard)?.head ?? emptyHead(shard)
-    const end = { at: stream.last(shard)?.at ?? 0, head }
+    const end = { at: stream.end(shard), head }
     this.#ends.set(shard, end)
     return end
   }
@@ -251,10 +251,10 @@ export class SimulatedJournal implements Journal {
     return this.#unanswered(message.record, patienceMs)
   }
 
-  /** The last message, as the server tells it. */
-  async #lastOf(stream: SimulatedStream, shard: string): Promise<Placed | null> {
+  /** The first message behind a number, as the server tells it. */
+  async #afterOf(stream: SimulatedStream, shard: string, behind: number): Promise<Placed | null> {
     await this.#hear(shard)
-    return stream.last(shard)
+    return stream.after(shard, behind)
   }
 
   /** Asks the server for something. */

@@ -129,7 +129,7 @@ class Simulation implements World {
     this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
     this.store = createMemoryStore({ shared: workers > 1 })
     this.cluster = workers > 1 ? new SimulatedCluster(this) : null
-    this.stream = workers > 1 ? new SimulatedStream(this) : null
+    this.stream = workers > 1 ? new SimulatedStream(this, seed % 2 === 1) : null
     const empty = { process: null, journal: null, startedAt: 0, endedAt: 0 }
     this.#slots = Array.from({ length: workers }, (_, index) => ({ name: `w${index}`, ...empty, clients: new Map() }))
     this.#replicaWorld = {
