@@ -160,7 +160,7 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
   cluster: () =>
     faults('cluster', async () => {
       const { runClusterFaults } = await import('./fault/cluster-trials.js')
-      return runClusterFaults({ seed: base, kills: times(30), truncations: times(20), lanes: 24 })
+      return runClusterFaults({ seed: base, kills: times(30), truncations: times(20), lanes: 24, onProgress: say })
     }),
   links: () =>
     faults('links', async () => {

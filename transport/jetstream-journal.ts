@@ -19,8 +19,10 @@
  * - JJ7 Where copies let two records land at one place the first counts. The writer of the other is told that its append has
  *   failed, though the server had acknowledged it.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
+ * - JJ8 A shard whose end the server has lost, though the event stream has events of it, is `JOURNAL_TRUNCATED` until it is cut.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  */
+import { setTimeout as delay } from 'node:timers/promises'
 import { DiscardPolicy, jetstream, type JetStreamClient } from '@nats-io/jetstream'
 import { headers, type MsgHdrs } from '@nats-io/transport-node'
 import type { CrewVersion } from '../runtime/crew-version.js'
@@ -46,6 +48,7 @@ import {
   crewOf,
   type Cut,
   cutHeader,
+  type End,
   isRecord,
   JetStreamReading,
   kindHeader,
@@ -86,6 +89,9 @@ export interface JetStreamJournalOptions {
 const epochHeader = 'Troupe-Epoch'
 const eventsHeader = 'Troupe-Events'
 const bodyHeader = 'Troupe-Body'
+/** How often a leader is asked for the end of a shard that must have more, and how long it is left between. */
+const maxLooks = 5
+const lookAgainMs = 500
 /** A larger message keeps its body beside the journal. */
 const largestBody = partBytes
 
@@ -337,14 +343,27 @@ class JetStreamJournal implements Journal {
     yield* found.sort((one, other) => (one.shard < other.shard ? -1 : 1))
   }
 
-  /** @param damagedToo gives an entry without position for a shard whose last row is damaged: for whoever cuts it */
+  /** @param damagedToo gives an entry for a shard whose last row is damaged, or whose end is gone: for whoever cuts it */
   async #load(shard: string, damagedToo = false): Promise<StreamEntry> {
-    const { last, at, cuts } = await this.#reading.end(shard)
+    // In this order: what is written meanwhile is not taken for lost.
+    const told = damagedToo ? 0 : await this.#reading.eventsUntil(shard)
+    const { last, at, cuts } = await this.#endWith(shard, told)
     const row = last === null ? undefined : rowOf(shard, last)
     if (row === null && !damagedToo) throw damaged(shard)
     const entry = { ...entryOf(shard, row), crew: crewOf(last), lastEvent: lastEventOf(last), cuts, at }
     await this.#copied?.enter(shard, lifeOf(entry))
     return entry
+  }
+
+  /** Where a shard ends, that must have a commit. A leader that has just been chosen may not know all at once. */
+  async #endWith(shard: string, told: number): Promise<End> {
+    for (let left = this.#reading.copies ? maxLooks : 1; ; left -= 1) {
+      const end = await this.#reading.end(shard)
+      const sequence = end.last === null ? 0 : (rowOf(shard, end.last)?.last ?? told)
+      if (told <= sequence || isCut(end.last)) return end
+      if (left === 1) throw truncated(shard, sequence, told)
+      await delay(lookAgainMs)
+    }
   }
 
   // Reading.
@@ -446,7 +465,8 @@ class JetStreamJournal implements Journal {
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
     const kept = sequence === 0 ? null : await this.#reading.endingAt(entry, sequence, hash)
     const from = kept === null ? 1 : kept.seq + 1
-    if (entry.at >= from) entry.cuts = [...entry.cuts, [from, entry.at]]
+    // Said even where nothing goes: what is known of a lost end is not looked for any more.
+    entry.cuts = [...entry.cuts, entry.at >= from ? [from, entry.at] : [0, 0]]
     const base = kept === null ? sequence : kept.base
     const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
@@ -525,6 +545,16 @@ function placedOf(shard: string, message: Message | null): Placed | null {
 
 function damaged(shard: string): TroupeError {
   return new TroupeError('JOURNAL_CORRUPT', `${shard}: a message of its journal is damaged`, { details: { shard } })
+}
+
+function truncated(shard: string, sequence: number, told: number): TroupeError {
+  const message = `${shard}: its journal ends with commit ${sequence}, and its events tell of commit ${told}`
+  return new TroupeError('JOURNAL_TRUNCATED', message, { details: { shard, sequence, told } })
+}
+
+/** Whether a shard's commits went back once, as somebody wanted it. */
+function isCut(last: Message | null): boolean {
+  return (last?.header?.get(cutHeader) ?? '') !== ''
 }
 
 function missing(shard: string, from: number, to: number): TroupeError {

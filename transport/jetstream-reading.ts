@@ -10,7 +10,7 @@
  *   message says which one is before it.
  * - JR1 The record of a commit is found in a number of steps that grows with the logarithm of the stream.
  */
-import { DeliverPolicy, type JetStreamClient } from '@nats-io/jetstream'
+import { DeliverPolicy, JetStreamApiCodes, JetStreamApiError, type JetStreamClient } from '@nats-io/jetstream'
 import type { CrewVersion } from '../runtime/crew-version.js'
 import { TroupeError } from '../runtime/errors.js'
 import { storeError } from './jetstream-content.js'
@@ -80,6 +80,17 @@ export class JetStreamReading {
     try {
       return await this.#link.manager.streams.getMessage(this.#stream, { last_by_subj: subject })
     } catch (error) {
+      throw storeError(error)
+    }
+  }
+
+  /** The last commit of a shard whose events are all in the event stream; 0 for none, and where there is no such stream. */
+  async eventsUntil(shard: string): Promise<number> {
+    const [stream, subject] = [this.#subjects.stream('events'), this.#subjects.events(shard)]
+    try {
+      return lastEventOf(await this.#link.manager.streams.getMessage(stream, { last_by_subj: subject })) ?? 0
+    } catch (error) {
+      if (error instanceof JetStreamApiError && error.code === Number(JetStreamApiCodes.StreamNotFound)) return 0
       throw storeError(error)
     }
   }

@@ -4,11 +4,14 @@
  */
 import { readdirSync, statSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
+import { isTroupeError } from '../../runtime/errors.js'
+import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { connectNats } from '../../transport/nats-connection.js'
 import { type NatsServer, startNatsCluster } from '../support/nats-server.js'
 import { bundleChild } from './child-script.js'
 import { startWorkers } from './failover-trials.js'
 import { draw } from './kill-crews.js'
+import { storyOf } from './worker-judge.js'
 import { setStage, type StageReport, type WorkerStage } from './worker-stage.js'
 
 /** What came of the trials. */
@@ -19,30 +22,76 @@ export interface ClusterReport extends StageReport {
   readonly refused: number
   /** Those that had all messages again, as many as the others, and led the stream then. */
   readonly healed: number
+  /** Those that came back and lacked some: nothing was wrong in silence then, and a new cluster was begun. */
+  readonly holed: number
+  /** Crews of those clusters whose journal could be read all the same, and those that said that it cannot. */
+  readonly readable: number
+  readonly reported: number
   readonly ms: number
+}
+
+/** How many, of what. */
+export interface ClusterOptions {
+  readonly seed: number
+  readonly kills: number
+  readonly truncations: number
+  /** Crews at work at once. */
+  readonly lanes: number
+  /** Told how far it is. */
+  readonly onProgress?: (text: string) => void
+}
+
+interface Counts {
+  refused: number
+  healed: number
+  holed: number
+  readable: number
+  reported: number
 }
 
 const streams = ['journal', 'content', 'mail', 'events'] as const
 /** A node that is back has what the others have by then. */
 const healMs = 60_000
 
-/** Kills nodes, some of them with a truncated file at their return. @param lanes crews at work at once */
-export async function runClusterFaults(options: {
-  readonly seed: number
-  readonly kills: number
-  readonly truncations: number
-  readonly lanes: number
-}): Promise<ClusterReport> {
-  const { seed, kills, truncations, lanes } = options
+/** Kills nodes, some of them with a truncated file at their return; in another cluster each time one does not get over it. */
+export async function runClusterFaults(options: ClusterOptions): Promise<ClusterReport> {
+  const { kills, truncations } = options
   const started = performance.now()
-  const found: string[] = []
-  const counts = { refused: 0, healed: 0 }
+  const counts: Counts = { refused: 0, healed: 0, holed: 0, readable: 0, reported: 0 }
+  const reports: StageReport[] = []
   await using script = await bundleChild('worker-child')
+  for (let trial = 0; trial < kills + truncations; ) {
+    const { done, report } = await runCluster(options, script.path, trial, counts)
+    reports.push(report)
+    trial = done
+  }
+  const sum = (of: (report: StageReport) => number): number => reports.reduce((total, each) => total + of(each), 0)
+  return {
+    runs: sum(({ runs }) => runs),
+    records: sum(({ records }) => records),
+    events: sum(({ events }) => events),
+    lost: sum(({ lost }) => lost),
+    repeats: sum(({ repeats }) => repeats),
+    onceCalls: sum(({ onceCalls }) => onceCalls),
+    violations: reports.flatMap(({ violations }) => violations),
+    ...{ kills, truncations, ...counts },
+    ms: Math.round(performance.now() - started),
+  }
+}
+
+/** One cluster, until all is done or a node of it has lost messages. */
+async function runCluster(
+  { seed, kills, truncations, lanes, onProgress }: ClusterOptions,
+  script: string,
+  first: number,
+  counts: Counts,
+): Promise<{ readonly done: number; readonly report: StageReport }> {
+  const found: string[] = []
   const nodes = await startNatsCluster(3)
   try {
     await using stage = await setStage({
-      name: `c${seed}`,
-      script: script.path,
+      name: `c${seed}-${first}`,
+      script,
       servers: nodes,
       lanes,
       leaseMs: 2_000,
@@ -51,34 +100,80 @@ export async function runClusterFaults(options: {
     })
     await startWorkers(stage, 3)
     stage.load()
-    for (let trial = 0; trial < kills + truncations; trial += 1) {
-      await stage.calm()
-      const node = nodes[draw(`${seed} node ${trial}`, nodes.length)]!
-      const fault = stage.note({ fault: 'server', window: 'node', worker: '', at: Date.now() })
-      await node.kill()
-      // Load goes on without it.
-      const runs = stage.ended
-      await stage.observer.until(() => stage.ended > runs + 2, 30_000)
-      const cut = trial < kills ? null : truncateJournal(node, stage, draw(`${seed} cut ${trial}`, 900) / 1_000)
-      const refused = await node.start().then(
-        () => false,
-        () => true,
-      )
-      if (refused) {
-        if (cut === null) found.push(`node ${node.port} did not come back`)
-        counts.refused += 1
-        break
+    for (let trial = first; trial < kills + truncations; trial += 1) {
+      const outcome = await runTrial(stage, nodes, `${seed} ${trial}`, trial >= kills)
+      onProgress?.(`${trial + 1} of ${kills + truncations} nodes: ${outcome}`)
+      if (outcome === 'healed') {
+        if (trial >= kills) counts.healed += 1
+        continue
       }
-      if (!(await healed(stage, node, cut !== null))) found.push(`node ${node.port} does not have all, cut ${cut}`)
-      else if (cut !== null) counts.healed += 1
-      fault.until = Date.now() + 4_000
+      if (trial < kills) found.push(`trial ${trial}: a node that was only killed is ${outcome}`)
+      counts[outcome] += 1
+      const report = outcome === 'refused' ? await stage.finish() : await judgeHoled(stage, counts)
+      return { done: trial + 1, report: { ...report, violations: [...found, ...report.violations] } }
     }
     const report = await stage.finish()
-    const violations = [...found, ...report.violations]
-    return { ...report, kills, truncations, ...counts, violations, ms: Math.round(performance.now() - started) }
+    return { done: kills + truncations, report }
   } finally {
     for (const node of nodes) await node.dispose()
   }
+}
+
+/** Kills one node under load, and starts it again. What became of it. */
+async function runTrial(
+  stage: WorkerStage,
+  nodes: readonly NatsServer[],
+  name: string,
+  truncates: boolean,
+): Promise<'healed' | 'refused' | 'holed'> {
+  await stage.calm()
+  const node = nodes[draw(`${name} node`, nodes.length)]!
+  const fault = stage.note({ fault: 'server', window: 'node', worker: '', at: Date.now() })
+  await node.kill()
+  // Load goes on without it.
+  const runs = stage.ended
+  await stage.observer.until(() => stage.ended > runs + 2, 30_000)
+  if (truncates) truncateJournal(node, stage, draw(`${name} cut`, 900) / 1_000)
+  const refused = await node.start().then(
+    () => false,
+    () => true,
+  )
+  if (refused) return 'refused'
+  const isHealed = await healed(stage, node, truncates)
+  fault.until = Date.now() + 4_000
+  return isHealed ? 'healed' : 'holed'
+}
+
+/**
+ * What must hold in a cluster one node of which lacks messages of the journal, and may lead it: each crew can be read, and has
+ * all that was seen of it from outside, or says that it cannot be read. None is shorter in silence.
+ */
+async function judgeHoled(stage: WorkerStage, counts: Counts): Promise<StageReport> {
+  await stage.halt()
+  const { link, subjects, observer } = stage
+  const journal = createJetStreamJournal({ link, subjects, worker: 'judge', epoch: () => 0 })
+  await journal.open()
+  const violations: string[] = []
+  let events = 0
+  try {
+    for (const [crew, { ids }] of observer.crews) {
+      try {
+        const story = await storyOf(journal, crew)
+        counts.readable += 1
+        events += story.events.length
+        const stored = new Set(story.events.map(({ sequence, index }) => `${crew}-${sequence}-${index}`))
+        const lacking = ids.filter((id) => !stored.has(id))
+        if (lacking.length > 0)
+          violations.push(`${crew}: ${lacking.length} events from ${lacking[0]} on are gone in silence`)
+      } catch (error) {
+        if (isTroupeError(error) && error.code.startsWith('JOURNAL_')) counts.reported += 1
+        else violations.push(`${crew}: ${String(error)}`)
+      }
+    }
+  } finally {
+    await journal.close()
+  }
+  return { runs: stage.ended, records: 0, events, lost: 0, repeats: 0, onceCalls: 0, violations }
 }
 
 /** Cuts the last file of the journal's stream to a part of its length. Returns how many bytes are gone. */

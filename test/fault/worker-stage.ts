@@ -303,6 +303,13 @@ export class WorkerStage implements AsyncDisposable {
     clearTimeout(timer)
   }
 
+  /** Ends the load and the workers as they are: what they had is not waited for. */
+  async halt(): Promise<void> {
+    this.#loading = false
+    await Promise.all([...this.workers.values()].map(({ child, ended }) => (child.kill('SIGKILL'), ended)))
+    await this.#caughtUp()
+  }
+
   /** Gives no more tasks; resolves when all that were given have ended. */
   async settle(): Promise<void> {
     this.#loading = false

@@ -2,12 +2,11 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { headers } from '@nats-io/transport-node'
-import { DeliverPolicy, jetstream, type StoredMsg } from '@nats-io/jetstream'
+import { DeliverPolicy, jetstream } from '@nats-io/jetstream'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import type { Journal } from '../../runtime/journal.js'
 import { createLog } from '../../runtime/log.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
-import { JetStreamReading } from '../../transport/jetstream-reading.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
 import { NatsMembership } from '../../transport/nats-membership.js'
@@ -268,66 +267,6 @@ describe('JetStream journal', () => {
     await other.acceptLoss('a', 1, one!.hash)
     await appendNext(other, 'a', 'two')
     expect((await collect(other.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
-  })
-
-  test('JR2 strays: what no journal wrote, and what stands elsewhere than its writer saw, is passed over by everybody', async () => {
-    const journal = await owner('one')
-    for (const content of ['1', '2']) await appendNext(journal, 'a', content)
-    const [second, behind] = [await lastOf('a'), await lastOf('a', 1)]
-    // An answer of the server that somebody had sent here, and a record that a new leader took beside another one.
-    const client = jetstream(link.connection)
-    await client.publish(subjects.journal('a'), '{"type":"io.nats.jetstream.api.v1.stream_names_response"}')
-    const twin = await link.manager.streams.getMessage(subjects.stream('journal'), { seq: second })
-    const twinHeaders = headers()
-    for (const [name, [value = '']] of twin!.header) if (name.startsWith('Troupe-')) twinHeaders.set(name, value)
-    expect(twinHeaders.get('Troupe-Behind')).toBe(String(behind))
-    await client.publish(subjects.journal('a'), twin!.data, { headers: twinHeaders })
-    await client.publish(subjects.journal('b'), 'nothing but this')
-    const read = async (of: Journal) => (await collect(of.read('a', 1))).map(({ bytes }) => text(bytes))
-    const other = createJetStreamJournal({ link, subjects, worker: 'two' })
-    closing.push(() => other.close())
-    expect(await other.open()).toMatchObject({ shards: 1, damaged: [] })
-    expect(await read(other)).toEqual(['1', '2'])
-    // Whoever had the shard notices, fences nobody, and goes on.
-    const third = nextRecord(await journal.head('a'), '3')
-    await expect(journal.append(third)).rejects.toEqual(code('STORE_FAILED'))
-    expect((await journal.refresh('a')).sequence).toBe(2)
-    await journal.append(third)
-    await appendNext(journal, 'a', '4')
-    await client.publish(subjects.journal('a'), 'once more')
-    await other.refresh('a')
-    await appendNext(other, 'a', '5')
-    await appendNext(other, 'b', 'one')
-    for (const each of [journal, other]) {
-      await each.refresh('a')
-      expect(await read(each)).toEqual(['1', '2', '3', '4', '5'])
-    }
-    expect((await collect(other.heads())).map(({ shard, sequence }) => [shard, sequence])).toEqual([
-      ['a', 5],
-      ['b', 1],
-    ])
-  })
-
-  test('JR3 copies: what the copy that answers lacks is asked of the others', async () => {
-    const journal = await owner('one')
-    for (const content of ['1', '2', '3', '4']) await appendNext(journal, 'a', content)
-    const at = [await lastOf('a', 3), await lastOf('a', 2), await lastOf('a', 1), await lastOf('a')]
-    const { streams, direct } = link.manager
-    for (const hidden of [[at[1]!], [at[1]!, at[2]!], [at[3]!], at]) {
-      // The leader has a hole, another copy has all.
-      const getMessage = async (
-        stream: string,
-        query: { seq: number; next_by_subj?: string },
-      ): Promise<StoredMsg | null> => {
-        const found = await direct.getMessage(stream, query)
-        if (found === null || !hidden.includes(found.seq)) return found
-        return query.next_by_subj === undefined ? null : getMessage(stream, { ...query, seq: found.seq + 1 })
-      }
-      const holed = { ...link, manager: { ...link.manager, direct, streams: { ...streams, getMessage } } }
-      const reading = new JetStreamReading(holed, subjects, jetstream(link.connection))
-      reading.copies = true
-      expect((await collect(reading.messages('a', 1, at[3]!))).map(({ seq }) => seq)).toEqual(at)
-    }
   })
 
   test('JJ3 append: the same record behind a cut, and the same cut again, are stored again', async () => {

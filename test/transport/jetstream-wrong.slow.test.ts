@@ -1,0 +1,134 @@
+import { headers } from '@nats-io/transport-node'
+import { DeliverPolicy, jetstream, type StoredMsg } from '@nats-io/jetstream'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import type { Journal } from '../../runtime/journal.js'
+import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
+import { JetStreamReading } from '../../transport/jetstream-reading.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
+import { storedMessages } from '../../transport/stored-messages.js'
+import { Subjects } from '../../transport/subjects.js'
+import { appendNext, nextRecord } from '../conformance/journal.js'
+import { useNats } from '../support/use-nats.js'
+
+let link: NatsLink
+let count = 0
+useNats((nats) => {
+  ;({ link } = nats)
+})
+
+async function collect<T>(from: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = []
+  for await (const each of from) all.push(each)
+  return all
+}
+const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString()
+const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
+
+describe('JetStream journal: what a server or a copy of it has wrong', () => {
+  let subjects: Subjects
+  const closing: (() => Promise<unknown>)[] = []
+  beforeEach(() => {
+    subjects = new Subjects(`wrong${++count}`)
+  })
+  afterEach(async () => {
+    for (const close of closing.splice(0).reverse()) await close()
+  })
+
+  async function owner(worker: string): Promise<Journal> {
+    const journal = createJetStreamJournal({ link, subjects, worker, leaseMs: 2_000 })
+    await journal.open()
+    closing.push(() => journal.close())
+    return journal
+  }
+
+  /** Number of the last message of a shard, or of one of those before it. */
+  async function lastOf(shard: string, back = 0): Promise<number> {
+    const found: number[] = []
+    const wanted = { deliver_policy: DeliverPolicy.All, filter_subject: subjects.journal(shard) }
+    for await (const { seq } of storedMessages(link, jetstream(link.connection), subjects.stream('journal'), wanted))
+      found.push(seq)
+    return found.at(-1 - back)!
+  }
+
+  test('JR2 strays: what no journal wrote, and what stands elsewhere than its writer saw, is passed over by everybody', async () => {
+    const journal = await owner('one')
+    for (const content of ['1', '2']) await appendNext(journal, 'a', content)
+    const [second, behind] = [await lastOf('a'), await lastOf('a', 1)]
+    // An answer of the server that somebody had sent here, and a record that a new leader took beside another one.
+    const client = jetstream(link.connection)
+    await client.publish(subjects.journal('a'), '{"type":"io.nats.jetstream.api.v1.stream_names_response"}')
+    const twin = await link.manager.streams.getMessage(subjects.stream('journal'), { seq: second })
+    const twinHeaders = headers()
+    for (const [name, [value = '']] of twin!.header) if (name.startsWith('Troupe-')) twinHeaders.set(name, value)
+    expect(twinHeaders.get('Troupe-Behind')).toBe(String(behind))
+    await client.publish(subjects.journal('a'), twin!.data, { headers: twinHeaders })
+    await client.publish(subjects.journal('b'), 'nothing but this')
+    const read = async (of: Journal) => (await collect(of.read('a', 1))).map(({ bytes }) => text(bytes))
+    const other = createJetStreamJournal({ link, subjects, worker: 'two' })
+    closing.push(() => other.close())
+    expect(await other.open()).toMatchObject({ shards: 1, damaged: [] })
+    expect(await read(other)).toEqual(['1', '2'])
+    // Whoever had the shard notices, fences nobody, and goes on.
+    const third = nextRecord(await journal.head('a'), '3')
+    await expect(journal.append(third)).rejects.toEqual(code('STORE_FAILED'))
+    expect((await journal.refresh('a')).sequence).toBe(2)
+    await journal.append(third)
+    await appendNext(journal, 'a', '4')
+    await client.publish(subjects.journal('a'), 'once more')
+    await other.refresh('a')
+    await appendNext(other, 'a', '5')
+    await appendNext(other, 'b', 'one')
+    for (const each of [journal, other]) {
+      await each.refresh('a')
+      expect(await read(each)).toEqual(['1', '2', '3', '4', '5'])
+    }
+    expect((await collect(other.heads())).map(({ shard, sequence }) => [shard, sequence])).toEqual([
+      ['a', 5],
+      ['b', 1],
+    ])
+  })
+
+  test('JR3 copies: what the copy that answers lacks is asked of the others', async () => {
+    const journal = await owner('one')
+    for (const content of ['1', '2', '3', '4']) await appendNext(journal, 'a', content)
+    const at = [await lastOf('a', 3), await lastOf('a', 2), await lastOf('a', 1), await lastOf('a')]
+    const { streams, direct } = link.manager
+    for (const hidden of [[at[1]!], [at[1]!, at[2]!], [at[3]!], at]) {
+      // The leader has a hole, another copy has all.
+      const getMessage = async (
+        stream: string,
+        query: { seq: number; next_by_subj?: string },
+      ): Promise<StoredMsg | null> => {
+        const found = await direct.getMessage(stream, query)
+        if (found === null || !hidden.includes(found.seq)) return found
+        return query.next_by_subj === undefined ? null : getMessage(stream, { ...query, seq: found.seq + 1 })
+      }
+      const holed = { ...link, manager: { ...link.manager, direct, streams: { ...streams, getMessage } } }
+      const reading = new JetStreamReading(holed, subjects, jetstream(link.connection))
+      reading.copies = true
+      expect((await collect(reading.messages('a', 1, at[3]!))).map(({ seq }) => seq)).toEqual(at)
+    }
+  })
+
+  test('JJ8 a lost end: a shard that events tell more of is JOURNAL_TRUNCATED until it is cut, the others go on', async () => {
+    const journal = await owner('one')
+    const one = await appendNext(journal, 'a', 'one')
+    const tell = async (shard: string, commit: number): Promise<void> => {
+      const head = headers()
+      head.set('Troupe-Last-Event', String(commit))
+      await jetstream(link.connection).publish(subjects.events(shard), '[]', { headers: head })
+    }
+    await link.manager.streams.add({ name: subjects.stream('events'), subjects: [subjects.events()] })
+    await tell('a', 1)
+    expect((await journal.refresh('a')).sequence).toBe(1)
+    for (const shard of ['a', 'gone']) await tell(shard, 5)
+    for (const shard of ['a', 'gone']) await expect(journal.refresh(shard)).rejects.toEqual(code('JOURNAL_TRUNCATED'))
+    await appendNext(journal, 'b', 'one')
+    await journal.acceptLoss('a', 1, one.hash)
+    await journal.acceptLoss('gone', 5, new Uint8Array(32))
+    const other = await owner('two')
+    for (const shard of ['a', 'gone']) await appendNext(other, shard, 'two')
+    expect((await collect(other.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
+    expect((await other.refresh('gone')).sequence).toBe(6)
+  })
+})
