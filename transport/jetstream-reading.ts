@@ -99,9 +99,16 @@ export class JetStreamReading {
   async end(shard: string): Promise<End> {
     const last = await this.last(shard)
     if (last === null) return { last, at: 0, cuts: [] }
+    return (await this.#counts(shard, last))
+      ? { last, at: last.seq, cuts: cutsOf(last) }
+      : this.#endWithStrays(shard, last.seq)
+  }
+
+  /** Whether the last message of a shard stands where its writer saw the end. One server alone compares that itself. */
+  async #counts(shard: string, last: Message): Promise<boolean> {
     const behind = behindOf(last)
-    const first = behind === null ? null : await this.next(shard, behind + 1)
-    return first?.seq === last.seq ? { last, at: last.seq, cuts: cutsOf(last) } : this.#endWithStrays(shard, last.seq)
+    if (behind === null || !this.copies) return behind !== null
+    return (await this.next(shard, behind + 1))?.seq === last.seq
   }
 
   /** The same, by all messages of the shard: that is rare. */
