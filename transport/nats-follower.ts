@@ -7,7 +7,7 @@
  * - NF1 Every event of the stream that the filter names comes, in the stream's order, from where it was asked for;
  *   whatever happens to links and servers, none is left out while the stream keeps it.
  * - NF2 An event that is in the stream twice comes once, unless 10,000 others came in between.
- * - NF3 A slow reader holds at most some hundred events in memory; live ones that do not fit are lost.
+ * - NF3 A slow reader holds at most some thousand events in memory; live ones that do not fit are lost.
  * - NF4 Whoever goes on from the number of any event that came misses none behind it.
  */
 import { setTimeout as delay } from 'node:timers/promises'
@@ -91,7 +91,12 @@ export async function* followEvents(options: FollowOptions): AsyncGenerator<Foll
   const follower = new Follower(options)
   try {
     await follower.start()
-    for (let next = await follower.next(); next !== null; next = await follower.next()) yield next
+    for (let ready = await follower.next(); ready !== null; ready = await follower.next()) {
+      for (const each of ready) {
+        if (follower.isClosed) return
+        yield each
+      }
+    }
   } finally {
     follower.close()
   }
@@ -102,7 +107,7 @@ class Follower {
   readonly #stream: string
   readonly #filter: string
   readonly #closing = new AbortController()
-  readonly #ready: FollowedEvent[] = []
+  #ready: FollowedEvent[] = []
   readonly #seen = new Recent<true>(maxSeen)
   /** The number of the stream that is asked for next. */
   #at = 1
@@ -264,15 +269,21 @@ class Follower {
     this.#wake()
   }
 
-  /** The next event; null at the end. */
-  async next(): Promise<FollowedEvent | null> {
+  /** Ended without an error. */
+  get isClosed(): boolean {
+    return this.#closing.signal.aborted && this.#error === null
+  }
+
+  /** What came since the last time; null at the end. */
+  async next(): Promise<readonly FollowedEvent[] | null> {
     for (;;) {
       if (this.#error !== null) throw this.#error
       if (this.#closing.signal.aborted) return null
-      const event = this.#ready.shift()
-      if (event !== undefined) {
+      if (this.#ready.length > 0) {
+        const ready = this.#ready
+        this.#ready = []
         this.#room()
-        return event
+        return ready
       }
       await new Promise<void>((resolve) => (this.#wake = resolve))
     }
