@@ -82,7 +82,13 @@ export class Danger {
 
   /** The runtime counted crashes for work that it is about to try again. */
   counted(shard: string, attempts: Readonly<Record<string, number>>): void {
-    const works = Object.entries(attempts).filter(([, count]) => count >= this.#crashes)
+    // A row for each piece of work and each process that died over it: `effect <actor> <length> by <process>`.
+    const sums = new Map<string, number>()
+    for (const [row, count] of Object.entries(attempts)) {
+      const work = row.slice(0, row.lastIndexOf(' by '))
+      sums.set(work, (sums.get(work) ?? 0) + count)
+    }
+    const works = [...sums].filter(([, count]) => count >= this.#crashes)
     const names = works.map(([work]) => work.split(' ')[1]!)
     if (names.length === 0) return
     this.#endangered.set(shard, new Set(names))
