@@ -53,7 +53,7 @@ export interface NatsEventsOptions {
   readonly link: NatsLink
   readonly subjects: Subjects
   /** Where events are read again that did not get into the stream. Open as long as this is. */
-  readonly journal: Pick<Journal, 'readEvents'>
+  readonly journal: Pick<Journal, 'readEvents' | 'refresh'>
   readonly log: Log
   /** Copies in a cluster. @default 1 */
   readonly replicas?: number
@@ -188,10 +188,22 @@ export class NatsEvents {
     try {
       const { link, subjects } = this.#options
       const { last } = await storedEvents(link, this.#client, subjects)
-      for (const { shard, lastEvent } of known) if (lastEvent! > (last.get(shard) ?? 0)) this.catchUp(shard)
+      const behind = known.filter(({ shard, lastEvent }) => lastEvent! > (last.get(shard) ?? 0))
+      await Promise.all(behind.map(({ shard }) => this.#catchUpLeft(shard)))
     } catch (error) {
       // Workers look again when one comes or goes, and once more a while later.
       this.#options.log.warn('the event stream could not be looked through', { reason: storeError(error).message })
+    }
+  }
+
+  /** Where a shard stood when this worker had it, it stands no more. Never rejects. */
+  async #catchUpLeft(shard: string): Promise<void> {
+    try {
+      await this.#options.journal.refresh(shard)
+      this.catchUp(shard)
+    } catch (error) {
+      const { code, message: reason } = storeError(error)
+      this.#options.log.warn('the events of a shard cannot be looked for', { shard, code, reason })
     }
   }
 

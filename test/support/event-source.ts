@@ -30,8 +30,8 @@ export class EventSource {
     this.journal = journal
   }
 
-  static async open(): Promise<EventSource> {
-    const journal = createMemoryJournal()
+  /** @param journal closed; a memory when none is given */
+  static async open(journal: Journal = createMemoryJournal()): Promise<EventSource> {
     await journal.open()
     return new EventSource(journal)
   }

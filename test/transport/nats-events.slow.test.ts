@@ -3,7 +3,8 @@ import { jetstream } from '@nats-io/jetstream'
 import { maxQueued, NatsEvents, type NatsEventsOptions } from '../../transport/nats-events.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { Subjects } from '../../transport/subjects.js'
-import type { ShardHead } from '../../runtime/journal.js'
+import type { Journal, ShardHead } from '../../runtime/journal.js'
+import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { createLog } from '../../runtime/log.js'
 import { byShard, EventSource, stored, take } from '../support/event-source.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
@@ -162,6 +163,7 @@ describe('event stream', () => {
         asked.push(shard)
         return source.journal.readEvents(shard, from)
       },
+      refresh: (shard: string) => source.journal.refresh(shard),
     }
     const next = await publisher({ journal })
     const heads: ShardHead[] = []
@@ -186,6 +188,25 @@ describe('event stream', () => {
     await next.catchUpAll(heads)
     await next.catchUpAll(heads.map((head) => ({ ...head, lastEvent: undefined })))
     expect(asked).toEqual([])
+  })
+
+  test('NE1 takeover: who had a shard before another owner did stores what that one left out', async () => {
+    const [one, two] = ['one', 'two'].map((worker, index) =>
+      createJetStreamJournal({ link, subjects, worker, epoch: () => index + 1 }),
+    ) as [Journal, Journal]
+    const before = await EventSource.open(one)
+    const events = await publisher({ journal: one })
+    await before.commit('a', {}, events)
+    await events.flush()
+    // The next owner dies before it has stored its events; the first one remembers where the shard stood for it.
+    const after = await EventSource.open(two)
+    for (let n = 0; n < 2; n++) await after.commit('a', {})
+    const heads: ShardHead[] = []
+    for await (const head of one.heads()) heads.push({ ...head, lastEvent: head.sequence })
+    await events.catchUpAll(heads)
+    await events.flush()
+    expect(await ids()).toEqual({ a: [...before.ids.get('a')!, ...after.ids.get('a')!] })
+    for (const journal of [one, two]) await journal.close()
   })
 
   test('NE1 events: a shard of which nothing is known is read from where the stream ends', async () => {
