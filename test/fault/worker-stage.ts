@@ -252,10 +252,10 @@ export class WorkerStage implements AsyncDisposable {
     return readLines(join(this.#folder, 'ledger', crew))
   }
 
-  /** Resolves when no work is open that has been through two crashes, or after half a minute. */
+  /** Resolves when no work is open that has been through two crashes, or after ten seconds. */
   async calm(): Promise<void> {
     const isCalm = (): boolean => [...this.#danger].every((shard) => this.observer.crews.get(shard)?.finished === true)
-    await this.observer.until(isCalm, 30_000)
+    await this.observer.until(isCalm, 10_000)
     this.#danger.clear()
   }
 
