@@ -48,6 +48,7 @@ import {
   crewOf,
   type Cut,
   cutHeader,
+  cutsOf,
   type End,
   isRecord,
   JetStreamReading,
@@ -92,6 +93,8 @@ const bodyHeader = 'Troupe-Body'
 /** How often a leader is asked for the end of a shard that must have more, and how long it is left between. */
 const maxLooks = 5
 const lookAgainMs = 500
+/** Among the cuts of a shard: what is known of a lost end is not looked for any more. No message has this number. */
+const acceptedLoss: Cut = [0, 0]
 /** A larger message keeps its body beside the journal. */
 const largestBody = partBytes
 
@@ -465,8 +468,7 @@ class JetStreamJournal implements Journal {
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
     const kept = sequence === 0 ? null : await this.#reading.endingAt(entry, sequence, hash)
     const from = kept === null ? 1 : kept.seq + 1
-    // Said even where nothing goes: what is known of a lost end is not looked for any more.
-    entry.cuts = [...entry.cuts, entry.at >= from ? [from, entry.at] : [0, 0]]
+    entry.cuts = [...entry.cuts, acceptedLoss, ...(entry.at >= from ? [[from, entry.at] as const] : [])]
     const base = kept === null ? sequence : kept.base
     const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
@@ -552,9 +554,9 @@ function truncated(shard: string, sequence: number, told: number): TroupeError {
   return new TroupeError('JOURNAL_TRUNCATED', message, { details: { shard, sequence, told } })
 }
 
-/** Whether a shard's commits went back once, as somebody wanted it. */
+/** Whether a shard's commits went back once, as somebody wanted it. Strays are cut too, and say nothing of that. */
 function isCut(last: Message | null): boolean {
-  return (last?.header?.get(cutHeader) ?? '') !== ''
+  return cutsOf(last).some(([from, to]) => from === acceptedLoss[0] && to === acceptedLoss[1])
 }
 
 function missing(shard: string, from: number, to: number): TroupeError {

@@ -115,20 +115,21 @@ export class JetStreamReading {
   async #endWithStrays(shard: string, at: number): Promise<End> {
     let last: Message | null = null
     let before: number | null = null
-    let strays: Cut[] = []
+    /** Number of the first stray behind the last one that counts. */
+    let stray: number | null = null
     const wanted = { deliver_policy: DeliverPolicy.All, filter_subject: this.#subjects.journal(shard) }
     for await (const message of storedMessages(this.#link, this.#client, this.#stream, wanted)) {
       const behind = behindOf(message)
       // The first one may stand behind what was purged.
       if (behind !== null && (before === null || behind === before)) {
         last = message
-        strays = []
-      } else strays.push([message.seq, message.seq])
+        stray = null
+      } else stray ??= message.seq
       before = message.seq
     }
     // A copy that is behind must not say where a shard ends.
     if (before !== at) throw new TroupeError('STORE_FAILED', `${shard}: a copy is behind`, { retryable: true })
-    return { last, at, cuts: [...cutsOf(last), ...strays] }
+    return { last, at, cuts: stray === null ? cutsOf(last) : [...cutsOf(last), [stray, at]] }
   }
 
   /** What each shard's last message tells. */

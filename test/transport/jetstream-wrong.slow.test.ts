@@ -130,6 +130,8 @@ describe('JetStream journal: what a server or a copy of it has wrong', () => {
     await tell('a', 1)
     expect((await journal.refresh('a')).sequence).toBe(1)
     for (const shard of ['a', 'gone']) await tell(shard, 5)
+    // A stray behind the end changes nothing.
+    await jetstream(link.connection).publish(subjects.journal('a'), 'x')
     for (const shard of ['a', 'gone']) await expect(journal.refresh(shard)).rejects.toEqual(code('JOURNAL_TRUNCATED'))
     await appendNext(journal, 'b', 'one')
     await journal.acceptLoss('a', 1, one.hash)
