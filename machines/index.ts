@@ -1,7 +1,21 @@
-/** The shipped machines by actor kind. */
+import { agentMachine } from './agent.js'
+import { budgetMachine } from './budget-keeper.js'
+import { crewMachine } from './crew.js'
+import { envoyMachine } from './envoy.js'
+import { toolMachine } from './tool-executor.js'
+
 export { type AgentEvent, agentMachine } from './agent.js'
 export { budgetMachine } from './budget-keeper.js'
 export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
 export * from './messages.js'
 export { type ToolEvent, toolMachine } from './tool-executor.js'
+
+/** The shipped machines by actor kind. */
+export const machines = {
+  agent: agentMachine,
+  tool: toolMachine,
+  budget: budgetMachine,
+  crew: crewMachine,
+  envoy: envoyMachine,
+}

@@ -5,7 +5,7 @@ import { mkdir, realpath } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { createOpenAIModelPort, type OpenAIModelPortOptions } from '../actors/model-openai.js'
 import { createToolPort } from '../actors/tool.js'
-import { agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine } from '../machines/index.js'
+import { machines } from '../machines/index.js'
 import { createLevelJournal } from '../transport/level-journal.js'
 import { createMemoryJournal } from '../transport/memory-journal.js'
 import { listenControl, type Unlisten } from './control.js'
@@ -116,13 +116,6 @@ interface SharedStore {
  */
 const home = globalThis as { [key: symbol]: Map<string, SharedStore> | undefined }
 const stores = (home[Symbol.for('troupe.stores.1')] ??= new Map<string, SharedStore>())
-const machines = {
-  agent: agentMachine,
-  tool: toolMachine,
-  budget: budgetMachine,
-  crew: crewMachine,
-  envoy: envoyMachine,
-}
 /** How long a busy store is asked again: its owner may be about to listen, or about to leave. */
 const busyMs = 3_000
 const askAgainMs = 50

@@ -4,7 +4,7 @@
  * Owns: how a commit reads, the report of a loss.
  * Does not own: repairing (`repair.ts` of the runtime).
  */
-import { agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine } from '../../machines/index.js'
+import { machines } from '../../machines/index.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
 import { BlobRef, type Value } from '../codec.js'
 import { type RecordedCommit } from '../record.js'
@@ -56,13 +56,6 @@ function describe(value: Value): string {
 /** Reports what a crew lost; with `acceptLoss` it goes on without. */
 export async function repair(id: string, options: StoreOptions & { readonly acceptLoss?: boolean }): Promise<number> {
   checkStore(options.store)
-  const machines = {
-    agent: agentMachine,
-    tool: toolMachine,
-    budget: budgetMachine,
-    crew: crewMachine,
-    envoy: envoyMachine,
-  }
   const context = { scope: new Scope(), machines }
   const store = createLevelJournal({ path: options.store, durability: 'power' })
   const report = await store.open()

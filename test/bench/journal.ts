@@ -10,7 +10,7 @@ import { Scope } from '../../runtime/scope.js'
 import { emptyState, type ShardState } from '../../runtime/state.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
 import { median, round3, say, scratch } from './measure.js'
-import { machines } from './population.js'
+import { machines } from '../../machines/index.js'
 
 const shards = 100
 const appends = 20_000

@@ -2,7 +2,7 @@
  * A store full of crews, made by the product's own decisions without a provider: idle ones, ones with a timer that is
  * due, ones with an open model call.
  */
-import { agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine } from '../../machines/index.js'
+import { machines } from '../../machines/index.js'
 import { type Commit, decide } from '../../runtime/commit.js'
 import type { Journal, Pending } from '../../runtime/journal.js'
 import { toRecord } from '../../runtime/record.js'
@@ -12,13 +12,6 @@ import { emptyState, nextDueAt } from '../../runtime/state.js'
 /** What a crew waits for. */
 export type Waiting = 'nothing' | 'timer' | 'effect'
 
-export const machines = {
-  agent: agentMachine,
-  tool: toolMachine,
-  budget: budgetMachine,
-  crew: crewMachine,
-  envoy: envoyMachine,
-}
 const scope = new Scope()
 
 const agent = {

@@ -11,7 +11,8 @@ import { systemClock } from '../../runtime/system-clock.js'
 import { Worker } from '../../runtime/worker.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
 import { benchAgent, median, round3, say, scratch } from './measure.js'
-import { machines, populate, type Waiting } from './population.js'
+import { machines } from '../../machines/index.js'
+import { populate, type Waiting } from './population.js'
 import { resultOf, stubFetch } from './stub.js'
 
 const ports: Ports = { clock: systemClock, random: Math.random }

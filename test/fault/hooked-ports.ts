@@ -6,7 +6,6 @@ import { writeSync } from 'node:fs'
 import { createFetch } from '../../actors/fetch.js'
 import { createOpenAIModelPort } from '../../actors/model-openai.js'
 import { createToolPort } from '../../actors/tool.js'
-import { agentMachine, budgetMachine, crewMachine, envoyMachine, toolMachine } from '../../machines/index.js'
 import type { Crew } from '../../runtime/define.js'
 import type { LiveCrew } from '../../runtime/dispatcher.js'
 import type { Journal, JournalRecord } from '../../runtime/journal.js'
@@ -265,15 +264,6 @@ export function createHookedPorts(
       await fetch.close()
     },
   }
-}
-
-/** The machines of every process. */
-export const machines = {
-  agent: agentMachine,
-  tool: toolMachine,
-  budget: budgetMachine,
-  crew: crewMachine,
-  envoy: envoyMachine,
 }
 
 /** Writes a line for the parent, whole, before it comes back. */

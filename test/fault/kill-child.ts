@@ -21,10 +21,10 @@ import {
   hookJournal,
   type Hooks,
   type LetterWindow,
-  machines,
   sayLine,
   type Window,
 } from './hooked-ports.js'
+import { machines } from '../../machines/index.js'
 import { crewOf, type CrewPlan, type LedgerLine, onceTools, taskOf, type Workshop } from './kill-crews.js'
 import { type LostCall, lostCalls } from './kill-judge.js'
 import { askOf, lanesOf, mailCrews, type MailGroup } from './mail-crews.js'

@@ -10,16 +10,8 @@ import { createLog } from '../../runtime/log.js'
 import { Scope } from '../../runtime/scope.js'
 import { Worker } from '../../runtime/worker.js'
 import { connectNats } from '../../transport/nats-connection.js'
-import {
-  createHookedPorts,
-  Danger,
-  die,
-  hookJournal,
-  type Hooks,
-  machines,
-  sayLine,
-  type Window,
-} from './hooked-ports.js'
+import { createHookedPorts, Danger, die, hookJournal, type Hooks, sayLine, type Window } from './hooked-ports.js'
+import { machines } from '../../machines/index.js'
 import { mailCrews, type MailGroup } from './mail-crews.js'
 import { crewOfSlot, type LedgerLine, onceTools, sharedCrews, type Workshop } from './kill-crews.js'
 

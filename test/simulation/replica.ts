@@ -4,14 +4,7 @@
  *
  * It is the simulation's own replay from the first record: whatever a recovery brings back must equal it.
  */
-import {
-  type Amounts,
-  agentMachine,
-  budgetMachine,
-  crewMachine,
-  envoyMachine,
-  toolMachine,
-} from '../../machines/index.js'
+import { type Amounts, machines } from '../../machines/index.js'
 import { BlobRef, decode, encode } from '../../runtime/codec.js'
 import { type Commit, crewAddress, type DecideContext, decide } from '../../runtime/commit.js'
 import type { Envelope } from '../../runtime/envelope.js'
@@ -33,14 +26,6 @@ import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
 import { Steers } from './steers.js'
-
-export const machines = {
-  agent: agentMachine,
-  tool: toolMachine,
-  budget: budgetMachine,
-  crew: crewMachine,
-  envoy: envoyMachine,
-}
 
 /** What the replica needs of its world. */
 export interface ReplicaWorld {

@@ -5,7 +5,7 @@ import { takeSnapshot } from '../../runtime/snapshot.js'
 import { fromStoredState, type ShardState, toStoredState } from '../../runtime/state.js'
 import type { Worker } from '../../runtime/worker.js'
 import { createMemoryJournal } from '../../transport/memory-journal.js'
-import { machines } from './replica.js'
+import { machines } from '../../machines/index.js'
 import type { World } from './world.js'
 
 /** How a stored snapshot is not what it should be. */
