@@ -1,3 +1,4 @@
+import type { AnyStateMachine } from 'xstate'
 import { agentMachine } from './agent.js'
 import { budgetMachine } from './budget-keeper.js'
 import { crewMachine } from './crew.js'
@@ -12,7 +13,7 @@ export * from './messages.js'
 export { type ToolEvent, toolMachine } from './tool-executor.js'
 
 /** The shipped machines by actor kind. */
-export const machines = {
+export const machines: Readonly<Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy', AnyStateMachine>> = {
   agent: agentMachine,
   tool: toolMachine,
   budget: budgetMachine,
