@@ -12,6 +12,7 @@
 import { type ControlRequest, toWireCommit } from './control-wire.js'
 import type { CrewHandle } from './crew-handle.js'
 import { TroupeError } from './errors.js'
+import { isDamage } from './journal.js'
 import type { RunInput } from './run-input.js'
 import type { Runtime } from './runtime.js'
 import { type SteerInput, whomOf } from './steering.js'
@@ -56,6 +57,8 @@ export async function* answerRequest(
       return yield { result: null }
     case 'remove':
       return yield { result: (await remove(target, request.crew)) ?? null }
+    case 'repair':
+      return yield { result: await runtime.repair(request.crew, { acceptLoss: request.acceptLoss === true }) }
     case 'pause':
       return yield { result: (await runtime.pause(request.crew)) ?? null }
     case 'resume':
@@ -134,14 +137,21 @@ async function crewOf(target: AnswerTarget, request: CrewRequest): Promise<CrewH
 
 async function remove(target: AnswerTarget, id: string): Promise<void> {
   const { runtime } = target
-  const going = (await target.crew(id)) === undefined ? undefined : (await runtime.show(id)).runs.find(isGoing)
-  if (going !== undefined) {
-    const { runId } = going
+  const runId = await goingOn(target, id)
+  if (runId !== undefined) {
     throw new TroupeError('MESSAGE_REFUSED', `${id} is at work on ${runId} in process ${process.pid}: cancel it first`)
   }
   await runtime.remove(id)
 }
 
-function isGoing(run: { readonly status: string }): boolean {
-  return run.status !== 'finished'
+/** The run of a crew that goes on here. What is stopped, or cannot be rebuilt since it is damaged, is not at work. */
+async function goingOn(target: AnswerTarget, id: string): Promise<string | undefined> {
+  try {
+    if ((await target.crew(id)) === undefined) return undefined
+    const { stopped, runs } = await target.runtime.show(id)
+    return stopped === null ? runs.find(({ status }) => status !== 'finished')?.runId : undefined
+  } catch (error) {
+    if (isDamage(error)) return undefined
+    throw error
+  }
 }

@@ -49,6 +49,7 @@ export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('show'), crew: id }),
   z.strictObject({ method: z.literal('journal'), crew: id, from: z.int().min(1) }),
   z.strictObject({ method: z.literal('remove'), crew: id }),
+  z.strictObject({ method: z.literal('repair'), crew: id, acceptLoss: z.boolean().optional() }),
   z.strictObject({ method: z.literal('pause'), crew: id }),
   z.strictObject({ method: z.literal('resume'), crew: id }),
   z.strictObject({ method: z.literal('cancel'), crew: id, run: z.string().max(64).optional() }),

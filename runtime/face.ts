@@ -10,6 +10,7 @@ import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
 import type { RefusedLetters } from './refused-letters.js'
+import type { RepairReport } from './repair.js'
 import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
@@ -72,6 +73,13 @@ export interface Runtime extends AsyncDisposable {
   journal(id: string, from?: number): AsyncGenerator<RecordedCommit, void, void>
   /** Deletes a crew with its journal, blobs and snapshots. Its id may be used again. @throws TroupeError `CREW_UNKNOWN`. */
   remove(id: string): Promise<void>
+  /**
+   * Tells what a crew has lost whose journal is damaged (`JOURNAL_TRUNCATED`, `JOURNAL_CORRUPT`), over NATS: a store is
+   * repaired by `troupe repair` while no process owns it.
+   * @param options `acceptLoss`: go on from the last sound record; the loss is journalled
+   * @throws TroupeError `CREW_UNKNOWN`, `MESSAGE_REFUSED` for a damaged crew that is at work, `STORE_BUSY` without NATS.
+   */
+  repair(id: string, options?: { readonly acceptLoss?: boolean }): Promise<RepairReport>
   /** Messages that nobody could process: look at them, replay them, drop them. */
   readonly deadLetters: DeadLetters
   /** Letters over NATS that no crew takes: look at them, send them again, drop them. */

@@ -15,6 +15,7 @@
  * - J6 A removed shard leaves a tombstone: its last sequence and hash go on in a new life of the id.
  */
 import type { CrewVersion } from './crew-version.js'
+import { isTroupeError, type TroupeError } from './errors.js'
 
 /** What waits in a shard, kept beside its last record so that a start finds work without replay. */
 export interface Pending {
@@ -132,7 +133,7 @@ export interface Journal {
   append(record: JournalRecord): Promise<void>
   /** After a failed append: makes the shard's head readable and appendable again. Rejects as `append` does while it is not. */
   refresh(shard: string): Promise<ShardHead>
-  /** Records from the one that contains sequence `from` on, in order. */
+  /** Records from the one that contains sequence `from` on, in order; of a damaged shard what is sound, then its damage code. */
   read(shard: string, from: number): AsyncIterable<StoredRecord>
   /** Encoded events of the records from the one that contains sequence `from` on, in order. */
   readEvents(shard: string, from: number): AsyncIterable<{ readonly first: number; readonly bytes: Uint8Array }>
@@ -155,12 +156,22 @@ export interface Journal {
   /** A small durable row of the shard outside the journal, for counts that must survive a crash of the process in `decide`. */
   putAttempts(shard: string, attempts: Readonly<Record<string, number>>): Promise<void>
   getAttempts(shard: string): Promise<Readonly<Record<string, number>>>
-  /** Deletes journal, events, blobs, snapshots of a shard; leaves a tombstone with its last sequence and hash. */
+  /**
+   * Deletes journal, events, blobs, snapshots of a shard; leaves a tombstone with its last sequence and hash.
+   * @throws TroupeError the damage code of a shard that has to be cut first, where that is so
+   */
   remove(shard: string): Promise<void>
   /** Cuts a damaged shard back to `sequence` (0 = all) with chain hash `hash` and lifts its damage mark. */
   acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void>
   /** Flushes and releases ownership. Idempotent. */
   close(): Promise<void>
+}
+
+const damageCodes: readonly string[] = ['JOURNAL_CORRUPT', 'JOURNAL_TRUNCATED', 'BLOB_MISSING', 'SNAPSHOT_INCOMPATIBLE']
+
+/** Whether an error says that what a shard stored is not what it was. */
+export function isDamage(error: unknown): error is TroupeError {
+  return isTroupeError(error) && damageCodes.includes(error.code)
 }
 
 /** A head for a shard that was never written. */

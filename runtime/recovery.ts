@@ -150,7 +150,7 @@ async function readTail(journal: Journal, shard: string, sequence: number, hash:
 /** Whether a commit may be the first that is left of a journal: a life begins with it. */
 function isBirth(commit: RecordedCommit | undefined): boolean {
   const type = commit?.envelope.body.type
-  return type === 'crew.defined' || type === 'shard.repaired'
+  return type === 'crew.defined' || type === 'shard.repaired' || type === 'shard.skipped'
 }
 
 function isAt(record: StoredRecord, sequence: number, hash: Uint8Array): boolean {

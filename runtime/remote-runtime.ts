@@ -15,6 +15,7 @@ import type { TroupeEvent } from './events.js'
 import type { CrewHandle, Runtime } from './face.js'
 import type { RecordedCommit } from './record.js'
 import type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
+import type { RepairReport } from './repair.js'
 import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
@@ -101,6 +102,10 @@ export class RemoteRuntime implements Runtime {
   async remove(id: string): Promise<void> {
     await this.#channel.ask({ method: 'remove', crew: checkId(id, 'a crew id') })
     this.#crews.delete(id)
+  }
+
+  async repair(id: string, { acceptLoss = false }: { readonly acceptLoss?: boolean } = {}): Promise<RepairReport> {
+    return (await this.#channel.ask({ method: 'repair', crew: checkId(id, 'a crew id'), acceptLoss })) as RepairReport
   }
 
   async pause(id: string): Promise<void> {

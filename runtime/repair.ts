@@ -6,14 +6,14 @@
  * call that had started is unknown).
  *
  * - P1 Nothing is changed before somebody accepted the loss, and nothing is guessed: what is kept is chained.
- * - P2 The loss is a record of the journal. The numbers of lost commits are not used again, so that no new call gets the
- *   key of a lost one.
+ * - P2 The loss is a record of the journal. The numbers of lost commits are not used again: no new call gets the key of a
+ *   lost one, no new event the id of one that was told, and no letter the life of those that were sent.
  */
 import { BlobRef } from './codec.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
 import { textsOf } from './content.js'
-import { isTroupeError, TroupeError } from './errors.js'
-import type { Journal, OpenReport, SnapshotManifest } from './journal.js'
+import { TroupeError } from './errors.js'
+import { type Damage, isDamage, type Journal, type SnapshotManifest } from './journal.js'
 import { checkChain, corrupt, fromRecord, toRecord } from './record.js'
 import { recover } from './recovery.js'
 import { loadSnapshot } from './snapshot.js'
@@ -36,21 +36,40 @@ export interface Loss {
   readonly to: number
 }
 
+/** What is told of a crew's journal, and what was done about it. */
+export interface RepairReport {
+  readonly crew: string
+  /** Null when all of it is sound. */
+  readonly damage: { readonly code: string; readonly reason: string } | null
+  /** The last sound commit, of a damaged one. */
+  readonly sound?: number
+  /** The commits that are to be given up, or were; null when none is. */
+  readonly lost: { readonly from: number; readonly to: number } | null
+  /** They were given up. */
+  readonly repaired: boolean
+}
+
+/** A loss as it is told. */
+export function toReport(crew: string, loss: Loss | null, repaired: boolean): RepairReport {
+  if (loss === null) return { crew, damage: null, lost: null, repaired: false }
+  const { code, reason, sound, from, to } = loss
+  return { crew, damage: { code, reason }, sound, lost: to < from ? null : { from, to }, repaired }
+}
+
 /** Most numbers of lost commits that are skipped one by one. */
 const maxSkipped = 10_000
 
 /**
  * Looks a crew's journal through, blobs included; null when all of it is sound.
- * @param report what the journal's `open` found
+ * @param mark what the journal itself says of where the crew ends: its `open`, or `damageOf`
  * @throws TroupeError `CREW_UNKNOWN`.
  */
 export async function findLoss(
   journal: Journal,
   crew: string,
-  report: OpenReport,
+  mark: Damage | undefined,
   context: DecideContext,
 ): Promise<Loss | null> {
-  const mark = report.damaged.find(({ shard }) => shard === crew)
   const known = Math.max(mark?.last ?? 0, await lastKnown(journal, crew))
   if (mark === undefined && known === 0) {
     throw new TroupeError('CREW_UNKNOWN', `there is no crew ${crew} in this store`)
@@ -67,6 +86,18 @@ export async function findLoss(
   // A lost tail of unknown length lost at least one commit.
   const to = Math.max(known, sequence + 1)
   return { crew, code: problem.code, reason: problem.message, sound: sequence, hash, from: sequence + 1, to }
+}
+
+/** What a journal that several workers share says of where a crew ends; undefined when that is sound. */
+export async function damageOf(journal: Journal, crew: string): Promise<Damage | undefined> {
+  try {
+    await journal.refresh(crew)
+    return undefined
+  } catch (error) {
+    if (!isDamage(error)) throw error
+    const { message: reason, details } = error
+    return { shard: crew, code: error.code as Damage['code'], reason, last: Number(details['last'] ?? 0) }
+  }
 }
 
 /** The last commit that the index knows of; a damaged index knows less. */
@@ -145,12 +176,6 @@ async function checkBlobs(journal: Journal, crew: string, values: readonly unkno
   for (const value of values) if (value instanceof BlobRef) await journal.getBlob(crew, value.hash)
 }
 
-const damageCodes: readonly string[] = ['JOURNAL_CORRUPT', 'JOURNAL_TRUNCATED', 'BLOB_MISSING', 'SNAPSHOT_INCOMPATIBLE']
-
-function isDamage(error: unknown): error is TroupeError {
-  return isTroupeError(error) && damageCodes.includes(error.code)
-}
-
 /**
  * Cuts a crew back to its last sound commit and journals the loss. The crew must not be active.
  * @throws TroupeError `STORE_FAILED`, `STORE_FULL`, `UPGRADE_REFUSED` when this code cannot replay what is left.
@@ -160,11 +185,13 @@ export async function acceptLoss(journal: Journal, loss: Loss, context: DecideCo
   await journal.acceptLoss(crew, sound, hash)
   const recovered = await recover(journal, crew, context, false)
   const { state } = recovered
-  const told = { type: 'shard.repaired', code, reason: reason.slice(0, 2_048), from, to }
-  const commits: Commit[] = [own(state, told, context, now)]
+  const commits: Commit[] = []
   while (state.sequence < to && commits.length < maxSkipped) {
     commits.push(own(state, { type: 'shard.skipped' }, context, now))
   }
+  // Behind the lost numbers: what it is told as, and the life that begins with it, have a number that was never used.
+  const told = { type: 'shard.repaired', code, reason: reason.slice(0, 2_048), from, to }
+  commits.push(own(state, told, context, now))
   const pending = { nextDueAt: nextDueAt(state), openEffects: state.effects.size, outbox: 0 }
   await journal.append(toRecord(crew, recovered.hash, commits, pending))
 }

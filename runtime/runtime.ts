@@ -16,9 +16,10 @@ import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
 import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
-import type { Durability, ShardHead } from './journal.js'
+import { type Durability, isDamage, type ShardHead } from './journal.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
+import type { RepairReport } from './repair.js'
 import type { RunState } from './runs.js'
 import { crewNameOf } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
@@ -201,10 +202,17 @@ export class Runtime {
 
   /** Deletes a crew with its journal, blobs and snapshots. Its id may be used again. @throws TroupeError `CREW_UNKNOWN`. */
   async remove(id: string): Promise<void> {
-    await this.#known(id)
+    await this.#known(id).catch((error: unknown) => {
+      if (!isDamage(error)) throw error
+    })
     this.#crews.get(id)?.release()
     this.#crews.delete(id)
     await this.worker.remove(id)
+  }
+
+  /** Tells what a damaged crew has lost, and gives it up. @throws TroupeError as `Worker.repair`. */
+  async repair(id: string, options: { readonly acceptLoss?: boolean } = {}): Promise<RepairReport> {
+    return this.worker.repair(checkId(id, 'a crew id'), options.acceptLoss === true)
   }
 
   /** Holds a crew's agents before their next model call, spawned here or not. @throws TroupeError `CREW_UNKNOWN`. */

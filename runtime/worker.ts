@@ -10,6 +10,8 @@
  * - K4 Quiet shards leave memory; their next timer wakes them.
  * - K5 Where there are other workers: a shard is active only while this one is to own it; one that it is not to own any
  *   more is left in order, and one that it is to own from now on is taken up when it has something to do.
+ * - K6 A damaged shard has an owner like any other, by the crew that its last message tells: only that one gives up what
+ *   was lost, while nobody here has the shard.
  */
 import type { Commit, DecideContext } from './commit.js'
 import { type CrewVersion, nameIn } from './crew-version.js'
@@ -17,11 +19,12 @@ import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
 import type { Draft } from './envelope.js'
-import type { Journal, OpenReport, ShardHead } from './journal.js'
+import { isDamage, type Journal, type OpenReport, type ShardHead } from './journal.js'
 import type { Log } from './log.js'
 import { isForeign } from './mail.js'
 import { elsewhere, type Ownership } from './ownership.js'
 import { Recent } from './recent.js'
+import { acceptLoss, damageOf, findLoss, type RepairReport, toReport } from './repair.js'
 import { Retention } from './retention.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { Shard } from './shard.js'
@@ -173,10 +176,17 @@ export class Worker {
 
   /** The crew of a shard that is not active here. @param intended what it is to run when it is new */
   async #crewOf(id: string, intended: CrewVersion): Promise<CrewVersion> {
-    let head = await this.journal.head(id)
-    // What is not known here may be somewhere else by now.
-    if (head.sequence === 0) head = await this.journal.refresh(id)
-    return head.removed || (head.crew ?? '') === '' ? intended : head.crew!
+    try {
+      let head = await this.journal.head(id)
+      // What is not known here may be somewhere else by now.
+      if (head.sequence === 0) head = await this.journal.refresh(id)
+      return head.removed || (head.crew ?? '') === '' ? intended : head.crew!
+    } catch (error) {
+      if (!isDamage(error)) throw error
+      // Somebody has to say so, and to repair it.
+      const { crew } = error.details
+      return typeof crew === 'string' && crew !== '' ? crew : intended
+    }
   }
 
   #versionOf(shard: Shard): CrewVersion {
@@ -507,6 +517,62 @@ export class Worker {
     this.#schedule(id, null)
     await this.journal.remove(id)
     await this.#options.ownership?.assign(id, '', null).catch(() => undefined)
+  }
+
+  /**
+   * Tells what a damaged shard has lost; with `accepts` it goes on without.
+   * @throws TroupeError `CREW_UNKNOWN`, `SHARD_ELSEWHERE`, `STORE_BUSY` where one process owns everything, `MESSAGE_REFUSED`
+   * for a damaged one that is at work, and why it cannot be cut.
+   */
+  async repair(id: string, accepts: boolean): Promise<RepairReport> {
+    if (this.#options.ownership === undefined) {
+      const message = `the store is in use by this process: end it, then \`troupe repair ${id}\``
+      throw new TroupeError('STORE_BUSY', message, { details: { pid: process.pid } })
+    }
+    if (!(await this.owns(id))) throw elsewhere(id)
+    const before = await this.#findLoss(id)
+    if (!accepts || before === null || before.to < before.from) return toReport(id, before, false)
+    const report = await this.#aside(id, async () => {
+      const { context, ports } = this.#host
+      // What it had in memory may have become a snapshot that stands behind the damage.
+      const loss = await this.#findLoss(id)
+      const loses = loss !== null && loss.to >= loss.from
+      if (loses) await acceptLoss(this.journal, loss, context, ports.clock.now())
+      return toReport(id, loss, loses)
+    })
+    const head = await this.journal.refresh(id)
+    this.onLook([head])
+    void this.#takeUp([head])
+    return report
+  }
+
+  async #findLoss(id: string): Promise<ReturnType<typeof findLoss>> {
+    return findLoss(this.journal, id, await damageOf(this.journal, id), this.#host.context)
+  }
+
+  /** Does something to a shard that nobody has meanwhile. @throws TroupeError `MESSAGE_REFUSED` for one that is at work. */
+  async #aside<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const active = this.#active.get(id) ?? (await this.#activating.get(id)?.catch(() => undefined))
+    if (active?.stopped === null && active.busy)
+      throw new TroupeError('MESSAGE_REFUSED', `${id} is at work, and has in memory what is damaged: cancel it first`)
+    this.#active.delete(id)
+    const before = this.#unloading.get(id)
+    const working = (async () => {
+      await before
+      await active?.close(0)
+      return work()
+    })()
+    // Whoever asks meanwhile waits until it is done.
+    const done = working
+      .then(
+        () => undefined,
+        () => undefined,
+      )
+      .finally(() => {
+        if (this.#unloading.get(id) === done) this.#unloading.delete(id)
+      })
+    this.#unloading.set(id, done)
+    return working
   }
 
   /** Hands every shard to other workers, and waits for what still runs here. */

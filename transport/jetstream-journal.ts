@@ -19,8 +19,11 @@
  * - JJ7 Where copies let two records land at one place the first counts. The writer of the other is told that its append has
  *   failed, though the server had acknowledged it.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
- * - JJ8 A shard whose end the server has lost, though the event stream has events of it, is `JOURNAL_TRUNCATED` until it is cut.
+ * - JJ8 A shard whose end the server has lost, though the event stream has events of it, is `JOURNAL_TRUNCATED` until it is cut
+ *   and a record tells of that: whoever dies between the two leaves it as it was.
  * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
+ * - JJ9 Of a shard whose end is damaged or gone the sound records can be read, and it can be removed: its tombstone has the
+ *   number of the last commit that is known of.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import { DiscardPolicy, jetstream, type JetStreamClient } from '@nats-io/jetstream'
@@ -30,6 +33,7 @@ import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import {
   type BlobInfo,
   type Durability,
+  isDamage,
   type Journal,
   type JournalRecord,
   nothingPending,
@@ -129,6 +133,10 @@ class JetStreamJournal implements Journal {
   readonly #reading: JetStreamReading
   readonly #heads: ShardHeads<StreamEntry>
   readonly #inFlight = new Set<Promise<unknown>>()
+  /** Shards that were cut here, and wait for the record that tells of it. */
+  readonly #cut = new Set<string>()
+  /** Shards whose end is gone: a leader that was chosen long ago is not waited for again. */
+  readonly #truncated = new Set<string>()
   #lease: NatsLease | null = null
   #copy: LocalCopy | null = null
   #copied: CopiedRecords | null = null
@@ -252,6 +260,7 @@ class JetStreamJournal implements Journal {
       lastEvent: record.lastEvent ?? entry.lastEvent,
       body: () => this.#bodyOf(record),
     })
+    this.#cut.delete(shard)
     this.#copied?.keep(shard, record)
   }
 
@@ -325,6 +334,7 @@ class JetStreamJournal implements Journal {
   async refresh(shard: string): Promise<ShardHead> {
     this.#check()
     if (this.#heads.cached(shard)?.busy !== true) this.#heads.forget(shard)
+    this.#cut.delete(shard)
     return this.head(shard)
   }
 
@@ -351,8 +361,13 @@ class JetStreamJournal implements Journal {
     // In this order: what is written meanwhile is not taken for lost.
     const told = damagedToo ? 0 : await this.#reading.eventsUntil(shard)
     const { last, at, cuts } = await this.#endWith(shard, told)
-    const row = last === null ? undefined : rowOf(shard, last)
-    if (row === null && !damagedToo) throw damaged(shard)
+    let row = last === null ? undefined : rowOf(shard, last)
+    if (row === null) {
+      row = await this.#reading.soundRow(shard, at, cuts)
+      // It was one commit more at least.
+      const known = Math.max(told, (row?.last ?? 0) + 1)
+      if (!damagedToo) throw damaged(shard, { last: known, crew: crewOf(last) ?? null })
+    }
     const entry = { ...entryOf(shard, row), crew: crewOf(last), lastEvent: lastEventOf(last), cuts, at }
     await this.#copied?.enter(shard, lifeOf(entry))
     return entry
@@ -360,12 +375,28 @@ class JetStreamJournal implements Journal {
 
   /** Where a shard ends, that must have a commit. A leader that has just been chosen may not know all at once. */
   async #endWith(shard: string, told: number): Promise<End> {
-    for (let left = this.#reading.copies ? maxLooks : 1; ; left -= 1) {
+    for (let left = this.#reading.copies && !this.#truncated.has(shard) ? maxLooks : 1; ; left -= 1) {
       const end = await this.#reading.end(shard)
       const sequence = end.last === null ? 0 : (rowOf(shard, end.last)?.last ?? told)
-      if (told <= sequence || isCut(end.last)) return end
-      if (left === 1) throw truncated(shard, sequence, told)
+      if (told <= sequence || (isCut(end.last) && (!endsWithCut(end.last) || this.#cut.has(shard)))) {
+        this.#truncated.delete(shard)
+        return end
+      }
+      if (left === 1) {
+        this.#truncated.add(shard)
+        throw truncated(shard, { sequence, last: told, crew: crewOf(end.last) ?? null })
+      }
       await delay(lookAgainMs)
+    }
+  }
+
+  /** The entry of a shard, of one whose end is damaged or gone as far as it is sound. */
+  async #soundEntry(shard: string): Promise<{ readonly entry: StreamEntry; readonly damage: TroupeError | null }> {
+    try {
+      return { entry: await this.#heads.entry(shard), damage: null }
+    } catch (error) {
+      if (!isDamage(error)) throw error
+      return { entry: await this.#load(shard, true), damage: error }
     }
   }
 
@@ -373,9 +404,11 @@ class JetStreamJournal implements Journal {
 
   async *read(shard: string, from: number): AsyncGenerator<StoredRecord> {
     this.#check()
-    const entry = await this.#heads.entry(shard)
+    const { entry, damage } = await this.#soundEntry(shard)
     const start = Math.max(from, entry.base + 1)
-    yield* this.#copied?.read(entry, lifeOf(entry), start) ?? this.#served(shard, start)
+    // What is known here of a damaged shard may be more than others could read.
+    if (damage === null && this.#copied !== null) yield* this.#copied.read(entry, lifeOf(entry), start)
+    else yield* this.#served(shard, start)
   }
 
   async *#served(shard: string, from: number): AsyncGenerator<StoredRecord> {
@@ -398,7 +431,15 @@ class JetStreamJournal implements Journal {
     from: number,
   ): AsyncGenerator<{ readonly row: rows.Row; readonly bytes: Uint8Array; readonly events: Uint8Array | null }> {
     this.#check()
-    const { at, base, sequence, cuts } = await this.#heads.entry(shard)
+    const { entry, damage } = await this.#soundEntry(shard)
+    yield* this.#recordsOf(entry, from)
+    if (damage !== null) throw damage
+  }
+
+  async *#recordsOf(
+    { shard, at, base, sequence, cuts }: StreamEntry,
+    from: number,
+  ): AsyncGenerator<{ readonly row: rows.Row; readonly bytes: Uint8Array; readonly events: Uint8Array | null }> {
     const start = Math.max(from, base + 1)
     if (at === 0 || start > sequence) return
     let next = start
@@ -432,7 +473,7 @@ class JetStreamJournal implements Journal {
 
   async remove(shard: string): Promise<void> {
     this.#check()
-    const { at } = await this.#heads.entry(shard)
+    const { at } = (await this.#soundEntry(shard)).entry
     try {
       await this.#entomb(shard)
     } catch (error) {
@@ -445,10 +486,11 @@ class JetStreamJournal implements Journal {
   }
 
   async #entomb(shard: string): Promise<void> {
-    const entry = await this.#heads.entry(shard)
+    const { entry, damage } = await this.#soundEntry(shard)
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
-    if (entry.sequence === 0 || entry.removed) return
-    const { sequence, hash } = entry
+    const sequence = Math.max(entry.sequence, Number(damage?.details['last'] ?? 0))
+    if (sequence === 0 || entry.removed) return
+    const { hash } = entry
     const position = { first: sequence, last: sequence, base: sequence, hash }
     entry.cuts = []
     await this.#write(entry, 'tombstone', { ...position, pending: nothingPending, removed: true, removing: false })
@@ -472,6 +514,7 @@ class JetStreamJournal implements Journal {
     const base = kept === null ? sequence : kept.base
     const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
+    this.#cut.add(shard)
     await this.#forget(shard)
     await this.#content.cutSnapshots(shard, sequence)
     await this.#content.putAttempts(shard, {})
@@ -545,18 +588,30 @@ function placedOf(shard: string, message: Message | null): Placed | null {
   return { at: message.seq, behind: behindOf(message), mark, epoch }
 }
 
-function damaged(shard: string): TroupeError {
-  return new TroupeError('JOURNAL_CORRUPT', `${shard}: a message of its journal is damaged`, { details: { shard } })
+/** What is known of a shard whose end is not sound: its last commit, lost or not, and its crew. */
+interface KnownEnd {
+  readonly last: number
+  readonly crew: CrewVersion | null
 }
 
-function truncated(shard: string, sequence: number, told: number): TroupeError {
-  const message = `${shard}: its journal ends with commit ${sequence}, and its events tell of commit ${told}`
-  return new TroupeError('JOURNAL_TRUNCATED', message, { details: { shard, sequence, told } })
+function damaged(shard: string, end?: KnownEnd): TroupeError {
+  const message = `${shard}: a message of its journal is damaged`
+  return new TroupeError('JOURNAL_CORRUPT', message, { details: { shard, ...end } })
+}
+
+function truncated(shard: string, end: KnownEnd & { readonly sequence: number }): TroupeError {
+  const message = `${shard}: its journal ends with commit ${end.sequence}, and its events tell of commit ${end.last}`
+  return new TroupeError('JOURNAL_TRUNCATED', message, { details: { shard, ...end } })
 }
 
 /** Whether a shard's commits went back once, as somebody wanted it. Strays are cut too, and say nothing of that. */
 function isCut(last: Message | null): boolean {
   return cutsOf(last).some(([from, to]) => from === acceptedLoss[0] && to === acceptedLoss[1])
+}
+
+/** Whether nothing was written since. */
+function endsWithCut(last: Message | null): boolean {
+  return last?.header?.get(kindHeader) === 'cut'
 }
 
 function missing(shard: string, from: number, to: number): TroupeError {

@@ -239,6 +239,16 @@ export class JetStreamReading {
     }
   }
 
+  /** The row of the last message of a shard that has a sound one, up to a number. */
+  async soundRow(shard: string, to: number, cuts: readonly Cut[]): Promise<rows.Row | undefined> {
+    let found: rows.Row | undefined
+    for await (const message of this.messages(shard, 1, to)) {
+      const row = rowOf(shard, message)
+      if (row !== null && !isIn(cuts, message.seq)) found = row
+    }
+    return found
+  }
+
   /** The sound record that ends at a commit with this hash. */
   async endingAt(
     { shard, at, cuts }: { readonly shard: string; readonly at: number; readonly cuts: readonly Cut[] },
@@ -285,5 +295,9 @@ export function cutsOf(message: Message | null): Cut[] {
 
 /** Whether a message is a record that counts. */
 export function isRecord({ seq, header }: Message, cuts: readonly Cut[]): boolean {
-  return header?.get(kindHeader) === 'record' && !cuts.some(([from, to]) => seq >= from && seq <= to)
+  return header?.get(kindHeader) === 'record' && !isIn(cuts, seq)
+}
+
+function isIn(cuts: readonly Cut[], seq: number): boolean {
+  return cuts.some(([from, to]) => seq >= from && seq <= to)
 }

@@ -8,7 +8,7 @@ import { machines } from '../../machines/index.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
 import { BlobRef, type Value } from '../codec.js'
 import { type RecordedCommit } from '../record.js'
-import { acceptLoss, findLoss, type Loss } from '../repair.js'
+import { acceptLoss, findLoss, type RepairReport, toReport } from '../repair.js'
 import { Scope } from '../scope.js'
 import { count, exitCodes, oneLine, painter, plural, size, writeJson, writeLine } from './output.js'
 import { checkStore, type StoreOptions, withStore } from './show.js'
@@ -55,37 +55,40 @@ function describe(value: Value): string {
 
 /** Reports what a crew lost; with `acceptLoss` it goes on without. */
 export async function repair(id: string, options: StoreOptions & { readonly acceptLoss?: boolean }): Promise<number> {
-  checkStore(options.store)
+  const accepts = options.acceptLoss === true
+  const report =
+    options.nats === undefined
+      ? await repairIn(options.store, id, accepts)
+      : await withStore(options, (runtime) => runtime.repair(id, { acceptLoss: accepts }))
+  if (options.json === true) writeJson({ type: 'repair', ...report })
+  else tell(report)
+  return report.lost !== null && !report.repaired ? exitCodes.failed : exitCodes.done
+}
+
+/** Repairs in a store that no process owns. */
+async function repairIn(path: string, id: string, accepts: boolean): Promise<RepairReport> {
+  checkStore(path)
   const context = { scope: new Scope(), machines }
-  const store = createLevelJournal({ path: options.store, durability: 'power' })
-  const report = await store.open()
+  const store = createLevelJournal({ path, durability: 'power' })
+  const { damaged } = await store.open()
   try {
-    const loss = await findLoss(store, id, report, context)
-    const loses = loss !== null && loss.to >= loss.from
-    const accepted = loses && options.acceptLoss === true
+    const mark = damaged.find(({ shard }) => shard === id)
+    const loss = await findLoss(store, id, mark, context)
+    const accepted = accepts && loss !== null && loss.to >= loss.from
     if (accepted) await acceptLoss(store, loss, context, Date.now())
-    if (options.json === true) writeJson(toReport(id, loss, accepted))
-    else tell(id, loss, accepted)
-    return loses && !accepted ? exitCodes.failed : exitCodes.done
+    return toReport(id, loss, accepted)
   } finally {
     await store.close()
   }
 }
 
-function toReport(crew: string, loss: Loss | null, accepted: boolean): object {
-  if (loss === null) return { type: 'repair', crew, damage: null, lost: null, repaired: false }
-  const { code, reason, sound, from, to } = loss
-  const lost = to < from ? null : { from, to }
-  return { type: 'repair', crew, damage: { code, reason }, sound, lost, repaired: accepted }
-}
-
-function tell(id: string, loss: Loss | null, accepted: boolean): void {
-  if (loss === null) return writeLine(`${id} is sound`)
-  const { code, reason, sound, from, to } = loss
-  writeLine(`${code}: ${oneLine(reason)}`)
-  if (to < from) return writeLine(`that is history: ${id} stands on a later snapshot, there is nothing to give up`)
+function tell({ crew: id, damage, sound = 0, lost, repaired }: RepairReport): void {
+  if (damage === null) return writeLine(`${id} is sound`)
+  writeLine(`${damage.code}: ${oneLine(damage.reason)}`)
+  if (lost === null) return writeLine(`that is history: ${id} stands on a later snapshot, there is nothing to give up`)
+  const { from, to } = lost
   writeLine(sound === 0 ? 'nothing of it is sound' : `sound up to commit ${count(sound)}`)
-  writeLine(`${accepted ? 'given up' : 'to be given up'}: ${plural(to - from + 1, 'commit')}, ${from} to ${to}`)
-  if (accepted) return writeLine(`${id} goes on from commit ${count(to)}; calls that may have happened are unknown`)
+  writeLine(`${repaired ? 'given up' : 'to be given up'}: ${plural(to - from + 1, 'commit')}, ${from} to ${to}`)
+  if (repaired) return writeLine(`${id} goes on from commit ${count(to)}; calls that may have happened are unknown`)
   writeLine(`\`troupe repair ${id} --accept-loss\` gives them up`)
 }

@@ -139,7 +139,7 @@ storeCommand('drain [worker]', 'have a worker, or the process that owns a store,
     end(async () => (await import('./drain.js')).drain(name, options), options.json),
   )
 
-localCommand('repair <id>', 'tell what a damaged crew lost')
+storeCommand('repair <id>', 'tell what a damaged crew lost')
   .option('--accept-loss', 'go on from its last sound record')
   .action((id: string, options: Options & { acceptLoss?: boolean }) =>
     end(async () => (await import('./journal.js')).repair(id, options), options.json),

@@ -132,6 +132,8 @@ describe('runtime: refusals', () => {
     }
     await expect(stage.runtime.show('ghost')).rejects.toMatchObject({ code: 'CREW_UNKNOWN' })
     await expect(stage.runtime.pause('ghost')).rejects.toMatchObject({ code: 'CREW_UNKNOWN' })
+    await expect(stage.runtime.repair('a.b')).rejects.toMatchObject({ code: 'ID_INVALID' })
+    await expect(stage.runtime.repair('ghost')).rejects.toMatchObject({ code: 'STORE_BUSY' })
     const crew = await stage.runtime.spawn(agent)
     const run = crew.run('r99')
     await expect(run.id).rejects.toMatchObject({ code: 'RUN_UNKNOWN' })

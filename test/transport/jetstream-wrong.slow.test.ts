@@ -118,7 +118,7 @@ describe('JetStream journal: what a server or a copy of it has wrong', () => {
     }
   })
 
-  test('JJ8 a lost end: a shard that events tell more of is JOURNAL_TRUNCATED until it is cut, the others go on', async () => {
+  test('JJ8 a lost end: a shard that events tell more of is JOURNAL_TRUNCATED until it is cut and a record tells so, the others go on', async () => {
     const journal = await owner('one')
     const one = await appendNext(journal, 'a', 'one')
     const tell = async (shard: string, commit: number): Promise<void> => {
@@ -136,9 +136,52 @@ describe('JetStream journal: what a server or a copy of it has wrong', () => {
     await appendNext(journal, 'b', 'one')
     await journal.acceptLoss('a', 1, one.hash)
     await journal.acceptLoss('gone', 5, new Uint8Array(32))
+    // Who cut them may die before a record tells of it.
     const other = await owner('two')
-    for (const shard of ['a', 'gone']) await appendNext(other, shard, 'two')
+    await expect(other.refresh('a')).rejects.toEqual(code('JOURNAL_TRUNCATED'))
+    expect((await other.refresh('gone')).sequence).toBe(5)
+    for (const shard of ['a', 'gone']) await appendNext(journal, shard, 'two')
     expect((await collect(other.read('a', 1))).map(({ bytes }) => text(bytes))).toEqual(['one', 'two'])
     expect((await other.refresh('gone')).sequence).toBe(6)
+  })
+
+  test('JJ9 a lost end: what is sound is read, then the damage; a removal leaves the number that is known of', async () => {
+    const journal = await owner('one')
+    await link.manager.streams.add({ name: subjects.stream('events'), subjects: [subjects.events()] })
+    const put = async (subject: string, bytes: string, fields: Record<string, string>): Promise<void> => {
+      const head = headers()
+      for (const [name, value] of Object.entries(fields)) head.set(name, value)
+      await jetstream(link.connection).publish(subject, bytes, { headers: head })
+    }
+    const events = Buffer.from('e')
+    for (const shard of ['a', 'b'])
+      for (const content of ['1', '2']) await appendNext(journal, shard, content, { events, crew: 'desk@1' })
+    for (const shard of ['a', 'gone']) await put(subjects.events(shard), '[]', { 'Troupe-Last-Event': '5' })
+    // Its row says nothing any more, its other headers do.
+    const row = { 'Troupe-Row': Buffer.alloc(80, 7).toString('base64'), 'Troupe-Crew': 'desk@1' }
+    await put(subjects.journal('b'), 'x', { ...row, 'Troupe-Behind': String(await lastOf('b')) })
+    const known = {
+      a: ['JOURNAL_TRUNCATED', 5, 'desk@1'],
+      gone: ['JOURNAL_TRUNCATED', 5, null],
+      b: ['JOURNAL_CORRUPT', 3, 'desk@1'],
+    }
+    for (const [shard, [expected, last, crew]] of Object.entries(known)) {
+      await expect(journal.refresh(shard)).rejects.toMatchObject({ code: expected, details: { last, crew } })
+      for (const read of [journal.read(shard, 1), journal.readEvents(shard, 1)]) {
+        const found: string[] = []
+        const all = async (): Promise<void> => {
+          for await (const { bytes } of read) found.push(text(bytes))
+        }
+        await expect(all()).rejects.toEqual(code(String(expected)))
+        expect(found).toHaveLength(shard === 'gone' ? 0 : 2)
+      }
+      await journal.remove(shard)
+      expect(await journal.refresh(shard)).toMatchObject({ removed: true, sequence: last })
+      await appendNext(journal, shard, 'anew')
+      const other = await owner(`next-${shard}`)
+      expect((await collect(other.read(shard, 1))).map(({ first, bytes }) => [first, text(bytes)])).toEqual([
+        [Number(last) + 1, 'anew'],
+      ])
+    }
   })
 })

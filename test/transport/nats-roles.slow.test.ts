@@ -118,6 +118,7 @@ describe('roles at work', () => {
       expect(event.time >= late).toBe(true)
       break
     }
+    expect(await ada.repair('q3', { acceptLoss: true })).toMatchObject({ damage: null, repaired: false })
     await ada.remove('q3')
     expect(roles.refused()).toEqual([])
   })
