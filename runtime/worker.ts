@@ -90,6 +90,8 @@ export class Worker {
   readonly #intended = new Map<string, CrewVersion>()
   #changing: Promise<void> | null = null
   #changed = false
+  /** Something may be this worker's that was not. */
+  #gains = false
   #secondLook: (() => void) | null = null
   #closing = false
   #closed = false
@@ -124,7 +126,8 @@ export class Worker {
         this.#sent.set(`${shard} ${effect}`, true)
       },
     }
-    if (options.ownership !== undefined) options.ownership.onChange = (shard) => this.#changeOf(shard)
+    if (options.ownership !== undefined)
+      options.ownership.onChange = (shard, gains) => this.#changeOf(shard ?? null, gains)
     const { retainMs, log } = options
     const { clock } = options.ports
     const mayGo = (id: string, since: number): Promise<boolean> => this.#mayGo(id, since)
@@ -385,20 +388,25 @@ export class Worker {
 
   // ------------------------------------------------------------------------------------------ other workers
 
-  /** Leaves what others are to own, takes up what this one is to own. One change at a time, the last one counts. */
-  #change(again = true): void {
+  /**
+   * Leaves what others are to own, takes up what this one is to own. One change at a time, the last one counts.
+   * @param gains whether there may be something to take up
+   * @param again whether to look a second time: who had them may have gone on for a moment, and what it did last is seen then
+   */
+  #change(gains = true, again = true): void {
     this.#changed = true
-    // Who had them may have gone on for a moment: what it did last is seen at a second look.
-    this.#secondLook?.()
-    if (again) this.#secondLook = this.#options.ports.clock.after(secondLookMs, () => this.#change(false))
+    if (gains) this.#gains = true
+    if (gains) this.#secondLook?.()
+    if (gains && again)
+      this.#secondLook = this.#options.ports.clock.after(secondLookMs, () => this.#change(true, false))
     this.#changing ??= this.#settle().finally(() => {
       this.#changing = null
     })
   }
 
-  /** @param shard the only one that may have another owner now; undefined: any */
-  #changeOf(shard: string | undefined): void {
-    if (shard === undefined) return this.#change()
+  /** @param shard the only one that may have another owner now; null: any */
+  #changeOf(shard: string | null, gains = true): void {
+    if (shard === null) return this.#change(gains)
     const active = this.#active.get(shard)
     if (active === undefined) void this.#lookAfter(shard)
     else if (!this.#owns(shard, this.#versionOf(active))) void this.leave(shard)
@@ -419,7 +427,7 @@ export class Worker {
   async #settle(): Promise<void> {
     while (this.#changed) {
       this.#changed = false
-      const { ownership, log } = this.#options
+      const { ownership } = this.#options
       const { owner } = ownership!
       const holds = ownership!.lives(owner)
       // What was taken under a lease that is lost may be somebody else's by now.
@@ -428,15 +436,26 @@ export class Worker {
       await Promise.all(foreign.map(([id]) => this.leave(id)))
       if (this.#closing) return
       for (const shard of this.#active.values()) shard.interruptLost()
-      try {
-        const heads: ShardHead[] = []
-        for await (const head of this.journal.heads()) heads.push(head)
-        void this.#takeUp(heads.filter(isPending))
-        this.onLook(heads.filter((head) => !this.#active.has(head.shard) && this.#owns(head.shard, head.crew ?? '')))
-      } catch (error) {
-        log.warn('the journal could not be looked through', { reason: toTroupeError(error, 'STORE_FAILED').message })
-        this.#options.ports.clock.after(againMs, () => this.#change())
-      }
+      if (!this.#gains) continue
+      this.#gains = false
+      await this.#look()
+    }
+  }
+
+  /** Takes up what has something to do and is this one's. Never rejects. */
+  async #look(): Promise<void> {
+    try {
+      const heads: ShardHead[] = []
+      for await (const head of this.journal.heads()) heads.push(head)
+      // Takeovers go before what was told of others' last commits.
+      void this.#takeUp(heads.filter(isPending)).then(() => {
+        if (!this.#closing)
+          this.onLook(heads.filter((head) => !this.#active.has(head.shard) && this.#owns(head.shard, head.crew ?? '')))
+      })
+    } catch (error) {
+      const reason = toTroupeError(error, 'STORE_FAILED').message
+      this.#options.log.warn('the journal could not be looked through', { reason })
+      this.#options.ports.clock.after(againMs, () => this.#change())
     }
   }
 

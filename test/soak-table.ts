@@ -101,9 +101,14 @@ const workerFigures: readonly Figure[] = [
   ['history', 'append10000Over100', 'an append after 10,000 rounds over one after 100', '≤ 1.3'],
 ]
 
+/** What the workers' table names. */
+const workerParts = ['failover', 'stops', 'cluster', 'links', 'rolling', 'mail', 'mutants', 'bench']
+
 /** The tables of what was run. */
 export function soakTable({ core, workers }: Soaks): string {
-  return [...coreTable(core), ...(workers === undefined ? [] : ['', ...workersTable(workers)])].join('\n')
+  // Parts may be run one by one: there is a table when there are all of them.
+  const isWhole = workers !== undefined && workerParts.every((part) => part in workers.parts)
+  return [...coreTable(core), ...(isWhole ? ['', ...workersTable(workers)] : [])].join('\n')
 }
 
 type Row = readonly [what: string, count: string, broken: number]

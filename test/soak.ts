@@ -1,6 +1,7 @@
 /**
- * `npm run soak [-- AREA] [--scale N]`: the full counts of what `npm test` runs at a tenth, written to `test/soak.json`
- * together with the commit they were run on; an area that is not run stays as it was. Of `core` the simulation runs beside the
+ * `npm run soak [-- AREA [PART …]] [--scale N]`: the full counts of what `npm test` runs at a tenth, written to
+ * `test/soak.json` together with the commit they were run on; an area that is not run stays as it was, and so do parts that
+ * are not named, if nothing but what is told of them has changed since. Of `core` the simulation runs beside the
  * other parts; the faults of `workers` are judged by time too, and run one after the other. The benchmarks run alone at the end.
  */
 import { execFileSync, spawn } from 'node:child_process'
@@ -23,7 +24,7 @@ const benches: Readonly<Record<string, readonly string[]>> = {
   workers: ['mail', 'stored', 'scale', 'fanout', 'takeover', 'restart', 'history'],
 }
 const areas = ['core', 'workers']
-const area = positionals[0] ?? 'core'
+const [area = 'core', ...named] = positionals
 if (!areas.includes(area)) {
   process.stderr.write(`no area ${area}; there are: ${areas.join(', ')}\n`)
   process.exit(2)
@@ -143,7 +144,7 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
   failover: () =>
     faults('failover', async () => {
       const { leaseMs, runFailover } = await import('./fault/failover-trials.js')
-      const counts = { each: times(20), random: times(100), lanes: times(200), together: 20 }
+      const counts = { each: times(20), random: times(100), lanes: times(200), slower: 150, together: 40 }
       const idle = { idle: times(1_000), idleBytes: 1_000_000, idleNamespaces: 3 }
       const report = await runFailover({ seed: base, ...counts, ...idle, onProgress: say })
       const slowest = Math.max(report.takeoverP99Ms, report.takeoverIdleP99Ms)
@@ -194,17 +195,30 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
     }),
 }
 
-const parts: Record<string, object> = {}
 const file = fileURLToPath(new URL('soak.json', import.meta.url))
+const parts: Record<string, object> = { ...(named.length > 0 ? keptParts() : {}) }
 const write = (): Soaks => {
   const soaks = JSON.parse(readFileSync(file, 'utf8')) as Soaks
   const all = { ...soaks, [area]: { commit, dirty, scale, node: process.version, parts } }
   writeFileSync(file, `${JSON.stringify(all, null, 2)}\n`)
   return all
 }
+/** Parts of this area that were run on the same code, by the same counts. */
+function keptParts(): Record<string, object> {
+  const soaks = JSON.parse(readFileSync(file, 'utf8')) as Partial<
+    Record<string, { commit: string; dirty: boolean; scale: number; parts: Record<string, object> }>
+  >
+  const before = soaks[area]
+  if (before === undefined || before.dirty || before.scale !== scale) return {}
+  const changed = execFileSync('git', ['diff', '--name-only', before.commit, 'HEAD'], { cwd: root, encoding: 'utf8' })
+  const isSame = changed.split('\n').every((name) => name === '' || name === 'test/soak.json' || name.endsWith('.md'))
+  return isSame ? before.parts : {}
+}
+
 /** One part after the other. */
 async function lane(steps: Readonly<Record<string, () => Promise<object>>>): Promise<void> {
   for (const [name, step] of Object.entries(steps)) {
+    if (named.length > 0 && !named.includes(name)) continue
     parts[name] = await step().catch((error: unknown) => ({ ok: false, error: String(error) }))
     say(`${name}: ${(parts[name] as { ok: boolean }).ok ? 'held' : 'BROKEN'}`)
     write()
@@ -225,7 +239,7 @@ const coreLanes = () =>
   ])
 await (area === 'core' ? coreLanes() : lane(workerSteps))
 if (values.bench) await lane({ bench })
-if (scale === 1 && values.bench) {
+if (scale === 1 && 'bench' in parts) {
   const readme = fileURLToPath(new URL('../README.md', import.meta.url))
   writeFileSync(readme, withTable(readFileSync(readme, 'utf8'), soakTable(write())))
 }

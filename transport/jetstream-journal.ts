@@ -443,7 +443,7 @@ class JetStreamJournal implements Journal {
     const start = Math.max(from, base + 1)
     if (at === 0 || start > sequence) return
     let next = start
-    for await (const message of this.#reading.messages(shard, await this.#reading.find(shard, start, at, cuts), at)) {
+    for await (const message of this.#reading.from(shard, start, { at, cuts })) {
       if (!isRecord(message, cuts)) continue
       const row = rowOf(shard, message)
       if (row === null) throw damaged(shard)

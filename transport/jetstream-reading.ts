@@ -8,7 +8,8 @@
  *   a stray, and is passed over by everybody.
  * - JR3 Of a stream with copies its leader is asked: another one may be behind. What a copy lacks is asked of the others: each
  *   message says which one is before it.
- * - JR1 The record of a commit is found in a number of steps that grows with the logarithm of the stream.
+ * - JR1 The record of a commit is found in a number of steps that grows with the logarithm of the stream, and in as many as
+ *   there are records behind it where these are few.
  */
 import { DeliverPolicy, JetStreamApiCodes, JetStreamApiError, type JetStreamClient } from '@nats-io/jetstream'
 import type { CrewVersion } from '../runtime/crew-version.js'
@@ -32,6 +33,8 @@ export const behindHeader = 'Troupe-Behind'
 const exactTries = 6
 /** Messages that are asked for one by one before a consumer is made: most reads are short. */
 const singly = 4
+/** The same for those that are read back from the end: as many as finding the first one by halving would take. */
+const backwards = 16
 
 /** Numbers of the stream whose messages do not count any more, both ends included. */
 export type Cut = readonly [from: number, to: number]
@@ -178,6 +181,33 @@ export class JetStreamReading {
     }
   }
 
+  /**
+   * Messages of a shard, from the one on that contains a commit, or from one before it. What is asked for is most often
+   * near the end: there each message tells which one is before it.
+   */
+  async *from(shard: string, sequence: number, { at, cuts }: Pick<End, 'at' | 'cuts'>): AsyncGenerator<Message> {
+    // Behind a cut the commits go back.
+    const tail = cuts.length === 0 && sequence > 1 ? await this.#tail(shard, sequence, at) : []
+    const before = tail[0] === undefined ? at : tail[0].seq - 1
+    const reaches = tail[0] !== undefined && contains(shard, tail[0], sequence)
+    if (!reaches) yield* this.messages(shard, await this.find(shard, sequence, before, cuts), before)
+    yield* tail
+  }
+
+  /** The last messages of a shard, in order: back to the one that contains a commit, or as many as are asked for one by one. */
+  async #tail(shard: string, sequence: number, at: number): Promise<Message[]> {
+    const found: Message[] = []
+    for (let seq = at; seq > 0 && found.length < backwards; ) {
+      const message = await this.#exact(shard, seq)
+      const behind = message === null ? null : behindOf(message)
+      if (message === null || behind === null) break
+      found.unshift(message)
+      if (contains(shard, message, sequence)) break
+      seq = behind
+    }
+    return found
+  }
+
   /** Messages of a shard, both numbers included. */
   async *messages(shard: string, from: number, to: number): AsyncGenerator<Message> {
     let before = from - 1
@@ -228,9 +258,9 @@ export class JetStreamReading {
     const subject = this.#subjects.journal(shard)
     const { direct, streams } = this.#link.manager
     try {
-      for (let asked = 0; asked < exactTries; asked++) {
+      for (let asked = 0; asked < (this.copies ? exactTries : 1); asked++) {
         const query = { seq }
-        const message = await (asked === 0 ? streams : direct).getMessage(this.#stream, query)
+        const message = await (this.copies && asked === 0 ? streams : direct).getMessage(this.#stream, query)
         if (message?.subject === subject) return message
       }
       return null
@@ -262,6 +292,12 @@ export class JetStreamReading {
     }
     return null
   }
+}
+
+/** Whether a message is the record with a commit, or of a time before it. */
+function contains(shard: string, message: Message, sequence: number): boolean {
+  const row = rowOf(shard, message)
+  return row !== null && isRecord(message, []) && row.first <= sequence
 }
 
 /** The row that a message carries; null when it is none of this shard. */

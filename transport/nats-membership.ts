@@ -7,6 +7,7 @@
  * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is seen within a third of its time.
  * - NM2 While the server cannot be asked, the list stays as it was: nobody is declared dead by somebody who is cut off.
  * - NM4 The leases of one process are known to be that, and a process that gave its last one back did not crash.
+ * - NM5 Who came, or offers more than before, is told of by name: only from such a change nobody else gains anything.
  * - NM3 Another lease of a name and another announcement are a change, a mere renewal is none, and news never go back.
  */
 import { type KV, type KvEntry, Kvm } from '@nats-io/kv'
@@ -74,8 +75,11 @@ export class NatsMembership {
   #stopWatch: () => void = () => undefined
   #timer: NodeJS.Timeout | null = null
   #closed = false
-  /** Called after somebody came or went, or announces something else, never for a renewal. */
-  onChange: () => void = () => undefined
+  /**
+   * Called after somebody came or went, or announces something else, never for a renewal.
+   * @param joined names of those who came or offer more than before, when that is all that happened; else null
+   */
+  onChange: (joined: readonly string[] | null) => void = () => undefined
 
   private constructor(link: NatsLink, subjects: Subjects, bucket: KV, pollMs: number) {
     this.#link = link
@@ -151,11 +155,12 @@ export class NatsMembership {
     }
     if (this.#closed) return
     // What the watch told meanwhile is newer.
-    const changes = [
-      ...[...gone].map((known) => this.#members.get(known.worker) === known && this.#members.delete(known.worker)),
-      ...found.map((member) => this.#put(member)),
-    ]
-    if (changes.includes(true)) this.onChange()
+    const left = [...gone].map(
+      (known) => this.#members.get(known.worker) === known && this.#members.delete(known.worker),
+    )
+    const put = found.map((member) => ({ member, change: this.#put(member) })).filter(({ change }) => change !== null)
+    const isMore = !left.includes(true) && put.every(({ change }) => change === 'more')
+    if (left.includes(true) || put.length > 0) this.onChange(isMore ? put.map(({ member }) => member.worker) : null)
   }
 
   /**
@@ -168,14 +173,17 @@ export class NatsMembership {
     return new Set(Object.keys(state.subjects ?? {}).map((subject) => subject.slice(subject.lastIndexOf('.') + 1)))
   }
 
-  /** Whether it is news, and more than a renewal. */
-  #put(member: Member): boolean {
+  /** What is new about it: it came, or offers more than before; or something else. Null for nothing but a renewal. */
+  #put(member: Member): 'more' | 'other' | null {
     const { worker, epoch, process, revision } = member
     const known = this.#members.get(worker)
-    if (revision <= Math.max(known?.revision ?? 0, this.#left.get(worker) ?? 0)) return false
+    if (revision <= Math.max(known?.revision ?? 0, this.#left.get(worker) ?? 0)) return null
     this.#members.set(worker, member)
     this.#saw(ownerName(worker, epoch), ownerName(worker, process))
-    return known?.epoch !== epoch || encodeAnnouncement(known) !== encodeAnnouncement(member)
+    if (known === undefined) return 'more'
+    if (known.epoch !== epoch) return 'other'
+    if (encodeAnnouncement(known) === encodeAnnouncement(member)) return null
+    return offersAll(member, known) ? 'more' : 'other'
   }
 
   #saw(owner: string, process: string): void {
@@ -196,7 +204,8 @@ export class NatsMembership {
     if (this.#closed) return
     const member = memberOf(entry)
     if (member === null) this.#leave(entry)
-    if (member === null ? this.#members.delete(entry.key) : this.#put(member)) this.onChange()
+    const change = member !== null ? this.#put(member) : this.#members.delete(entry.key) ? 'other' : null
+    if (change !== null) this.onChange(change === 'more' ? [entry.key] : null)
   }
 
   #leave({ key: worker, revision, operation }: KvEntry): void {
@@ -211,6 +220,11 @@ export class NatsMembership {
 /** Keeps the last `maxSeen`. */
 function dropOldest(seen: { readonly size: number; keys(): Iterator<string>; delete(key: string): void }): void {
   while (seen.size > maxSeen) seen.delete(seen.keys().next().value as string)
+}
+
+/** Whether it has all the code that it had before. */
+function offersAll(now: Announcement, before: Announcement): boolean {
+  return Object.entries(before.crews).every(([name, version]) => now.crews[name] === version)
 }
 
 /** The worker of an entry; null for one that gave its lease back, or tells nothing that can be read. */

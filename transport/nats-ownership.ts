@@ -71,7 +71,7 @@ export class NatsOwnership implements Ownership {
   #work: WorkerWork | null = null
   /** The server's time, as it was when the first lease was taken, and held since. */
   readonly clock: Clock
-  onChange: (shard?: string) => void = () => undefined
+  onChange: (shard?: string | null, gains?: boolean) => void = () => undefined
 
   private constructor(options: NatsOwnershipOptions, lease: StandingLease, members: NatsMembership, pins: NatsPins) {
     const { link, subjects, requestMs = 5_000 } = options
@@ -82,7 +82,8 @@ export class NatsOwnership implements Ownership {
     this.#requests = new WorkerRequests(link, subjects, requestMs)
     this.#lease = lease
     this.clock = clusterClock(lease.offsetMs)
-    members.onChange = () => this.#change()
+    // Whoever comes, or offers more, takes from others.
+    members.onChange = (joined) => this.#change(null, joined?.includes(options.worker) !== false)
     pins.onChange = (shard) => this.#change(shard)
     lease.onChange = () => this.#change()
   }
@@ -144,9 +145,9 @@ export class NatsOwnership implements Ownership {
     return this.#lease.owner
   }
 
-  #change(shard?: string): void {
-    if (shard === undefined) this.#placement = null
-    if (!this.#closing.signal.aborted) this.onChange(shard)
+  #change(shard: string | null = null, gains = true): void {
+    if (shard === null) this.#placement = null
+    if (!this.#closing.signal.aborted) this.onChange(shard, gains)
   }
 
   // Who owns what.

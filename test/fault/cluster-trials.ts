@@ -12,7 +12,7 @@ import { bundleChild } from './child-script.js'
 import { startWorkers } from './failover-trials.js'
 import { draw } from './kill-crews.js'
 import { storyOf } from './worker-judge.js'
-import { setStage, type StageReport, type WorkerStage } from './worker-stage.js'
+import { setStage, type StageReport, totalOf, type WorkerStage } from './worker-stage.js'
 
 /** What came of the trials. */
 export interface ClusterReport extends StageReport {
@@ -65,15 +65,8 @@ export async function runClusterFaults(options: ClusterOptions): Promise<Cluster
     reports.push(report)
     trial = done
   }
-  const sum = (of: (report: StageReport) => number): number => reports.reduce((total, each) => total + of(each), 0)
   return {
-    runs: sum(({ runs }) => runs),
-    records: sum(({ records }) => records),
-    events: sum(({ events }) => events),
-    lost: sum(({ lost }) => lost),
-    repeats: sum(({ repeats }) => repeats),
-    onceCalls: sum(({ onceCalls }) => onceCalls),
-    violations: reports.flatMap(({ violations }) => violations),
+    ...totalOf(reports),
     ...{ kills, truncations, ...counts },
     ms: Math.round(performance.now() - started),
   }
@@ -173,7 +166,7 @@ async function judgeHoled(stage: WorkerStage, counts: Counts): Promise<StageRepo
   } finally {
     await journal.close()
   }
-  return { runs: stage.ended, records: 0, events, lost: 0, repeats: 0, onceCalls: 0, violations }
+  return { ...totalOf([]), runs: stage.ended, events, violations }
 }
 
 /** Cuts the last file of the journal's stream to a part of its length. Returns how many bytes are gone. */

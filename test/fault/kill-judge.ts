@@ -52,7 +52,10 @@ export interface Campaign {
 }
 
 /** What a campaign did, whoever did it. */
-export type Deeds = Pick<Campaign, 'crews' | 'results' | 'twin' | 'lost' | 'ledger' | 'twinLedger'>
+export interface Deeds extends Pick<Campaign, 'crews' | 'results' | 'twin' | 'lost' | 'ledger' | 'twinLedger'> {
+  /** Crews with work that was given up since processes died over it: they end otherwise than their twins. @default none */
+  readonly givenUp?: ReadonlySet<string>
+}
 
 /** Everything that is wrong with a campaign of one process at a time. */
 export function judge(campaign: Campaign): string[] {
@@ -76,11 +79,12 @@ export function judgeDeeds(deeds: Deeds): string[] {
   ]
 }
 
-/** The run ended as the twin's did. */
-function judgeResult({ results, twin }: Deeds, plan: CrewPlan): string[] {
+/** The run ended as the twin's did; one whose work was given up has ended, as it may. */
+function judgeResult({ results, twin, givenUp }: Deeds, plan: CrewPlan): string[] {
   const mine = results.find(({ id }) => id === plan.id)
   const expected = twin.find(({ id }) => id === plan.id)
   if (mine === undefined || expected === undefined) return [`${plan.id} has no result`]
+  if (givenUp?.has(plan.id) === true && (mine.code === null || mine.code === 'EFFECT_CRASHED')) return []
   const code = plan.kind === 'tight' ? 'BUDGET_EXHAUSTED' : null
   if (expected.code !== code)
     return [`the twin of ${plan.id} ended with ${expected.code}: ${expected.reason}, not ${code}`]
@@ -140,8 +144,9 @@ export function judgeStarts(ledger: readonly LedgerLine[], judges: (tool: string
 }
 
 /** What the twin did was done, and nothing else; a `once` call may be missing only where one was lost. */
-function judgeDone({ crews, ledger, twinLedger, lost }: Deeds): string[] {
-  const compared = new Set(crews.filter(({ kind }) => kind === 'plain' || kind === 'once').map(({ id }) => id))
+function judgeDone({ crews, ledger, twinLedger, lost, givenUp }: Deeds): string[] {
+  const whole = crews.filter(({ id, kind }) => (kind === 'plain' || kind === 'once') && givenUp?.has(id) !== true)
+  const compared = new Set(whole.map(({ id }) => id))
   const done = (lines: readonly LedgerLine[]): Map<string, LedgerLine> =>
     new Map(
       lines

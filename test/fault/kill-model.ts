@@ -16,7 +16,11 @@ export interface KillModel {
   readonly requests: ReadonlyMap<string, { readonly count: number; readonly faults: number }>
 }
 
-/** Starts it. @param slower times its usual latency @default 1 @param answerOf what it says @default as in the kill test */
+/**
+ * Starts it.
+ * @param slower times its usual latency for processes that say who they are: a twin is not kept waiting @default 1
+ * @param answerOf what it says @default as in the kill test
+ */
 export async function startKillModel(
   slower = 1,
   answerOf: (request: ScriptedRequest) => ScriptedAnswer = answerTo,
@@ -33,7 +37,10 @@ export async function startKillModel(
       asked.count += 1
       // A few conversations meet a fault, once, whoever asks first.
       const faulty = faultOf(conversation, answer)
-      if (faulty === null || failed.has(conversation)) return fault.delay(slower * latencyOf(conversation), answer)
+      if (faulty === null || failed.has(conversation)) {
+        const times = request.headers['x-process'] === undefined ? 1 : slower
+        return fault.delay(times * latencyOf(conversation), answer)
+      }
       failed.add(conversation)
       asked.faults += 1
       return faulty

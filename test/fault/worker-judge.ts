@@ -7,12 +7,16 @@
 import { AckPolicy, DeliverPolicy, jetstream } from '@nats-io/jetstream'
 import type { Journal } from '../../runtime/journal.js'
 import { fromEvents, fromRecord, type PlacedEvent, type RecordedCommit } from '../../runtime/record.js'
+import { maxCrashes } from '../../runtime/takeover.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { rowOf } from '../../transport/jetstream-reading.js'
 import type { NatsLink } from '../../transport/nats-connection.js'
 import type { Subjects } from '../../transport/subjects.js'
 import { type LostCall, lostCalls } from './kill-judge.js'
 import type { SeenCrew } from './worker-observer.js'
+
+/** How far the clocks of judge and workers, and what they note, may lie apart. */
+const slackMs = 1_000
 
 /** A fault as the parent made it, or saw it made. */
 export interface WorkerFault {
@@ -28,6 +32,7 @@ export interface WorkerFault {
 /** What the server has of a namespace. */
 export interface StoredCrews {
   readonly lost: readonly LostCall[]
+  readonly givenUp: readonly GivenUp[]
   readonly records: number
   readonly events: number
   readonly violations: readonly string[]
@@ -100,6 +105,7 @@ export async function judgeStored(
   await journal.open()
   const violations: string[] = []
   const lost: LostCall[] = []
+  const givenUp: GivenUp[] = []
   let events = 0
   try {
     for (const crew of crews) {
@@ -109,6 +115,7 @@ export async function judgeStored(
       const stored = story.events.map(({ sequence, index }) => `${crew}-${sequence}-${index}`)
       events += stored.length
       lost.push(...(await lostCalls(crew, iterate(commits))))
+      givenUp.push(...givenUpOf(crew, commits))
       violations.push(...judgeEvents(crew, stored, seen.get(crew)?.ids ?? []))
       violations.push(...judgeOwners(crew, messages.get(crew) ?? [], commits))
     }
@@ -116,7 +123,7 @@ export async function judgeStored(
     await journal.close()
   }
   const records = [...messages.values()].reduce((sum, list) => sum + list.length, 0)
-  return { lost, records, events, violations }
+  return { lost, givenUp, records, events, violations }
 }
 
 async function* iterate<Item>(items: readonly Item[]): AsyncGenerator<Item> {
@@ -154,9 +161,52 @@ function judgeOwners(crew: string, messages: readonly StoredMessage[], commits: 
   return violations
 }
 
+/** Work that was given up, and the workers that may have died over it: who had the crew since its actor last heard. */
+export interface GivenUp {
+  readonly crew: string
+  readonly actor: string
+  readonly since: number
+  readonly at: number
+  readonly owners: readonly string[]
+}
+
+/** What a crew's journal has as given up. */
+export function givenUpOf(crew: string, commits: readonly RecordedCommit[]): GivenUp[] {
+  const found: GivenUp[] = []
+  const heard = new Map<string, number>()
+  const takings: { readonly worker: string; readonly at: number }[] = []
+  for (const { envelope } of commits) {
+    const { body, at, from, to } = envelope
+    if (body.type === 'shard.taken') takings.push({ worker: String(body['owner']).split('.')[0]!, at })
+    if (body.type === 'effect.crashed') {
+      const since = heard.get(to) ?? 0
+      const first = takings.findLastIndex((taking) => taking.at <= since)
+      const owners = takings.slice(Math.max(0, first)).map(({ worker }) => worker)
+      found.push({ crew, actor: to, since, at, owners: [...new Set(owners)] })
+    }
+    if (from.startsWith('port/') && body.type !== 'effect.interrupted') heard.set(to, at)
+  }
+  return found
+}
+
+/** Whoever gave something up lost three of its owners over it. */
+export function judgeGivenUp(givenUp: readonly GivenUp[], faults: readonly WorkerFault[]): string[] {
+  const deathsOver = ({ owners, since, at }: GivenUp): WorkerFault[] =>
+    faults.filter(
+      (fault) =>
+        fault.fault === 'kill' &&
+        owners.includes(fault.worker) &&
+        fault.at >= since - slackMs &&
+        fault.at <= at + slackMs,
+    )
+  return givenUp
+    .map((work) => ({ work, deaths: deathsOver(work) }))
+    .filter(({ deaths }) => deaths.length < maxCrashes)
+    .map(({ work, deaths }) => `work was given up over ${deaths.length} deaths: ${JSON.stringify({ ...work, deaths })}`)
+}
+
 /** Each call that was lost was with a worker over a fault that may have lost it. */
 export function judgeLosses(lost: readonly LostCall[], faults: readonly WorkerFault[]): string[] {
-  const slackMs = 1_000
   const explains = ({ executor, dispatchedAt, interruptedAt }: LostCall, { fault, worker, at, until }: WorkerFault) =>
     fault !== 'term' &&
     (fault === 'server' || executor.split('.')[0] === worker) &&

@@ -29,12 +29,19 @@ import { type KillModel, startKillModel } from './kill-model.js'
 import { answerMail, type MailGroup } from './mail-crews.js'
 import type { Window } from './hooked-ports.js'
 import type { Fault, WorkerConfig, WorkerHears, WorkerSays } from './worker-child.js'
-import { type CrewStory, judgeLosses, judgeStored, type StoredCrews, type WorkerFault } from './worker-judge.js'
+import {
+  type CrewStory,
+  judgeGivenUp,
+  judgeLosses,
+  judgeStored,
+  type StoredCrews,
+  type WorkerFault,
+} from './worker-judge.js'
 import { WorkerObserver } from './worker-observer.js'
 
 const root = join(import.meta.dirname, '../..')
 /** A run must have ended by then. */
-const boundMs = 120_000
+const boundMs = 240_000
 const kinds: readonly CrewKind[] = ['once', 'plain', 'once', 'plain', 'once', 'tight', 'once', 'plain']
 
 /** How to set a stage. */
@@ -73,10 +80,27 @@ export interface StageReport {
   readonly events: number
   /** `once` calls whose outcome was lost. */
   readonly lost: number
+  /** Calls that were given up, since three processes died over each. */
+  readonly givenUp: number
   /** Executions of tools that were repeats. */
   readonly repeats: number
   readonly onceCalls: number
   readonly violations: readonly string[]
+}
+
+/** What several came to together. */
+export function totalOf(reports: readonly StageReport[]): StageReport {
+  const sum = (of: (report: StageReport) => number): number => reports.reduce((total, each) => total + of(each), 0)
+  return {
+    runs: sum(({ runs }) => runs),
+    records: sum(({ records }) => records),
+    events: sum(({ events }) => events),
+    lost: sum(({ lost }) => lost),
+    givenUp: sum(({ givenUp }) => givenUp),
+    repeats: sum(({ repeats }) => repeats),
+    onceCalls: sum(({ onceCalls }) => onceCalls),
+    violations: reports.flatMap(({ violations }) => violations),
+  }
 }
 
 /** Sets a stage. */
@@ -252,6 +276,11 @@ export class WorkerStage implements AsyncDisposable {
     return readLines(join(this.#folder, 'ledger', crew))
   }
 
+  /** Resolves when what killed workers had is with others. */
+  async takenOver(): Promise<void> {
+    await Promise.all(this.#measuring.splice(0))
+  }
+
   /** Resolves when no work is open that has been through two crashes, or after ten seconds. */
   async calm(): Promise<void> {
     const isCalm = (): boolean => [...this.#danger].every((shard) => this.observer.crews.get(shard)?.finished === true)
@@ -314,7 +343,7 @@ export class WorkerStage implements AsyncDisposable {
   async settle(): Promise<void> {
     this.#loading = false
     await Promise.all(this.#lanes)
-    await Promise.all(this.#measuring)
+    await this.takenOver()
   }
 
   // The end.
@@ -325,11 +354,12 @@ export class WorkerStage implements AsyncDisposable {
     const ledger = this.#plans.flatMap(({ id }) => this.ledgerOf(id))
     const twin = await runTwin(this.#plans, this.#model.model.baseURL)
     const crews = this.#plans.map(({ id }) => id)
-    const { lost, records, events, violations } = await this.judge(crews)
+    const { lost, givenUp, records, events, violations } = await this.judge(crews)
     const deeds = {
       crews: this.#plans,
       results: this.#results,
       lost,
+      givenUp: new Set(givenUp.map(({ crew }) => crew)),
       ledger,
       twin: twin.results,
       twinLedger: twin.ledger,
@@ -341,6 +371,7 @@ export class WorkerStage implements AsyncDisposable {
       records,
       events,
       lost: lost.length,
+      givenUp: givenUp.length,
       repeats: starts.length - new Set(starts.map(({ key }) => key)).size,
       onceCalls: starts.filter(({ tool }) => tool === 'send' || tool === 'pay').length,
       violations: all.map((violation) => `${this.#options.name}: ${violation}`),
@@ -351,7 +382,9 @@ export class WorkerStage implements AsyncDisposable {
   async judge(crews: readonly string[], see?: (crew: string, story: CrewStory) => void): Promise<StoredCrews> {
     await this.#caughtUp()
     const stored = await judgeStored(this.link, this.subjects, crews, this.observer.crews, see)
-    const violations = [...this.#broken, ...stored.violations, ...judgeLosses(stored.lost, this.faults)]
+    const { lost, givenUp } = stored
+    const explained = [...judgeLosses(lost, this.faults), ...judgeGivenUp(givenUp, this.faults)]
+    const violations = [...this.#broken, ...stored.violations, ...explained]
     return { ...stored, violations }
   }
 

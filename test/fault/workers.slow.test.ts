@@ -22,7 +22,16 @@ const tell = (name: string, report: { readonly violations: readonly string[] }):
 test(
   'failover: kill -9 of workers and of the server in every window loses no run and no event, and doubles no once call',
   async () => {
-    const report = await runFailover({ seed, each: 2, random: 10, lanes, together: 30, idle: 50, idleBytes: 100_000 })
+    const report = await runFailover({
+      seed,
+      each: 2,
+      random: 10,
+      lanes,
+      slower: 5,
+      together: 30,
+      idle: 50,
+      idleBytes: 100_000,
+    })
     tell('failover', report)
     expect(report.violations).toEqual([])
     for (const window of failoverWindows) expect(report.perWindow[window], window).toBeGreaterThanOrEqual(2)

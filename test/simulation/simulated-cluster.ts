@@ -203,7 +203,7 @@ export class SimulatedOwnership implements Ownership {
   cut = false
   /** What it says is heard. */
   reaches = true
-  onChange: (shard?: string) => void = () => undefined
+  onChange: (shard?: string | null, gains?: boolean) => void = () => undefined
 
   constructor(cluster: SimulatedCluster, world: World, process: SimulatedProcess, owner: string, clock: VirtualClock) {
     this.#cluster = cluster
@@ -276,7 +276,8 @@ export class SimulatedOwnership implements Ownership {
     this.#pins = new Map(this.#cluster.pins)
     if (tell) for (const [shard] of moved) this.onChange(shard)
     for (const { owner } of this.#cluster.leases.values()) this.#seen.set(owner, this.#clock.now())
-    const before = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
+    const known = this.#view
+    const before = JSON.stringify([...known].map(([name, { owner, offers }]) => [name, owner, offers]))
     this.#view = new Map([...this.#cluster.leases].map(([name, lease]) => [name, { ...lease }]))
     const after = JSON.stringify([...this.#view].map(([name, { owner, offers }]) => [name, owner, offers]))
     if (before !== after)
@@ -284,7 +285,13 @@ export class SimulatedOwnership implements Ownership {
         () =>
           `${this.owner} sees ${[...this.#view.values()].map(({ owner, offers }) => owner + (offers ? '' : ' (wants none)')).join()}`,
       )
-    if (tell && before !== after) this.onChange()
+    const mine = known.get(this.#name)
+    const isMore = [...known].every(([name, { owner, offers }]) => {
+      const now = this.#view.get(name)
+      return now?.owner === owner && (now.offers || !offers)
+    })
+    const gains = !isMore || mine?.offers !== this.#view.get(this.#name)?.offers
+    if (tell && before !== after) this.onChange(null, gains)
   }
 
   owns(shard: string): boolean {

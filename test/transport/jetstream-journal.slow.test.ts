@@ -292,23 +292,25 @@ describe('JetStream journal', () => {
     expect(found).toEqual(Array.from({ length: 12 }, (_, n) => `${n + 1}`))
   })
 
-  test('JR1 read: the last commits of a long shard are found by halving', async () => {
+  test('JR1 read: the last commits of a long shard are read back from the end, earlier ones found by halving', async () => {
     const { proxy, over } = await proxied()
     const journal = await owner('one', over)
-    const steps = async (commits: number): Promise<number> => {
+    const steps = async (commits: number, back: number): Promise<number> => {
       let { sequence } = await journal.head('a')
       while (sequence < commits) sequence = (await appendNext(journal, 'a', 'x')).last
       let count = 0
       proxy.onUp = (bytes) => {
         count += bytes.toString('latin1').split('$JS.API.DIRECT.GET').length - 1
       }
-      expect(await collect(journal.read('a', commits - 2))).toHaveLength(3)
+      expect(await collect(journal.read('a', commits - back + 1))).toHaveLength(back)
       proxy.onUp = () => undefined
       return count
     }
-    const [short, long] = [await steps(64), await steps(1_024)]
-    expect(short).toBeGreaterThan(2)
-    expect(long).toBeLessThanOrEqual(short + 6)
+    const [short, far] = [await steps(64, 3), await steps(64, 40)]
+    expect(short).toBe(3)
+    expect(await steps(1_024, 3)).toBe(3)
+    expect(far).toBeGreaterThan(16)
+    expect(await steps(1_024, 40)).toBeLessThanOrEqual(far + 6)
   })
 
   test('JC2 append: a record larger than a message comes back, events and all', async () => {

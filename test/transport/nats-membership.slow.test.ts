@@ -172,3 +172,23 @@ test('NM1 membership: an entry that nobody can read is nobody', async () => {
   await expect.poll(() => names(list)).toBe('z')
   list.close()
 })
+
+test('NM5 membership: who comes or offers more is told of by name; any other change is just one', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const list = await NatsMembership.open(link, subjects, leaseMs)
+  const told: (readonly string[] | null)[] = []
+  list.onChange = (joined) => void told.push(joined)
+  const lease = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  await expect.poll(() => told).toEqual([['a']])
+  await lease.announce({ crews: { report: '1' } })
+  await expect.poll(() => told.slice(1)).toEqual([['a']])
+  await lease.announce({ crews: { report: '1', other: '1' } })
+  await expect.poll(() => told.slice(2)).toEqual([['a']])
+  await lease.announce({ crews: { report: '2', other: '1' } })
+  await expect.poll(() => told.slice(3)).toEqual([null])
+  await lease.announce({ crews: { report: '2' } })
+  await expect.poll(() => told.slice(4)).toEqual([null])
+  await lease.release()
+  await expect.poll(() => told.slice(5)).toEqual([null])
+  list.close()
+})
