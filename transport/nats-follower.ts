@@ -230,7 +230,8 @@ class Follower {
       if (this.#closing.signal.aborted) return
       for await (const message of this.#messages) {
         if (this.#closing.signal.aborted) return
-        await this.#accept(message)
+        this.#accept(message)
+        if (this.#ready.length >= maxReady) await this.#roomAgain()
       }
     } finally {
       this.#messages = null
@@ -239,17 +240,21 @@ class Follower {
     }
   }
 
-  async #accept(message: JsMsg): Promise<void> {
-    const events = eventsIn(message).filter((event) => this.#isWanted(event))
-    events.forEach((event, index) => this.#take(event, message.seq - (index < events.length - 1 ? 1 : 0)))
-    this.#at = message.seq + 1
+  #accept(message: JsMsg): void {
+    const found = eventsIn(message)
+    const events = this.#options.filter === undefined ? found : found.filter((event) => this.#isWanted(event))
+    const { seq } = message
+    for (const [index, event] of events.entries()) this.#take(event, index < events.length - 1 ? seq - 1 : seq)
+    this.#at = seq + 1
+  }
+
+  async #roomAgain(): Promise<void> {
     while (this.#ready.length >= maxReady && !this.#closing.signal.aborted) {
       await new Promise<void>((resolve) => (this.#room = resolve))
     }
   }
 
   #isWanted({ source, type }: TroupeEvent): boolean {
-    if (this.#options.filter === undefined) return true
     const [shard = '', ...actor] = source.split('/').slice(2)
     try {
       const name = this.#options.subjects.event(shard, actor.join('/'), type.slice(type.indexOf('.') + 1))
@@ -319,7 +324,12 @@ function startError(error: unknown, stream: string): TroupeError {
 function eventsIn(message: Pick<Msg, 'json'>): TroupeEvent[] {
   try {
     const found = message.json<unknown>()
-    return (Array.isArray(found) ? found : [found]).flatMap((each) => cloudEvent.safeParse(each).data ?? [])
+    const events: TroupeEvent[] = []
+    for (const each of Array.isArray(found) ? found : [found]) {
+      const { data } = cloudEvent.safeParse(each)
+      if (data !== undefined) events.push(data)
+    }
+    return events
   } catch {
     return []
   }
