@@ -31,8 +31,10 @@ if (!areas.includes(area)) {
 }
 const scale = Number(values.scale)
 const commit = execFileSync('git', ['rev-parse', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim()
-const dirty =
-  execFileSync('git', ['status', '--porcelain', '--untracked-files=no'], { cwd: root, encoding: 'utf8' }).trim() !== ''
+/** What a soak itself writes is no change of what it runs. */
+const others = ['.', ':!test/soak.json', ':!*.md']
+const status = ['status', '--porcelain', '--untracked-files=no', '--', ...others]
+const dirty = execFileSync('git', status, { cwd: root, encoding: 'utf8' }).trim() !== ''
 const base = Number.parseInt(commit.slice(0, 8), 16)
 const say = (text: string): void => void process.stderr.write(`${new Date().toISOString().slice(11, 19)} ${text}\n`)
 
@@ -210,9 +212,8 @@ function keptParts(): Record<string, object> {
   >
   const before = soaks[area]
   if (before === undefined || before.dirty || before.scale !== scale) return {}
-  const changed = execFileSync('git', ['diff', '--name-only', before.commit, 'HEAD'], { cwd: root, encoding: 'utf8' })
-  const isSame = changed.split('\n').every((name) => name === '' || name === 'test/soak.json' || name.endsWith('.md'))
-  return isSame ? before.parts : {}
+  const difference = ['diff', '--name-only', before.commit, 'HEAD', '--', ...others]
+  return execFileSync('git', difference, { cwd: root, encoding: 'utf8' }).trim() === '' ? before.parts : {}
 }
 
 /** One part after the other. */

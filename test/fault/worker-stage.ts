@@ -310,7 +310,8 @@ export class WorkerStage implements AsyncDisposable {
         await handle.ask(taskOf(plan), { key: 'the-run' })
       }
     }
-    await Promise.all(Array.from({ length: 16 }, next))
+    // Each waits for the model most of its time.
+    await Promise.all(Array.from({ length: 64 }, next))
   }
 
   #nextPlan(): CrewPlan {
