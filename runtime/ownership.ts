@@ -70,10 +70,10 @@ export interface Ownership {
   handOver(shard: string, worker: string): Promise<void>
   /**
    * Called after workers came or went, or the own lease was lost or taken again.
-   * @param shard the only one that may have another owner now; null: any
+   * @param shard the only one that may have another owner now; undefined: any
    * @param gains false when others came or offer more, and that is all: this worker owns nothing that it did not own before
    */
-  onChange: (shard?: string | null, gains?: boolean) => void
+  onChange: (shard?: string, gains?: boolean) => void
 }
 
 /** What whoever asks a worker for another's shard is told. */

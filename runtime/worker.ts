@@ -126,8 +126,7 @@ export class Worker {
         this.#sent.set(`${shard} ${effect}`, true)
       },
     }
-    if (options.ownership !== undefined)
-      options.ownership.onChange = (shard, gains) => this.#changeOf(shard ?? null, gains)
+    if (options.ownership !== undefined) options.ownership.onChange = (shard, gains) => this.#changeOf(shard, gains)
     const { retainMs, log } = options
     const { clock } = options.ports
     const mayGo = (id: string, since: number): Promise<boolean> => this.#mayGo(id, since)
@@ -404,9 +403,9 @@ export class Worker {
     })
   }
 
-  /** @param shard the only one that may have another owner now; null: any */
-  #changeOf(shard: string | null, gains = true): void {
-    if (shard === null) return this.#change(gains)
+  /** @param shard the only one that may have another owner now; undefined: any */
+  #changeOf(shard?: string, gains = true): void {
+    if (shard === undefined) return this.#change(gains)
     const active = this.#active.get(shard)
     if (active === undefined) void this.#lookAfter(shard)
     else if (!this.#owns(shard, this.#versionOf(active))) void this.leave(shard)

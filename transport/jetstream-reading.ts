@@ -188,9 +188,11 @@ export class JetStreamReading {
   async *from(shard: string, sequence: number, { at, cuts }: Pick<End, 'at' | 'cuts'>): AsyncGenerator<Message> {
     // Behind a cut the commits go back.
     const tail = cuts.length === 0 && sequence > 1 ? await this.#tail(shard, sequence, at) : []
-    const before = tail[0] === undefined ? at : tail[0].seq - 1
-    const reaches = tail[0] !== undefined && contains(shard, tail[0], sequence)
-    if (!reaches) yield* this.messages(shard, await this.find(shard, sequence, before, cuts), before)
+    const [first] = tail
+    // The number of a message of the shard: a copy that lacks it is noticed.
+    const before = first === undefined ? at : behindOf(first)!
+    if (first === undefined || !contains(shard, first, sequence))
+      yield* this.messages(shard, await this.find(shard, sequence, before, cuts), before)
     yield* tail
   }
 

@@ -71,7 +71,7 @@ export class NatsOwnership implements Ownership {
   #work: WorkerWork | null = null
   /** The server's time, as it was when the first lease was taken, and held since. */
   readonly clock: Clock
-  onChange: (shard?: string | null, gains?: boolean) => void = () => undefined
+  onChange: (shard?: string, gains?: boolean) => void = () => undefined
 
   private constructor(options: NatsOwnershipOptions, lease: StandingLease, members: NatsMembership, pins: NatsPins) {
     const { link, subjects, requestMs = 5_000 } = options
@@ -83,7 +83,7 @@ export class NatsOwnership implements Ownership {
     this.#lease = lease
     this.clock = clusterClock(lease.offsetMs)
     // Whoever comes, or offers more, takes from others.
-    members.onChange = (joined) => this.#change(null, joined?.includes(options.worker) !== false)
+    members.onChange = (joined) => this.#change(undefined, joined?.includes(options.worker) !== false)
     pins.onChange = (shard) => this.#change(shard)
     lease.onChange = () => this.#change()
   }
@@ -145,8 +145,8 @@ export class NatsOwnership implements Ownership {
     return this.#lease.owner
   }
 
-  #change(shard: string | null = null, gains = true): void {
-    if (shard === null) this.#placement = null
+  #change(shard?: string, gains = true): void {
+    if (shard === undefined) this.#placement = null
     if (!this.#closing.signal.aborted) this.onChange(shard, gains)
   }
 

@@ -203,7 +203,7 @@ export class SimulatedOwnership implements Ownership {
   cut = false
   /** What it says is heard. */
   reaches = true
-  onChange: (shard?: string | null, gains?: boolean) => void = () => undefined
+  onChange: (shard?: string, gains?: boolean) => void = () => undefined
 
   constructor(cluster: SimulatedCluster, world: World, process: SimulatedProcess, owner: string, clock: VirtualClock) {
     this.#cluster = cluster
@@ -291,7 +291,7 @@ export class SimulatedOwnership implements Ownership {
       return now?.owner === owner && (now.offers || !offers)
     })
     const gains = !isMore || mine?.offers !== this.#view.get(this.#name)?.offers
-    if (tell && before !== after) this.onChange(null, gains)
+    if (tell && before !== after) this.onChange(undefined, gains)
   }
 
   owns(shard: string): boolean {

@@ -96,25 +96,44 @@ describe('JetStream journal: what a server or a copy of it has wrong', () => {
     expect(await reading.end('a')).toMatchObject({ last: { seq: second }, at: stray, cuts: [[stray, stray]] })
   })
 
+  /** A reading whose leader lacks some messages that another copy has. */
+  function holedReading(hidden: readonly number[]): JetStreamReading {
+    const { streams, direct } = link.manager
+    const getMessage = async (
+      stream: string,
+      query: { seq: number; next_by_subj?: string },
+    ): Promise<StoredMsg | null> => {
+      const found = await direct.getMessage(stream, query)
+      if (found === null || !hidden.includes(found.seq)) return found
+      return query.next_by_subj === undefined ? null : getMessage(stream, { ...query, seq: found.seq + 1 })
+    }
+    const holed = { ...link, manager: { ...link.manager, direct, streams: { ...streams, getMessage } } }
+    const reading = new JetStreamReading(holed, subjects, jetstream(link.connection))
+    reading.copies = true
+    return reading
+  }
+
   test('JR3 copies: what the copy that answers lacks is asked of the others', async () => {
     const journal = await owner('one')
     for (const content of ['1', '2', '3', '4']) await appendNext(journal, 'a', content)
     const at = [await lastOf('a', 3), await lastOf('a', 2), await lastOf('a', 1), await lastOf('a')]
-    const { streams, direct } = link.manager
     for (const hidden of [[at[1]!], [at[1]!, at[2]!], [at[3]!], at]) {
-      // The leader has a hole, another copy has all.
-      const getMessage = async (
-        stream: string,
-        query: { seq: number; next_by_subj?: string },
-      ): Promise<StoredMsg | null> => {
-        const found = await direct.getMessage(stream, query)
-        if (found === null || !hidden.includes(found.seq)) return found
-        return query.next_by_subj === undefined ? null : getMessage(stream, { ...query, seq: found.seq + 1 })
-      }
-      const holed = { ...link, manager: { ...link.manager, direct, streams: { ...streams, getMessage } } }
-      const reading = new JetStreamReading(holed, subjects, jetstream(link.connection))
-      reading.copies = true
-      expect((await collect(reading.messages('a', 1, at[3]!))).map(({ seq }) => seq)).toEqual(at)
+      const found = await collect(holedReading(hidden).messages('a', 1, at[3]!))
+      expect(found.map(({ seq }) => seq)).toEqual(at)
+    }
+  })
+
+  test('JR3 copies: nor is it missed where what is read back from the end begins', async () => {
+    const journal = await owner('one')
+    const at: number[] = []
+    for (let content = 1; content <= 20; content += 1) {
+      await appendNext(journal, 'a', `${content}`)
+      at.push(await lastOf('a'))
+      await appendNext(journal, 'other', `${content}`)
+    }
+    for (const back of [16, 17, 18]) {
+      const found = await collect(holedReading([at.at(-back)!]).from('a', 3, { at: at.at(-1)!, cuts: [] }))
+      expect(found.map(({ seq }) => seq).filter((seq) => seq >= at[2]!)).toEqual(at.slice(2))
     }
   })
 
