@@ -129,24 +129,29 @@ function handOn({ crews, at }: MailTask, name: string, hops: number) {
 
 // ---------------------------------------------------------------------------------------------- the answers
 
-/** How a delegation may fail: nothing else comes of kills. */
+/** How a delegation may fail; what was given up with its processes fails otherwise. */
 const refusals = 'waits for it itself|waits for [\\w, ]+ and would be waited for'
 const failure = (kind: MailGroupKind): RegExp => {
   const late = kind === 'crowd' ? `|no answer came within ${crowdMs / 1_000} seconds` : ''
   return new RegExp(`^\\w+/agent/helper failed: DELEGATION_FAILED: (the crew \\w+ (${refusals})${late})$`)
 }
+const gaveUp = /^(\w+)\/agent\/helper failed: EFFECT_CRASHED: /
 
-/** What is wrong with the answer to a task: each delegation has its own end in it, in the order of the calls. */
-export function judgeAnswer({ group, name, text }: MailAsk, answer: string): string[] {
+/**
+ * What is wrong with the answer to a task: each delegation has its own end in it, in the order of the calls.
+ * @param givenUp crews whose helper may have failed with work that was given up
+ */
+export function judgeAnswer({ group, name, text }: MailAsk, answer: string, givenUp: ReadonlySet<string>): string[] {
   const { rounds } = JSON.parse(text) as MailTask
   const names = Array.from({ length: rounds }, (_, round) => given(name, round)).flat()
   const lines = answer.split('\n')
   if (lines.length !== names.length) return [`${name} was told of ${lines.length} delegations, not ${names.length}`]
-  return names.flatMap((each, index) => judgeTold(each, lines[index]!, failure(group.kind)))
+  const failed = (told: string): boolean => failure(group.kind).test(told) || givenUp.has(gaveUp.exec(told)?.[1] ?? '')
+  return names.flatMap((each, index) => judgeTold(each, lines[index]!, failed))
 }
 
-function judgeTold(name: string, told: string, failed: RegExp): string[] {
-  if (failed.test(told)) return []
+function judgeTold(name: string, told: string, failed: (told: string) => boolean): string[] {
+  if (failed(told)) return []
   const done = doneText(name)
   const rest = told.slice(done.length)
   if (told.startsWith(done) && rest === '') return []

@@ -44,8 +44,11 @@ interface Taken {
   readonly commit: RecordedCommit
 }
 
-/** Judges crews of which all have ended and nothing is on its way. */
-export function judgeMail(stories: ReadonlyMap<string, CrewStory>): MailVerdict {
+/**
+ * Judges crews of which all have ended and nothing is on its way.
+ * @param givenUp crews with work that was given up, since processes died over it
+ */
+export function judgeMail(stories: ReadonlyMap<string, CrewStory>, givenUp: ReadonlySet<string>): MailVerdict {
   const crews = [...stories]
   const sent = crews.flatMap(([crew, story]) => sentOf(crew, story))
   const taken = crews.flatMap(([crew, story]) => takenOf(crew, story))
@@ -53,7 +56,7 @@ export function judgeMail(stories: ReadonlyMap<string, CrewStory>): MailVerdict 
   const ends: Record<string, number> = {}
   const violations = [
     ...crews.flatMap(([one]) => crews.flatMap(([other]) => judgeNumbers(one, other, sent, taken))),
-    ...tasks.flatMap((task) => judgeDelegation(task, stories, taken, ends)),
+    ...tasks.flatMap((task) => judgeDelegation(task, stories, taken, ends, givenUp)),
     ...taken.filter(({ message }) => message === 'delegate.task').flatMap((task) => judgeTaken(task, stories, sent)),
     ...judgeTwice(taken),
     ...crews.flatMap(([crew, story]) => judgeRuns(crew, story)),
@@ -122,6 +125,7 @@ function judgeDelegation(
   stories: ReadonlyMap<string, CrewStory>,
   taken: readonly Taken[],
   ends: Record<string, number>,
+  givenUp: ReadonlySet<string>,
 ): string[] {
   const story = stories.get(by)!
   const finished = story.events.filter(({ event }) => event.type === 'agent.finished' && event['address'] === actor)
@@ -134,7 +138,7 @@ function judgeDelegation(
   return [
     ...(finished.length === 1 ? [] : [`${by}/${actor} ended ${finished.length} times`]),
     ...(answers.length === 1 ? [] : [`${by}/${actor} had ${answers.length} answers of ${receiver}`]),
-    ...(mayEnd(code, by, taken) ? [] : [`${by}/${actor} ended with ${code}`]),
+    ...(mayEnd(code, by, taken) || isGivenUp(code, receiver, givenUp) ? [] : [`${by}/${actor} ended with ${code}`]),
   ]
 }
 
@@ -142,6 +146,11 @@ function judgeDelegation(
 function mayEnd(code: string, by: string, taken: readonly Taken[]): boolean {
   if (code === 'RUN_CANCELLED') return taken.some((letter) => letter.by === by && letter.message === 'delegate.revoke')
   return code === 'answered' || code === 'DELEGATION_FAILED'
+}
+
+/** Its own work was given up: three owners died over it. Whoever asked is told so. */
+function isGivenUp(code: string, crew: string, givenUp: ReadonlySet<string>): boolean {
+  return code === 'EFFECT_CRASHED' && givenUp.has(crew)
 }
 
 /** A task that was taken is one run, which ends once and is answered once. */
@@ -178,11 +187,16 @@ function judgeRuns(crew: string, story: CrewStory): string[] {
     .map((run) => `${crew}: ${String(run)} did not end once`)
 }
 
-/** What the leads were told; each task of a lead was one run. @param results by the tasks' names */
+/**
+ * What the leads were told; each task of a lead was one run.
+ * @param results by the tasks' names
+ * @param givenUp as of `judgeMail`
+ */
 export function judgeLeads(
   asks: readonly MailAsk[],
   results: readonly CrewResult[],
   stories: ReadonlyMap<string, CrewStory>,
+  givenUp: ReadonlySet<string>,
 ): string[] {
   const byName = new Map(results.map((result) => [result.id, result]))
   const own = (crew: string): number =>
@@ -192,8 +206,10 @@ export function judgeLeads(
     ...asks.flatMap((ask) => {
       const result = byName.get(ask.name)
       if (result === undefined) return [`${ask.name} has no result`]
-      if (result.code !== null) return [`${ask.name} ended with ${result.code}: ${result.reason}`]
-      return judgeAnswer(ask, result.output)
+      if (result.code === null) return judgeAnswer(ask, result.output, givenUp)
+      return isGivenUp(result.code, ask.crew, givenUp)
+        ? []
+        : [`${ask.name} ended with ${result.code}: ${result.reason}`]
     }),
     ...crews.flatMap((crew) => {
       const asked = asks.filter((ask) => ask.crew === crew).length

@@ -52,6 +52,8 @@ export interface MailReport extends Omit<MailVerdict, 'violations'> {
   readonly perWindow: Readonly<Record<string, number>>
   /** Tasks of the leads. */
   readonly runs: number
+  /** Work that was given up, since three owners died over it. */
+  readonly givenUp: number
   readonly records: number
   readonly events: number
   readonly violations: readonly string[]
@@ -102,6 +104,7 @@ export async function runMailTrials(options: MailTrialOptions): Promise<MailRepo
     kills: Object.values(perWindow).reduce((total, count) => total + count, 0),
     perWindow,
     runs: sum(({ runs }) => runs),
+    givenUp: sum(({ givenUp }) => givenUp),
     records: sum(({ records }) => records),
     events: sum(({ events }) => events),
     letters: sum(({ letters }) => letters),
@@ -240,13 +243,14 @@ async function finish(stage: WorkerStage, load: MailLoad, name: string): Promise
   const quiet = await stage.observer.until(isQuiet, quietMs)
   const stories = new Map<string, CrewStory>()
   const stored = await stage.judge(load.crews, (crew, story) => void stories.set(crew, story))
-  const mail = judgeMail(stories)
+  const givenUp = new Set(stored.givenUp.map(({ crew }) => crew))
+  const mail = judgeMail(stories, givenUp)
   const ledger = load.crews.flatMap((crew) => stage.ledgerOf(crew))
   const violations = [
     ...(quiet ? [] : [`letters are on their way ${quietMs} ms after the last run ended`]),
     ...stored.violations,
     ...mail.violations,
-    ...judgeLeads(load.asks, load.results, stories),
+    ...judgeLeads(load.asks, load.results, stories, givenUp),
     ...judgeKeys({ ledger }),
     ...judgeStarts(ledger, (tool) => onceTools.has(tool)),
     ...judgeRequests(stage),
@@ -254,6 +258,7 @@ async function finish(stage: WorkerStage, load: MailLoad, name: string): Promise
   return {
     ...mail,
     runs: load.asks.length,
+    givenUp: stored.givenUp.length,
     records: stored.records,
     events: stored.events,
     violations: violations.map((violation) => `${name}: ${violation}`),
