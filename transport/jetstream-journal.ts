@@ -4,10 +4,11 @@
  * A record is one message: its row in a header, its bytes and events behind each other. What ends or cuts a shard is a
  * message too, since single messages are never deleted: a deletion would make the server forget the fence.
  *
- * Owns: what is in a message, cutting and removing shards.
- * Does not own: the fence and what an ambiguous answer means (`fence.ts`), finding messages (`jetstream-reading.ts`), content
- * beside records (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`), what is kept in this process's folder
- * (`local-copy.ts`, `copied-records.ts`).
+ * Owns: appending, reading, cutting and removing shards.
+ * Does not own: what is in a message (`jetstream-message.ts`), finding it (`jetstream-reading.ts`), ends that are not sound
+ * (`jetstream-ends.ts`), the fence and what an ambiguous answer means (`fence.ts`), content beside records
+ * (`jetstream-content.ts`), who owns which shard (`nats-lease.ts`), what is kept in this process's folder (`local-copy.ts`,
+ * `copied-records.ts`).
  *
  * - JJ1 A record lands only behind the one that its owner saw last: the server compares.
  * - JJ2 After an answer that did not come, the journal itself is asked: an append that landed is acknowledged, an append
@@ -19,16 +20,10 @@
  * - JJ7 Where copies let two records land at one place the first counts. The writer of the other is told that its append has
  *   failed, though the server had acknowledged it.
  * - JJ3 What is cut is never read again, and stays cut for every later owner.
- * - JJ8 A shard whose end the server has lost, though the event stream has events of it, is `JOURNAL_TRUNCATED` until it is cut
- *   and a record tells of that: whoever dies between the two leaves it as it was.
- * - JJ4 A shard whose last row is damaged refuses everything but a cut with `JOURNAL_CORRUPT`; the others go on.
  * - JJ9 Of a shard whose end is damaged or gone the sound records can be read, and it can be removed: its tombstone has the
  *   number of the last commit that is known of.
  */
-import { setTimeout as delay } from 'node:timers/promises'
 import { DiscardPolicy, jetstream, type JetStreamClient } from '@nats-io/jetstream'
-import { headers, type MsgHdrs } from '@nats-io/transport-node'
-import type { CrewVersion } from '../runtime/crew-version.js'
 import { isTroupeError, TroupeError } from '../runtime/errors.js'
 import {
   type BlobInfo,
@@ -43,32 +38,29 @@ import {
   type StoredRecord,
 } from '../runtime/journal.js'
 import { CopiedRecords } from './copied-records.js'
-import { type Placed, publishBehind } from './fence.js'
+import { publishBehind } from './fence.js'
 import { ensureContent, JetStreamContent, partBytes, storeError } from './jetstream-content.js'
+import { acceptedLoss, damaged, JetStreamEnds, missing, type StreamEntry } from './jetstream-ends.js'
 import {
-  behindHeader,
-  behindOf,
-  crewHeader,
-  crewOf,
-  type Cut,
-  cutHeader,
-  cutsOf,
-  type End,
+  hashOf,
+  headerOf,
   isRecord,
-  JetStreamReading,
-  kindHeader,
-  lastEventHeader,
-  lastEventOf,
-  rowHeader,
+  type Kind,
+  type Label,
+  noPayload,
+  type Payload,
+  payloadOf,
+  placedOf,
   rowOf,
-} from './jetstream-reading.js'
+} from './jetstream-message.js'
+import { JetStreamReading } from './jetstream-reading.js'
 import { ensureStream } from './jetstream-stream.js'
 import { LocalCopy, type LocalCopyOptions } from './local-copy.js'
 import { NatsLease } from './nats-lease.js'
 import { durabilityOf } from './nats-settings.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
-import { type Entry, entryOf, headOf, ShardHeads } from './shard-heads.js'
+import { entryOf, headOf, ShardHeads } from './shard-heads.js'
 import { type Message, waitMs } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
 
@@ -91,14 +83,6 @@ export interface JetStreamJournalOptions {
   readonly copy?: LocalCopyOptions | undefined
 }
 
-const epochHeader = 'Troupe-Epoch'
-const eventsHeader = 'Troupe-Events'
-const bodyHeader = 'Troupe-Body'
-/** How often a leader is asked for the end of a shard that must have more, and how long it is left between. */
-const maxLooks = 5
-const lookAgainMs = 500
-/** Among the cuts of a shard: what is known of a lost end is not looked for any more. No message has this number. */
-const acceptedLoss: Cut = [0, 0]
 /** A larger message keeps its body beside the journal. */
 const largestBody = partBytes
 
@@ -107,20 +91,9 @@ export function createJetStreamJournal(options: JetStreamJournalOptions): Journa
   return new JetStreamJournal(options)
 }
 
-interface StreamEntry extends Entry {
-  /** Number of its last message in the stream; 0 for none. */
-  at: number
-  cuts: readonly Cut[]
-}
-
-type Kind = 'record' | 'cut' | 'tombstone'
-
-/** What a message has besides its row: its writer's lease, the crew, and header fields and payload. */
-interface Content {
-  readonly epoch: number
-  readonly crew: CrewVersion | undefined
-  readonly lastEvent: number | undefined
-  readonly body: () => Promise<readonly [MsgHdrs, Uint8Array]>
+/** What a message has besides its row: its writer's lease, the crew, its payload. */
+interface Content extends Pick<Label, 'epoch' | 'crew' | 'lastEvent'> {
+  readonly payload: () => Promise<Payload>
 }
 
 class JetStreamJournal implements Journal {
@@ -131,12 +104,9 @@ class JetStreamJournal implements Journal {
   readonly #content: JetStreamContent
   readonly #stream: string
   readonly #reading: JetStreamReading
+  readonly #ends: JetStreamEnds
   readonly #heads: ShardHeads<StreamEntry>
   readonly #inFlight = new Set<Promise<unknown>>()
-  /** Shards that were cut here, and wait for the record that tells of it. */
-  readonly #cut = new Set<string>()
-  /** Shards whose end is gone: a leader that was chosen long ago is not waited for again. */
-  readonly #truncated = new Set<string>()
   #lease: NatsLease | null = null
   #copy: LocalCopy | null = null
   #copied: CopiedRecords | null = null
@@ -149,7 +119,8 @@ class JetStreamJournal implements Journal {
     this.#content = new JetStreamContent(options.link, options.subjects)
     this.#stream = options.subjects.stream('journal')
     this.#reading = new JetStreamReading(options.link, options.subjects, this.#client)
-    this.#heads = new ShardHeads((shard) => this.#load(shard))
+    this.#ends = new JetStreamEnds(this.#reading)
+    this.#heads = new ShardHeads(async (shard) => this.#enter(await this.#ends.load(shard)))
   }
 
   // Life.
@@ -258,22 +229,20 @@ class JetStreamJournal implements Journal {
       epoch,
       crew: (record.crew ?? entry.crew) || undefined,
       lastEvent: record.lastEvent ?? entry.lastEvent,
-      body: () => this.#bodyOf(record),
+      payload: () => this.#payloadOf(record),
     })
-    this.#cut.delete(shard)
+    this.#ends.told(shard)
     this.#copied?.keep(shard, record)
   }
 
-  /** Header fields and payload of a record. */
-  async #bodyOf({ shard, bytes, events }: JournalRecord): Promise<readonly [MsgHdrs, Uint8Array]> {
-    const head = headers()
+  /** What is sent of a record: a large one is kept beside the stream. */
+  async #payloadOf({ shard, bytes, events }: JournalRecord): Promise<Payload> {
     const data = events === null ? bytes : Buffer.concat([bytes, events])
-    if (events !== null) head.set(eventsHeader, String(bytes.length))
-    if (data.length <= largestBody) return [head, data]
-    const hash = rows.contentHash(data)
-    await this.#content.putBody(shard, hash, data)
-    head.set(bodyHeader, hash)
-    return [head, new Uint8Array(0)]
+    const eventsAt = events === null ? null : bytes.length
+    if (data.length <= largestBody) return { data, eventsAt, kept: null }
+    const kept = rows.contentHash(data)
+    await this.#content.putBody(shard, kept, data)
+    return { data: new Uint8Array(0), eventsAt, kept }
   }
 
   /** Publishes one message behind the last of its shard. After a failure the entry is forgotten. */
@@ -281,40 +250,29 @@ class JetStreamJournal implements Journal {
     entry: StreamEntry,
     kind: Kind,
     row: rows.Row,
-    { epoch, crew, lastEvent, body }: Content = {
+    { epoch, crew, lastEvent, payload }: Content = {
       epoch: this.#epoch,
       crew: entry.crew,
       // What is cut goes back.
       lastEvent: entry.lastEvent === undefined ? undefined : Math.min(entry.lastEvent, row.last),
-      body: () => Promise.resolve([headers(), new Uint8Array(0)]),
+      payload: () => Promise.resolve(noPayload),
     },
   ): Promise<void> {
     this.#check()
     entry.busy = true
-    const { shard } = entry
+    const { shard, at: behind, cuts } = entry
     const writing = (async (): Promise<void> => {
-      const [head, data] = await body()
-      head.set(rowHeader, rows.encodeRow(shard, row).toString('base64'))
-      head.set(kindHeader, kind)
-      head.set(epochHeader, String(epoch))
-      head.set(behindHeader, String(entry.at))
-      if (crew !== undefined) head.set(crewHeader, crew)
-      if (lastEvent !== undefined) head.set(lastEventHeader, String(lastEvent))
-      if (entry.cuts.length > 0) head.set(cutHeader, entry.cuts.map((cut) => cut.join('-')).join(','))
+      const content = await payload()
+      const header = headerOf(shard, { kind, row, epoch, behind, crew, lastEvent, cuts }, content)
       const subject = this.#options.subjects.journal(shard)
       const publish = async (msgID: string, lastSubjectSequence: number): Promise<number> => {
-        const options = { msgID, headers: head, expect: { lastSubjectSequence }, timeout: waitMs }
-        return (await this.#client.publish(subject, data, options)).seq
+        const options = { msgID, headers: header, expect: { lastSubjectSequence }, timeout: waitMs }
+        return (await this.#client.publish(subject, content.data, options)).seq
       }
       const mark = { epoch, kind, last: row.last, hash: hashOf(row) }
-      const message = {
-        shard,
-        mark,
-        behind: entry.at,
-        shared: this.#options.epoch !== undefined,
-        copies: this.#reading.copies,
-      }
-      const after = async (behind: number) => placedOf(shard, await this.#reading.next(shard, behind + 1))
+      const shared = this.#options.epoch !== undefined
+      const message = { shard, mark, behind, shared, copies: this.#reading.copies }
+      const after = async (number: number) => placedOf(shard, await this.#reading.next(shard, number + 1))
       const ack = await publishBehind(message, { publish, after })
       Object.assign(entry, { at: ack, sequence: row.last, hash: row.hash, base: row.base })
       Object.assign(entry, { pending: row.pending, removed: row.removed, crew, lastEvent })
@@ -334,7 +292,7 @@ class JetStreamJournal implements Journal {
   async refresh(shard: string): Promise<ShardHead> {
     this.#check()
     if (this.#heads.cached(shard)?.busy !== true) this.#heads.forget(shard)
-    this.#cut.delete(shard)
+    this.#ends.told(shard)
     return this.head(shard)
   }
 
@@ -356,38 +314,9 @@ class JetStreamJournal implements Journal {
     yield* found.sort((one, other) => (one.shard < other.shard ? -1 : 1))
   }
 
-  /** @param damagedToo gives an entry for a shard whose last row is damaged, or whose end is gone: for whoever cuts it */
-  async #load(shard: string, damagedToo = false): Promise<StreamEntry> {
-    // In this order: what is written meanwhile is not taken for lost.
-    const told = damagedToo ? 0 : await this.#reading.eventsUntil(shard)
-    const { last, at, cuts } = await this.#endWith(shard, told)
-    let row = last === null ? undefined : rowOf(shard, last)
-    if (row === null) {
-      row = await this.#reading.soundRow(shard, at, cuts)
-      // It was one commit more at least.
-      const known = Math.max(told, (row?.last ?? 0) + 1)
-      if (!damagedToo) throw damaged(shard, { last: known, crew: crewOf(last) ?? null })
-    }
-    const entry = { ...entryOf(shard, row), crew: crewOf(last), lastEvent: lastEventOf(last), cuts, at }
-    await this.#copied?.enter(shard, lifeOf(entry))
+  async #enter(entry: StreamEntry): Promise<StreamEntry> {
+    await this.#copied?.enter(entry.shard, lifeOf(entry))
     return entry
-  }
-
-  /** Where a shard ends, that must have a commit. A leader that has just been chosen may not know all at once. */
-  async #endWith(shard: string, told: number): Promise<End> {
-    for (let left = this.#reading.copies && !this.#truncated.has(shard) ? maxLooks : 1; ; left -= 1) {
-      const end = await this.#reading.end(shard)
-      const sequence = end.last === null ? 0 : (rowOf(shard, end.last)?.last ?? told)
-      if (told <= sequence || (isCut(end.last) && (!endsWithCut(end.last) || this.#cut.has(shard)))) {
-        this.#truncated.delete(shard)
-        return end
-      }
-      if (left === 1) {
-        this.#truncated.add(shard)
-        throw truncated(shard, { sequence, last: told, crew: crewOf(end.last) ?? null })
-      }
-      await delay(lookAgainMs)
-    }
   }
 
   /** The entry of a shard, of one whose end is damaged or gone as far as it is sound. */
@@ -396,7 +325,7 @@ class JetStreamJournal implements Journal {
       return { entry: await this.#heads.entry(shard), damage: null }
     } catch (error) {
       if (!isDamage(error)) throw error
-      return { entry: await this.#load(shard, true), damage: error }
+      return { entry: await this.#enter(await this.#ends.loadSound(shard)), damage: error }
     }
   }
 
@@ -459,14 +388,13 @@ class JetStreamJournal implements Journal {
 
   async #parts(
     shard: string,
-    { header, data }: Message,
+    message: Message,
   ): Promise<{ readonly bytes: Uint8Array; readonly events: Uint8Array | null }> {
-    const hash = header?.get(bodyHeader) ?? ''
-    const all = hash === '' ? data : await this.#content.getBody(shard, hash)
-    if (all === null || (hash !== '' && rows.contentHash(all) !== hash)) throw damaged(shard)
-    const eventsAt = header?.get(eventsHeader) ?? ''
-    if (eventsAt === '') return { bytes: all, events: null }
-    return { bytes: all.subarray(0, Number(eventsAt)), events: all.subarray(Number(eventsAt)) }
+    const { data, eventsAt, kept } = payloadOf(message)
+    const all = kept === null ? data : await this.#content.getBody(shard, kept)
+    if (all === null || (kept !== null && rows.contentHash(all) !== kept)) throw damaged(shard)
+    if (eventsAt === null) return { bytes: all, events: null }
+    return { bytes: all.subarray(0, eventsAt), events: all.subarray(eventsAt) }
   }
 
   // Ends.
@@ -506,7 +434,7 @@ class JetStreamJournal implements Journal {
 
   async acceptLoss(shard: string, sequence: number, hash: Uint8Array): Promise<void> {
     this.#check()
-    const entry = this.#heads.cached(shard) ?? (await this.#load(shard, true))
+    const entry = this.#heads.cached(shard) ?? (await this.#enter(await this.#ends.loadSound(shard)))
     if (entry.busy) throw new TroupeError('STORE_FAILED', `${shard} is being written`, { retryable: true })
     const kept = sequence === 0 ? null : await this.#reading.endingAt(entry, sequence, hash)
     const from = kept === null ? 1 : kept.seq + 1
@@ -514,7 +442,7 @@ class JetStreamJournal implements Journal {
     const base = kept === null ? sequence : kept.base
     const row = { first: sequence, last: sequence, base, hash, pending: nothingPending }
     await this.#write(entry, 'cut', { ...row, removed: false, removing: false })
-    this.#cut.add(shard)
+    this.#ends.cut(shard)
     await this.#forget(shard)
     await this.#content.cutSnapshots(shard, sequence)
     await this.#content.putAttempts(shard, {})
@@ -572,48 +500,4 @@ class JetStreamJournal implements Journal {
 /** What tells records of a shard from those of the same numbers that were cut, or of an earlier life. */
 function lifeOf({ base, cuts }: StreamEntry): string {
   return `${base}:${cuts.map((cut) => cut.join('-')).join(',')}`
-}
-
-function hashOf(row: rows.Row): string {
-  return rows.asBuffer(row.hash).toString('base64url')
-}
-
-/** A message of the stream as the fence sees it. */
-function placedOf(shard: string, message: Message | null): Placed | null {
-  if (message === null) return null
-  const row = rowOf(shard, message)
-  const epoch = message.header?.get(epochHeader) ?? 'unknown'
-  const kind = message.header?.get(kindHeader) ?? ''
-  const mark = row == null ? null : { epoch: Number(epoch), kind, last: row.last, hash: hashOf(row) }
-  return { at: message.seq, behind: behindOf(message), mark, epoch }
-}
-
-/** What is known of a shard whose end is not sound: its last commit, lost or not, and its crew. */
-interface KnownEnd {
-  readonly last: number
-  readonly crew: CrewVersion | null
-}
-
-function damaged(shard: string, end?: KnownEnd): TroupeError {
-  const message = `${shard}: a message of its journal is damaged`
-  return new TroupeError('JOURNAL_CORRUPT', message, { details: { shard, ...end } })
-}
-
-function truncated(shard: string, end: KnownEnd & { readonly sequence: number }): TroupeError {
-  const message = `${shard}: its journal ends with commit ${end.sequence}, and its events tell of commit ${end.last}`
-  return new TroupeError('JOURNAL_TRUNCATED', message, { details: { shard, ...end } })
-}
-
-/** Whether a shard's commits went back once, as somebody wanted it. Strays are cut too, and say nothing of that. */
-function isCut(last: Message | null): boolean {
-  return cutsOf(last).some(([from, to]) => from === acceptedLoss[0] && to === acceptedLoss[1])
-}
-
-/** Whether nothing was written since. */
-function endsWithCut(last: Message | null): boolean {
-  return last?.header?.get(kindHeader) === 'cut'
-}
-
-function missing(shard: string, from: number, to: number): TroupeError {
-  return new TroupeError('JOURNAL_CORRUPT', `${shard}: commits ${from} to ${to} are missing`, { details: { shard } })
 }

@@ -1,8 +1,8 @@
 /**
  * Messages of the journal's stream: the last of a shard, those from a commit on, the last of every shard.
  *
- * Owns: finding messages and fetching them, what their headers say.
- * Does not own: what follows from them (`jetstream-journal.ts`).
+ * Owns: finding messages and fetching them.
+ * Does not own: what is in one (`jetstream-message.ts`), what follows from it (`jetstream-ends.ts`, `jetstream-journal.ts`).
  *
  * - JR2 A message counts only when it stands right behind the one that its writer saw: what else comes to a shard's subject is
  *   a stray, and is passed over by everybody.
@@ -15,29 +15,18 @@ import { DeliverPolicy, JetStreamApiCodes, JetStreamApiError, type JetStreamClie
 import type { CrewVersion } from '../runtime/crew-version.js'
 import { TroupeError } from '../runtime/errors.js'
 import { storeError } from './jetstream-content.js'
+import { behindOf, crewOf, type Cut, cutsOf, isIn, isRecord, lastEventOf, rowOf } from './jetstream-message.js'
 import type { NatsLink } from './nats-connection.js'
 import * as rows from './rows.js'
 import { type Message, storedMessages } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
 
-export const rowHeader = 'Troupe-Row'
-export const kindHeader = 'Troupe-Kind'
-export const cutHeader = 'Troupe-Cut'
-/** `name@version`; the name alone in messages of earlier versions of ours. */
-export const crewHeader = 'Troupe-Crew'
-/** Of the journal: the last commit with events so far. Of the event stream: the commit of the message's last event. */
-export const lastEventHeader = 'Troupe-Last-Event'
-/** Number of the message of the shard that its writer saw last; 0 for none. */
-export const behindHeader = 'Troupe-Behind'
 /** How often copies are asked for a message: whichever answers. */
 const exactTries = 6
 /** Messages that are asked for one by one before a consumer is made: most reads are short. */
 const singly = 4
 /** The same for those that are read back from the end: as many as finding the first one by halving would take. */
 const backwards = 16
-
-/** Numbers of the stream whose messages do not count any more, both ends included. */
-export type Cut = readonly [from: number, to: number]
 
 /** What the last message of a shard tells. */
 export interface LastRow {
@@ -300,42 +289,4 @@ export class JetStreamReading {
 function contains(shard: string, message: Message, sequence: number): boolean {
   const row = rowOf(shard, message)
   return row !== null && isRecord(message, []) && row.first <= sequence
-}
-
-/** The row that a message carries; null when it is none of this shard. */
-export function rowOf(shard: string, { header }: Message): rows.Row | null {
-  return rows.decodeRow(shard, Buffer.from(header?.get(rowHeader) ?? '', 'base64'))
-}
-
-/** Number of the message that its writer saw last, as it says; null for what no journal wrote. */
-export function behindOf(message: Pick<Message, 'header'>): number | null {
-  const text = message.header?.get(behindHeader) ?? ''
-  return /^\d{1,15}$/.test(text) ? Number(text) : null
-}
-
-/** The crew and its version that a message carries. */
-export function crewOf(message: Message | null): CrewVersion | undefined {
-  const crew = message?.header?.get(crewHeader) ?? ''
-  return crew === '' ? undefined : crew
-}
-
-/** The last commit with events up to a message. */
-export function lastEventOf(message: Pick<Message, 'header'> | null): number | undefined {
-  const text = message?.header?.get(lastEventHeader) ?? ''
-  return text === '' ? undefined : Number(text)
-}
-
-/** What does not count any more, as a shard's last message tells it. */
-export function cutsOf(message: Message | null): Cut[] {
-  const text = message?.header?.get(cutHeader) ?? ''
-  return text === '' ? [] : text.split(',').map((cut) => cut.split('-').map(Number) as [number, number])
-}
-
-/** Whether a message is a record that counts. */
-export function isRecord({ seq, header }: Message, cuts: readonly Cut[]): boolean {
-  return header?.get(kindHeader) === 'record' && !isIn(cuts, seq)
-}
-
-function isIn(cuts: readonly Cut[], seq: number): boolean {
-  return cuts.some(([from, to]) => seq >= from && seq <= to)
 }

@@ -7,7 +7,7 @@
  * - SEV1 A look costs one request for each 500 shards, and three more.
  */
 import { DeliverPolicy, type JetStreamClient } from '@nats-io/jetstream'
-import { lastEventOf } from './jetstream-reading.js'
+import { lastEventOf } from './jetstream-message.js'
 import type { NatsLink } from './nats-connection.js'
 import { storedMessages } from './stored-messages.js'
 import type { Subjects } from './subjects.js'
