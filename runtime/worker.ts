@@ -2,7 +2,8 @@
  * The worker: owns the shards of one journal in this process.
  *
  * Owns: which shards are active, waking them for timers and open work, unloading quiet ones, their end.
- * Does not own: a shard's inside (`shard.ts`), what users see (`runtime.ts`).
+ * Does not own: a shard's inside (`shard.ts`), timers (`wakes.ts`), what runs for shards that were left (`departed.ts`), what
+ * users see (`runtime.ts`).
  *
  * - K1 A shard is active at most once; whoever asks while it is being rebuilt waits for the same one.
  * - K2 Whatever is due or open when the journal is opened is taken up without anybody asking for it.
@@ -15,6 +16,7 @@
  */
 import type { Commit, DecideContext } from './commit.js'
 import { type CrewVersion, nameIn } from './crew-version.js'
+import { Departed } from './departed.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
@@ -23,12 +25,12 @@ import { isDamage, type Journal, type OpenReport, type ShardHead } from './journ
 import type { Log } from './log.js'
 import { isForeign } from './mail.js'
 import { elsewhere, type Ownership } from './ownership.js'
-import { Recent } from './recent.js'
 import { acceptLoss, damageOf, findLoss, type RepairReport, toReport } from './repair.js'
 import { Retention } from './retention.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { Shard } from './shard.js'
 import { isAtRest } from './state.js'
+import { Wakes } from './wakes.js'
 
 /** What a worker is made of. */
 export interface WorkerOptions {
@@ -54,11 +56,7 @@ export interface WorkerOptions {
   readonly crewOf?: (name: string) => LiveCrew | undefined
 }
 
-/** Longest delay of one timer; a later due time is looked at again then. */
-const maxDelayMs = 2 ** 30
-/** Outcomes on their way that are remembered: whoever takes a shard asks for them before it gives them up. */
-const maxSent = 10_000
-/** When a shard that was left is looked after, one that could not be taken is tried again. */
+/** When a shard that could not be taken is tried again. */
 const againMs = 1_000
 /** When the journal is looked through once more after workers came or went. */
 const secondLookMs = 10_000
@@ -73,7 +71,8 @@ export class Worker {
   readonly #host: ShardHost
   readonly #active = new Map<string, Shard>()
   readonly #activating = new Map<string, Promise<Shard>>()
-  readonly #wakes = new Map<string, { dueAt: number; cancel: () => void }>()
+  readonly #wakes: Wakes
+  readonly #departed: Departed
   readonly #unloading = new Map<string, Promise<void>>()
   readonly #pinned = new Map<string, number>()
   readonly #ends = new Map<string, Set<() => void>>()
@@ -82,9 +81,6 @@ export class Worker {
   /** Shards whose crash was counted since the journal was opened. */
   readonly #counted = new Set<string>()
   #sweep: (() => void) | null = null
-  /** Shards that were left while ports still worked for them. */
-  readonly #departed = new Set<Shard>()
-  readonly #sent = new Recent<true>(maxSent)
   readonly #retention: Retention | null
   /** What new shards are to run, until they are defined. */
   readonly #intended = new Map<string, CrewVersion>()
@@ -99,6 +95,8 @@ export class Worker {
   constructor(options: WorkerOptions) {
     this.#options = options
     this.journal = options.journal
+    this.#wakes = new Wakes(options.ports.clock, (shard) => this.#wakeDue(shard))
+    this.#departed = new Departed(options.ports.clock)
     this.#host = {
       journal: options.journal,
       ports: options.ports,
@@ -107,7 +105,7 @@ export class Worker {
       ownership: options.ownership ?? null,
       checks: options.checks === true,
       openedAt: () => this.#openedAt,
-      schedule: (shard, dueAt) => this.#schedule(shard, dueAt),
+      schedule: (shard, dueAt) => this.#wakes.plan(shard, dueAt),
       publish: (shard, events) => {
         this.hub.publish(shard, events)
         if (events.some(({ event }) => event.type === 'run.finished')) this.#tellEnds(shard)
@@ -122,9 +120,7 @@ export class Worker {
         this.hub.wake(shard)
       },
       mail: (receiver, draft) => options.ownership?.send(receiver, draft) ?? this.receive(receiver, draft, true),
-      sent: (shard, effect) => {
-        this.#sent.set(`${shard} ${effect}`, true)
-      },
+      sent: (shard, effect) => this.#departed.sent(shard, effect),
     }
     if (options.ownership !== undefined) options.ownership.onChange = (shard, gains) => this.#changeOf(shard, gains)
     const { retainMs, log } = options
@@ -153,7 +149,7 @@ export class Worker {
     for (const head of heads) {
       if (!this.#owns(head.shard, head.crew ?? '')) continue
       if (this.#hasWork(head)) open.push(head.shard)
-      else if (!this.#active.has(head.shard)) this.#schedule(head.shard, head.pending.nextDueAt)
+      else if (!this.#active.has(head.shard)) this.#wakes.plan(head.shard, head.pending.nextDueAt)
     }
     return this.#wakeAll(open)
   }
@@ -339,20 +335,10 @@ export class Worker {
     }
   }
 
-  #schedule(shard: string, dueAt: number | null): void {
-    const known = this.#wakes.get(shard)
-    if (known?.dueAt === dueAt) return
-    known?.cancel()
-    this.#wakes.delete(shard)
-    if (dueAt === null || this.#closing) return
-    const delayMs = Math.min(maxDelayMs, Math.max(0, dueAt - this.#options.ports.clock.now()))
-    const cancel = this.#options.ports.clock.after(delayMs, () => {
-      this.#wakes.delete(shard)
-      const active = this.#active.get(shard)
-      if (active !== undefined) active.fireDue()
-      else void this.#wake(shard)
-    })
-    this.#wakes.set(shard, { dueAt, cancel })
+  #wakeDue(shard: string): void {
+    const active = this.#active.get(shard)
+    if (active !== undefined) active.fireDue()
+    else void this.#wake(shard)
   }
 
   #planSweep(): void {
@@ -494,18 +480,17 @@ export class Worker {
     const head = await this.journal.refresh(id)
     if (!this.#owns(id, head.crew ?? '')) throw elsewhere(id)
     if (this.#hasWork(head)) (await this.shard(id)).fireDue()
-    else this.#schedule(id, head.pending.nextDueAt)
+    else this.#wakes.plan(id, head.pending.nextDueAt)
   }
 
   /** Of these effects, those whose outcome this process still owes, or has sent. */
   working(id: string, effects: readonly string[]): string[] {
-    const shards = [this.#active.get(id), ...this.#departed].filter((shard) => shard?.id === id)
-    return effects.filter((effect) => this.#sent.has(`${id} ${effect}`) || shards.some((shard) => shard!.owes(effect)))
+    return this.#departed.working(id, effects, this.#active.get(id))
   }
 
   /** Ends work for a shard that was left. */
   cancel(id: string, effects: readonly string[]): void {
-    for (const shard of this.#departed) if (shard.id === id) shard.cancel(effects)
+    this.#departed.cancel(id, effects)
   }
 
   /** A shard has another owner now: it leaves memory when nothing runs for it here any more. */
@@ -514,17 +499,11 @@ export class Worker {
     // Overtaken while it was being taken: its timers are looked after again, if it is still to be this one's.
     if (shard === undefined) return this.#tryAgain(id)
     this.#active.delete(id)
-    this.#schedule(id, null)
+    this.#wakes.plan(id, null)
     // Whoever took it may not know yet that it is not to own it.
     if (this.#owns(id, this.#versionOf(shard))) this.#tryAgain(id)
     this.#intended.delete(id)
-    if (shard.working === 0) return
     this.#departed.add(shard)
-    const look = (): void => {
-      if (shard.working === 0) this.#departed.delete(shard)
-      else this.#options.ports.clock.after(againMs, look)
-    }
-    look()
   }
 
   /** Deletes a shard: journal, blobs, snapshots; leaves a tombstone. */
@@ -532,7 +511,7 @@ export class Worker {
     const active = this.#active.get(id) ?? (await this.#activating.get(id)?.catch(() => undefined))
     this.#active.delete(id)
     await active?.close(0)
-    this.#schedule(id, null)
+    this.#wakes.plan(id, null)
     await this.journal.remove(id)
     await this.#options.ownership?.assign(id, '', null).catch(() => undefined)
   }
@@ -595,33 +574,28 @@ export class Worker {
 
   /** Hands every shard to other workers, and waits for what still runs here. */
   async #withdraw(graceMs: number): Promise<void> {
-    const { ownership, ports } = this.#options
+    const { ownership } = this.#options
     if (ownership === undefined) return
     await ownership.withdraw()
     await Promise.allSettled([...this.#activating.values()])
     await Promise.all([...this.#active.keys()].map((id) => this.leave(id)))
-    const until = ports.clock.monotonic() + graceMs
-    while (this.#departed.size > 0 && ports.clock.monotonic() < until) {
-      for (const shard of this.#departed) if (shard.working === 0) this.#departed.delete(shard)
-      await new Promise<void>((resolve) => ports.clock.after(5, resolve))
-    }
+    await this.#departed.settled(graceMs)
   }
 
   /** Shards that are here, those included that were left while something ran for them, and what runs. */
   get left(): { readonly crews: number; readonly calls: number } {
-    const shards = new Set([...this.#active.values(), ...this.#departed])
+    const shards = new Set([...this.#active.values(), ...this.#departed.shards])
     return { crews: shards.size, calls: [...shards].reduce((sum, { working }) => sum + working, 0) }
   }
 
   /** Closes every shard, waiting up to `graceMs` for what runs, then the journal. */
   async close(graceMs: number): Promise<void> {
     this.#closing = true
+    this.#wakes.close()
     await this.#withdraw(graceMs)
     this.#secondLook?.()
     this.#retention?.close()
     this.#sweep?.()
-    for (const { cancel } of this.#wakes.values()) cancel()
-    this.#wakes.clear()
     await Promise.allSettled([...this.#activating.values(), ...this.#unloading.values()])
     const ids = new Set([...this.#active.keys(), ...this.#ends.keys()])
     await Promise.all([...this.#active.values()].map((shard) => shard.close(graceMs)))

@@ -107,7 +107,7 @@ describe('takeover', () => {
     works.open('x')
   })
 
-  test('TA2 X5 takeover: what a living worker does is left to it, and its outcome comes after the shard', async () => {
+  test('TA2 X5 DP1 takeover: what a living worker does is left to it, and its outcome comes after the shard', async () => {
     const { owners, store, crew, works, started, worker } = await two('once')
     const one = await worker('one')
     const other = await worker('other')
