@@ -8,6 +8,7 @@
 import { createHash } from 'node:crypto'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import type { Journal, JournalRecord, Pending, ShardHead, SnapshotManifest } from '../../runtime/journal.js'
+import { code, collect, text } from '../support/values.js'
 
 /** A journal under test, and a way to lose its process: `reopen` gives a journal on what the last one left. */
 export interface JournalUnderTest {
@@ -49,15 +50,7 @@ export async function appendNext(
   return record
 }
 
-async function collect<T>(from: AsyncIterable<T>): Promise<T[]> {
-  const all: T[] = []
-  for await (const each of from) all.push(each)
-  return all
-}
-
-const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString()
 const sha = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
-const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 /** Runs the suite. `make` gives a journal that is not open yet. */
 export function journalConformance(name: string, make: () => Promise<JournalUnderTest>): void {

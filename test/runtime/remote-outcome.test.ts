@@ -4,9 +4,9 @@ import type { Draft } from '../../runtime/envelope.js'
 import type { ToolOutcome, ToolVerified } from '../../runtime/ports.js'
 import { isRemoteOutcome, outcomeAddress, readRemoteOutcome, remoteOutcome } from '../../runtime/remote-outcome.js'
 import { type Effect, emptyState, type ShardState } from '../../runtime/state.js'
+import { code } from '../support/values.js'
 
 const half = (): number => 0.5
-const code = (expected: string): unknown => expect.objectContaining({ code: expected })
 
 /** A shard whose effect 3-0 a tool worker has. */
 function stateWith(effect: Partial<Effect> = {}, call: Partial<ToolCall> = {}): ShardState {

@@ -8,6 +8,7 @@ import { createMemoryStore, type MemoryStore } from '../../transport/memory-jour
 import { call, gate, openStage, override, quiet, resultsIn, say, type Stage, until } from '../support/crew-stage.js'
 import { createManualClock } from '../support/manual-clock.js'
 import { Member, Owners } from '../support/owners.js'
+import { code } from '../support/values.js'
 
 const open: Stage[] = []
 afterEach(async () => {
@@ -56,7 +57,6 @@ function commits(store: MemoryStore, shard = 'pair'): string[] {
   return records.flatMap((record) => fromRecord(shard, record).map(({ envelope }) => envelope.body.type))
 }
 const finished = (stage: Stage) => [...(stage.worker.active.get('pair')?.state.runs.values() ?? [])].at(-1)?.end
-const code = (expected: string): unknown => expect.objectContaining({ code: expected })
 
 describe('takeover', () => {
   test('TA1 H7 takeover: the first commit of an owner is that it took the shard; behind it no other writes', async () => {

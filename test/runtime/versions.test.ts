@@ -26,6 +26,7 @@ import {
 } from '../support/crew-stage.js'
 import { createManualClock } from '../support/manual-clock.js'
 import { Owners } from '../support/owners.js'
+import { code } from '../support/values.js'
 
 const price = () => ({ input: 1_000_000, output: 2_000_000 })
 /** As a stage has it: prices are part of a definition. */
@@ -82,7 +83,6 @@ const types = ({ shards }: MemoryStore): string[] =>
     fromRecord('pair', record).map(({ envelope }) => envelope.body.type),
   )
 const count = (store: MemoryStore, type: string): number => types(store).filter((each) => each === type).length
-const code = (expected: string): unknown => expect.objectContaining({ code: expected })
 /** By the rule this one goes before the others, whatever they are called. */
 const [second, first] = ['a', 'b'].sort((one, other) => {
   const [owner] = [

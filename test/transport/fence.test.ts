@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { type Fenced, type Placed, publishBehind } from '../../transport/fence.js'
+import { code } from '../support/values.js'
 
 const mark = { epoch: 7, kind: 'record', last: 12, hash: 'mine' }
 const message: Fenced = { shard: 'a', mark, behind: 40, shared: true, copies: false }
@@ -18,7 +19,6 @@ const placed = (at: number, of: Partial<typeof mark> = {}): Placed => {
   const theirs = { ...mark, ...of }
   return { at, behind: 40, mark: theirs, epoch: String(theirs.epoch) }
 }
-const code = (expected: string): unknown => expect.objectContaining({ code: expected })
 
 describe('fence', () => {
   test('JJ1 fence: the server compares with the last message that the writer saw', async () => {

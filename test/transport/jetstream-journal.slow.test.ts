@@ -2,20 +2,21 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { headers } from '@nats-io/transport-node'
-import { DeliverPolicy, jetstream } from '@nats-io/jetstream'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { jetstream } from '@nats-io/jetstream'
+import { describe, expect, test } from 'vitest'
 import type { Journal } from '../../runtime/journal.js'
 import { createLog } from '../../runtime/log.js'
 import { createJetStreamJournal } from '../../transport/jetstream-journal.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
 import { NatsMembership } from '../../transport/nats-membership.js'
-import { storedMessages } from '../../transport/stored-messages.js'
 import { Subjects } from '../../transport/subjects.js'
 import { appendNext, journalConformance, nextRecord } from '../conformance/journal.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { useNats } from '../support/use-nats.js'
+import { code, collect, text } from '../support/values.js'
+import { useOwners } from '../support/jetstream-owners.js'
 
 let server: NatsServer
 let link: NatsLink
@@ -45,41 +46,9 @@ journalConformance('JetStream with a local copy', async () => {
   return { journal: make(), reopen: make, dispose }
 })
 
-async function collect<T>(from: AsyncIterable<T>): Promise<T[]> {
-  const all: T[] = []
-  for await (const each of from) all.push(each)
-  return all
-}
-const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString()
-const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
-
 describe('JetStream journal', () => {
-  let subjects: Subjects
-  const closing: (() => Promise<unknown>)[] = []
-  beforeEach(() => {
-    subjects = new Subjects(`own${++count}`)
-  })
-  afterEach(async () => {
-    for (const close of closing.splice(0).reverse()) await close()
-  })
-
-  /** @param epoch of a lease that somebody else keeps */
-  async function owner(worker: string, over = link, epoch?: number): Promise<Journal> {
-    const lease = epoch === undefined ? { leaseMs: 2_000 } : { epoch: () => epoch }
-    const journal = createJetStreamJournal({ link: over, subjects, worker, ...lease })
-    await journal.open()
-    closing.push(() => journal.close())
-    return journal
-  }
-
-  /** Number of the last message of a shard, or of one of those before it. */
-  async function lastOf(shard: string, back = 0): Promise<number> {
-    const found: number[] = []
-    const wanted = { deliver_policy: DeliverPolicy.All, filter_subject: subjects.journal(shard) }
-    for await (const { seq } of storedMessages(link, jetstream(link.connection), subjects.stream('journal'), wanted))
-      found.push(seq)
-    return found.at(-1 - back)!
-  }
+  const stage = useOwners('own', () => link)
+  const { closing, owner, lastOf } = stage
 
   /** A connection through a proxy of its own. */
   async function proxied(): Promise<{ readonly proxy: LinkProxy; readonly over: NatsLink }> {
@@ -185,7 +154,7 @@ describe('JetStream journal', () => {
   })
 
   test('open: journals under leases of somebody else share the stream, and leave the name alone', async () => {
-    const lease = await NatsLease.take(link, subjects, { worker: 'one' })
+    const lease = await NatsLease.take(link, stage.subjects, { worker: 'one' })
     const [one, two] = [await owner('one', link, lease.epoch), await owner('one', link, lease.epoch + 1)]
     await appendNext(one, 'a', 'one')
     await appendNext(two, 'a', 'two')
@@ -200,7 +169,7 @@ describe('JetStream journal', () => {
     const one = await appendNext(journal, 'a', 'one', { crew: 'report', pending: busy })
     await appendNext(journal, 'b', 'one', { crew: '' })
     const crews = async (of: Journal) => (await collect(of.heads())).map(({ crew }) => crew)
-    const next = createJetStreamJournal({ link, subjects, worker: 'next' })
+    const next = createJetStreamJournal({ link, subjects: stage.subjects, worker: 'next' })
     closing.push(() => next.close())
     expect((await next.open()).pending).toMatchObject([{ shard: 'a', crew: 'report' }])
     const change: readonly (() => Promise<unknown>)[] = [
@@ -254,8 +223,8 @@ describe('JetStream journal', () => {
     const head = headers()
     head.set('Troupe-Row', Buffer.alloc(80, 7).toString('base64'))
     head.set('Troupe-Behind', String(await lastOf('a')))
-    await jetstream(link.connection).publish(subjects.journal('a'), 'x', { headers: head })
-    const other = createJetStreamJournal({ link, subjects, worker: 'two' })
+    await jetstream(link.connection).publish(stage.subjects.journal('a'), 'x', { headers: head })
+    const other = createJetStreamJournal({ link, subjects: stage.subjects, worker: 'two' })
     closing.push(() => other.close())
     expect((await other.open()).damaged).toMatchObject([{ shard: 'a', code: 'JOURNAL_CORRUPT' }])
     await expect(other.head('a')).rejects.toEqual(code('JOURNAL_CORRUPT'))
@@ -332,20 +301,20 @@ describe('JetStream journal', () => {
     const manifest = { shard: 'a', sequence: 1, hash: new Uint8Array(32), bytes: Buffer.from('m'), chunks: [hash] }
     await journal.putSnapshot(manifest, new Map([[hash, Buffer.from('of another hash')]]), [])
     await expect(journal.getChunks('a', [hash])).rejects.toEqual(code('JOURNAL_CORRUPT'))
-    await jetstream(link.connection).publish(subjects.content('a', 'manifest', '1'), 'nothing sealed')
+    await jetstream(link.connection).publish(stage.subjects.content('a', 'manifest', '1'), 'nothing sealed')
     expect(await journal.snapshots('a')).toEqual([])
   })
 
   test('open: a stream that is not set as it must be is CONFIG_INVALID', async () => {
-    await link.manager.streams.add({ name: subjects.stream('journal'), subjects: [subjects.journals()] })
-    const journal = createJetStreamJournal({ link, subjects, worker: 'one' })
+    await link.manager.streams.add({ name: stage.subjects.stream('journal'), subjects: [stage.subjects.journals()] })
+    const journal = createJetStreamJournal({ link, subjects: stage.subjects, worker: 'one' })
     await expect(journal.open()).rejects.toEqual(code('CONFIG_INVALID'))
   })
 
   test('append: a full stream is STORE_FULL, and work goes on when there is room', async () => {
     const journal = await owner('one')
     const one = await appendNext(journal, 'a', 'one')
-    const { config } = await link.manager.streams.info(subjects.stream('journal'))
+    const { config } = await link.manager.streams.info(stage.subjects.stream('journal'))
     const limited = { ...config, max_msgs: 1, discard: 'new' as const }
     await link.manager.streams.update(config.name, limited)
     const two = nextRecord({ shard: 'a', sequence: 1, hash: one.hash }, 'two')

@@ -12,6 +12,7 @@ import type { NatsLink } from '../../transport/nats-connection.js'
 import { Subjects } from '../../transport/subjects.js'
 import { appendNext, chain, nextRecord } from '../conformance/journal.js'
 import { useNats } from '../support/use-nats.js'
+import { collect } from '../support/values.js'
 
 let link: NatsLink
 let subjects: Subjects
@@ -53,12 +54,6 @@ async function texts(journal: Journal, shard: string, from = 1): Promise<string[
     hash = record.hash
     all.push(Buffer.from(record.bytes).toString())
   }
-  return all
-}
-
-async function collect<T>(from: AsyncIterable<T>): Promise<T[]> {
-  const all: T[] = []
-  for await (const each of from) all.push(each)
   return all
 }
 

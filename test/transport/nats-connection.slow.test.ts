@@ -8,6 +8,7 @@ import { makeCertificates } from '../support/certificates.js'
 import { startLinkProxy } from '../support/link-proxy.js'
 import { makeJwt } from '../support/nats-jwt.js'
 import { type NatsServer, type NatsServerOptions, startNatsServer } from '../support/nats-server.js'
+import { code } from '../support/values.js'
 
 const open: { dispose(): Promise<void> }[] = []
 afterEach(async () => {
@@ -27,7 +28,6 @@ async function connected(options: NatsOptions): Promise<Awaited<ReturnType<typeo
 }
 
 const secret = 's3cret-of-mine'
-const code = (expected: string) => expect.objectContaining({ name: 'TroupeError', code: expected })
 /** What a failed connection says, anywhere in it. */
 async function failure(options: NatsOptions): Promise<{ readonly code: string; readonly text: string }> {
   const error: unknown = await connectNats({ timeoutMs: 1_000, ...options }).catch((thrown: unknown) => thrown)

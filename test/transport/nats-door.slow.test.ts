@@ -15,6 +15,7 @@ import { Subjects } from '../../transport/subjects.js'
 import { call, gate, type Model, openStage, resultsIn, say, type Stage } from '../support/crew-stage.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, type NatsServerOptions, startNatsServer } from '../support/nats-server.js'
+import { code } from '../support/values.js'
 
 const open: { dispose(): Promise<unknown> }[] = []
 afterEach(async () => {
@@ -84,8 +85,6 @@ const channelOf = (link: Connected, more: Partial<DoorClientOptions> = {}): Chan
   disposed(createDoorClient({ link, subjects, ...more }), (each) => each.close())
 const remoteOf = (link: Connected, more: Partial<DoorClientOptions> = {}): RemoteRuntime =>
   new RemoteRuntime({ channel: channelOf(link, more) })
-
-const code = (expected: string) => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
   const found: T[] = []

@@ -10,6 +10,7 @@ import { byShard, EventSource, stored, take } from '../support/event-source.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { useNats } from '../support/use-nats.js'
+import { code } from '../support/values.js'
 
 let server: NatsServer
 let link: NatsLink
@@ -49,7 +50,6 @@ async function proxied(): Promise<{ readonly proxy: LinkProxy; readonly over: Na
 const half = { count: 32 }
 const lastNumber = async () => (await link.manager.streams.info(subjects.stream('events'))).state.last_seq
 const ids = async () => byShard(await stored({ link, subjects })).ids
-const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 describe('event stream', () => {
   test('NE1 events: those of a commit are one message of its shard, each a CloudEvent, in order', async () => {

@@ -9,6 +9,7 @@ import { byShard, EventSource, take } from '../support/event-source.js'
 import { startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { useNats } from '../support/use-nats.js'
+import { code } from '../support/values.js'
 
 let server: NatsServer
 let link: NatsLink
@@ -33,7 +34,6 @@ afterEach(async () => {
 
 const ids = (followed: readonly FollowedEvent[]) => followed.map(({ event }) => event.id)
 const idsOf = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, n) => `a-${from + n}-0`)
-const code = (expected: string): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 /** So many commits of one event each, each a message of its own. */
 async function commits(shard: string, many: number): Promise<void> {

@@ -11,6 +11,7 @@ import { partitionOf, Subjects } from '../../transport/subjects.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import type { NatsServer } from '../support/nats-server.js'
 import { useNats } from '../support/use-nats.js'
+import { code } from '../support/values.js'
 
 let server: NatsServer
 let link: NatsLink
@@ -40,7 +41,6 @@ const letter = (text: string, more: Partial<Draft> = {}): Draft => ({
   ...more,
 })
 const error = (code: ErrorCode): TroupeError => new TroupeError(code, `it is ${code}`)
-const code = (expected: ErrorCode): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 async function opened(options: Partial<NatsMailOptions> = {}): Promise<NatsMail> {
   const mail = await NatsMail.open({ link, subjects, ackWaitMs: 1_000, ...options })

@@ -11,6 +11,7 @@ import { NatsMail } from '../../transport/nats-mail.js'
 import { keptLetters, NatsRefused, type Refusal } from '../../transport/nats-refused.js'
 import { partitionOf, Subjects } from '../../transport/subjects.js'
 import { useNats } from '../support/use-nats.js'
+import { code } from '../support/values.js'
 
 let link: NatsLink
 let subjects: Subjects
@@ -32,7 +33,6 @@ const letter = (text: string): Draft => ({
 })
 const state = async (of: 'mail' | 'content' | 'dead') => (await link.manager.streams.info(subjects.stream(of))).state
 const isEmpty = () => expect.poll(async () => (await state('mail')).messages, patient).toBe(0)
-const code = (expected: ErrorCode): unknown => expect.objectContaining({ name: 'TroupeError', code: expected })
 
 async function all(refused: NatsRefused, crew?: string): Promise<RefusedInfo[]> {
   const found: RefusedInfo[] = []
