@@ -1,10 +1,10 @@
 /**
  * The agent: one task, round after round, until it answers.
  *
- * A round asks the budget keeper for leave, the model port for a reply, and hands the reply's calls to tool executors
- * and delegates. It holds positions, counts and verdicts, never content.
+ * A round asks the budget keeper for leave, the model port for a reply, the loop detector whether the reply's calls lead
+ * anywhere, and hands them to tool executors and delegates. It holds positions, counts and verdicts, never content.
  *
- *     ready ─► reserving ─► thinking ─► (authorizing ─►) acting ─► ready …
+ *     ready ─► reserving ─► thinking ─► (checking ─►) (authorizing ─►) acting ─► ready …
  *                 │            │  └► backoff ─► ready
  *             exhausted        └► answered · failed
  *
@@ -14,107 +14,40 @@
  */
 import { assertEvent, assign, enqueueActions, sendTo, setup } from 'xstate'
 import {
-  type AgentInput,
-  type AgentMessage,
-  type Amounts,
-  type CallVerdict,
-  nothing,
-  steeringsOf,
-  to,
-} from './messages.js'
+  type AgentContext,
+  type AgentEvent,
+  closesLast,
+  dearest,
+  deploymentOf,
+  executorOf,
+  grantOf,
+  isCalling,
+  isDelegate,
+  isRefused,
+  isTool,
+  learn,
+  log,
+  maxMisfits,
+  nameOf,
+  opened,
+  steerings,
+} from './agent-context.js'
+import { type AgentInput, type AgentMessage, type CallVerdict, nothing, steeringsOf, to } from './messages.js'
 
-/** A call of this round that has no result yet. */
-interface OpenCall {
-  readonly index: number
-  readonly callId: string
-  /** The executor, or null for a delegation. */
-  readonly executor: string | null
-}
-
-interface AgentContext extends AgentInput {
-  /** Rounds done. */
-  round: number
-  /** Failed tries of this round. */
-  tries: number
-  /** Grants asked for so far: the next grant's number. */
-  grants: number
-  /** Index of the deployment to ask. */
-  deployment: number
-  delayMs: number
-  /** Tokens of the last reply. */
-  answer: number
-  /** Answers that did not fit the output. */
-  misfits: number
-  worst: Amounts
-  verdicts: readonly CallVerdict[]
-  sequence: number
-  open: readonly OpenCall[]
-  /** Messages of the user that wait to join the conversation, and their tokens. */
-  steered: number
-  steerTokens: number
-  code: string | null
-  reason: string
-  finish: string
-}
-
-/** What the outside may watch an agent do. */
-export type AgentEvent =
-  | {
-      type: 'model.replied'
-      round: number
-      calls: number
-      finish: string
-      inputTokens: number
-      outputTokens: number
-      nanoUsd: number
-    }
-  | { type: 'model.failed'; round: number; kind: string; advice: string; reason: string }
-  | { type: 'tool.refused'; callId: string; tool: string; reason: string }
-  | { type: 'delegate.called'; callId: string; agent: string }
-  | { type: 'budget.exhausted'; account: string; dimension: string }
-  | { type: 'agent.steered'; agent: string; run: string; tokens: number }
-  | { type: 'agent.unsteered'; agent: string; run: string; messages: number }
-
-type Tool = Extract<CallVerdict, { verdict: 'tool' }>
-type Delegate = Extract<CallVerdict, { verdict: 'delegate' }>
-type Refused = Extract<CallVerdict, { verdict: 'refused' }>
-
-const isTool = (call: CallVerdict): call is Tool => call.verdict === 'tool'
-const isDelegate = (call: CallVerdict): call is Delegate => call.verdict === 'delegate'
-const isRefused = (call: CallVerdict): call is Refused => call.verdict === 'refused'
-
-const log = (context: AgentContext) => to(`log/${context.conversation}`)
-const steerings = (context: AgentContext) => to(`log/${steeringsOf(context.conversation)}`)
-const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
-const deploymentOf = (context: AgentContext) =>
-  context.data.deployments[context.deployment % context.data.deployments.length] ?? context.data.deployments[0]!
-const executorOf = (sequence: number, index: number) => `tool/${sequence}-${index}`
-const dearest = (context: AgentContext) => ({
-  input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),
-  output: Math.max(...context.data.deployments.map((deployment) => deployment.price.output)),
-})
-const opened = (calls: readonly CallVerdict[], sequence: number): OpenCall[] =>
-  calls
-    .filter((call) => !isRefused(call))
-    .map((call) => ({
-      index: call.index,
-      callId: call.callId,
-      executor: isTool(call) ? executorOf(sequence, call.index) : null,
-    }))
-const closesLast = (context: AgentContext, event: AgentMessage) =>
-  event.type === 'tool.finished' && context.open.every((call) => call.index === event.index)
-/** Most answers that are sent back because they do not fit. */
-const maxMisfits = 2
+export type { AgentEvent }
 
 const agent = setup({
   types: {} as { context: AgentContext; events: AgentMessage; input: AgentInput; emitted: AgentEvent },
   guards: {
     paused: ({ context }) => context.paused,
     roundsSpent: ({ context }) => context.round >= context.data.rounds,
-    calls: ({ event }) => event.type === 'model.replied' && event.calls.length > 0,
-    callsToCount: ({ context, event }) => context.counted && event.type === 'model.replied' && event.calls.length > 0,
-    lastRoundCalls: ({ context, event }) =>
-      context.round + 1 >= context.data.rounds && event.type === 'model.replied' && event.calls.length > 0,
+    calls: ({ event }) => isCalling(event),
+    callsToCount: ({ context, event }) => context.counted && isCalling(event),
+    callsToCheck: ({ context, event }) => context.detector !== null && context.data.loops !== null && isCalling(event),
+    lastRoundCalls: ({ context, event }) => context.round + 1 >= context.data.rounds && isCalling(event),
+    loops: ({ event }) => event.type === 'loop.verdict' && event.rung === 'stop',
+    counted: ({ context }) => context.counted,
+    warned: ({ context }) => context.warning !== '' && context.open.length === 0,
     misfit: ({ context, event }) =>
       event.type === 'model.replied' &&
       event.fits === false &&
@@ -131,7 +64,11 @@ const agent = setup({
     steeredAnswer: ({ context }) => context.steered > 0 && context.round + 1 < context.data.rounds,
     /** The last result of a round that is followed by another one: the common case, in one step. */
     endsRound: ({ context, event }) =>
-      closesLast(context, event) && !context.paused && context.steered === 0 && context.round < context.data.rounds,
+      closesLast(context, event) &&
+      context.warning === '' &&
+      !context.paused &&
+      context.steered === 0 &&
+      context.round < context.data.rounds,
     nothingOpen: ({ context }) => context.open.length === 0,
   },
   actions: {
@@ -202,10 +139,53 @@ const agent = setup({
         tokens: event.usage.inputTokens + event.usage.outputTokens,
         answer: event.usage.outputTokens,
         finish: event.finish,
+        result: event.result,
         verdicts: event.calls,
         sequence: event.sequence,
         open: opened(event.calls, event.sequence),
       })
+    }),
+    check: sendTo(
+      ({ context }) => to(context.detector ?? ''),
+      ({ context }) => ({
+        type: 'loop.check',
+        replyTo: context.self,
+        conversation: context.conversation,
+        turn: context.turn,
+        learned: context.learned,
+        calls: context.verdicts.map((call) => ({
+          index: call.index,
+          call: call.call,
+          agent: isDelegate(call) ? call.agent : null,
+        })),
+        trail: context.trail,
+        loops: context.data.loops,
+      }),
+    ),
+    takeVerdict: assign(({ context, event }) => {
+      assertEvent(event, 'loop.verdict')
+      const { rung, text, refused } = event
+      const messages = new Map(refused.map(({ index, message }) => [index, message]))
+      const verdicts = context.verdicts.map((call): CallVerdict => {
+        const message = messages.get(call.index)
+        const { index, callId } = call
+        return message === undefined
+          ? call
+          : { verdict: 'refused', index, callId, name: nameOf(call), message, call: call.call }
+      })
+      const open = opened(verdicts, context.sequence)
+      const unmade = verdicts.filter((call) => isRefused(call) && call.call !== '')
+      const learned = unmade.map(({ call, index }) => ({ call, result: messages.has(index) ? '' : 'refused' }))
+      return { verdicts, open, learned, warning: rung === 'warn' ? text : '' }
+    }),
+    endLoop: assign({
+      code: 'LOOP_DETECTED',
+      reason: ({ event }) => (event.type === 'loop.verdict' ? event.text : ''),
+    }),
+    warn: enqueueActions(({ context, enqueue }) => {
+      enqueue.sendTo(log(context), { type: 'log.append', user: context.warning })
+      const tokens = context.tokens + Math.ceil(context.warning.length / 3)
+      enqueue.assign({ length: context.length + 1, tokens, warning: '' })
     }),
     askToAct: sendTo(
       ({ context }) => to(context.keeper),
@@ -256,6 +236,7 @@ const agent = setup({
           depth: context.depth + 1,
           length: call.values.length,
           tokens: call.tokens,
+          trail: context.trail,
         })
         enqueue.emit({ type: 'delegate.called', callId: call.callId, agent: call.agent })
       }
@@ -265,6 +246,7 @@ const agent = setup({
       return {
         open: context.open.filter((call) => call.index !== event.index),
         tokens: context.tokens + event.tokens,
+        learned: learn(context, event.index, event.result),
       }
     }),
     closeFailedCall: enqueueActions(({ context, event, enqueue }) => {
@@ -273,7 +255,12 @@ const agent = setup({
         const text = `The tool could not be run: ${event.reason}`
         enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text })
       }
-      enqueue.assign({ open: context.open.filter((open) => open.executor !== event.address) })
+      const failed = context.open.filter((open) => open.executor === event.address)
+      const learned = failed.flatMap(({ index }) => learn({ ...context, learned: [] }, index, 'failed'))
+      enqueue.assign({
+        open: context.open.filter((open) => open.executor !== event.address),
+        learned: [...context.learned, ...learned],
+      })
     }),
     endRound: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'tool.finished')
@@ -281,6 +268,7 @@ const agent = setup({
       enqueue.assign({
         length: context.length + context.verdicts.length,
         tokens: context.tokens + event.tokens,
+        learned: learn(context, event.index, event.result),
         verdicts: [],
         open: [],
       })
@@ -353,6 +341,8 @@ const agent = setup({
         tokens: context.tokens + context.steerTokens,
         steered: 0,
         steerTokens: 0,
+        turn: context.turn + 1,
+        learned: [],
       })
     }),
     /** There is no further round to hear it. */
@@ -401,6 +391,7 @@ const agent = setup({
         length: context.length,
         tokens: context.tokens,
         answer: context.answer,
+        result: context.result,
       }),
     ),
   },
@@ -410,7 +401,7 @@ const agent = setup({
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '2',
+  version: '3',
   context: ({ input }) => ({
     ...input,
     round: 0,
@@ -421,6 +412,10 @@ export const agentMachine = agent.createMachine({
     answer: 0,
     misfits: 0,
     worst: nothing,
+    result: '',
+    turn: 0,
+    learned: [],
+    warning: '',
     verdicts: [],
     sequence: 0,
     open: [],
@@ -462,6 +457,7 @@ export const agentMachine = agent.createMachine({
       on: {
         'model.replied': [
           { guard: 'lastRoundCalls', target: 'failed', actions: ['takeReply', 'abandonCalls', 'endRounds'] },
+          { guard: 'callsToCheck', target: 'checking', actions: 'takeReply' },
           { guard: 'callsToCount', target: 'authorizing', actions: 'takeReply' },
           { guard: 'calls', target: 'acting', actions: 'takeReply' },
           { guard: 'misfit', target: 'ready', actions: ['takeReply', 'correct'] },
@@ -479,6 +475,18 @@ export const agentMachine = agent.createMachine({
       },
     },
     backoff: { after: { wait: 'ready' } },
+    /** Whether these calls lead anywhere. */
+    checking: {
+      entry: 'check',
+      on: {
+        'loop.verdict': [
+          { guard: 'loops', target: 'failed', actions: ['abandonCalls', 'endLoop'] },
+          { guard: 'counted', target: 'authorizing', actions: 'takeVerdict' },
+          { target: 'acting', actions: 'takeVerdict' },
+        ],
+        'run.cancel': { target: 'failed', actions: ['abandonCalls', 'endCancelled'] },
+      },
+    },
     authorizing: {
       entry: 'askToAct',
       on: {
@@ -489,7 +497,10 @@ export const agentMachine = agent.createMachine({
     },
     acting: {
       entry: ['refuseCalls', 'startTools', 'startDelegates'],
-      always: { guard: 'nothingOpen', target: 'ready', actions: 'sealRound' },
+      always: [
+        { guard: 'warned', target: 'ready', actions: ['sealRound', 'warn'] },
+        { guard: 'nothingOpen', target: 'ready', actions: 'sealRound' },
+      ],
       on: {
         'tool.finished': [{ guard: 'endsRound', target: 'reserving', actions: 'endRound' }, { actions: 'closeCall' }],
         'delegate.finished': { actions: 'closeCall' },

@@ -63,6 +63,8 @@ export interface CrewContext {
   readonly bankrupt: boolean
   /** Name of the keeper at work: `crew` for a budget of the crew, else the run's; null when the next run starts one. */
   readonly keeper: string | null
+  /** The loop detector of this run; null: there is none. */
+  readonly detector: string | null
   /** For a budget of the crew: what was spent before this run. */
   readonly before: Amounts
   /** Keys of the last messages of its user that were passed on, this run's and earlier ones'. */
@@ -167,7 +169,7 @@ export function startOf(
   context: CrewContext,
   agent: string,
   name: string,
-  part: { depth: number; length: number; tokens: number; conversation: string },
+  part: { depth: number; length: number; tokens: number; conversation: string; trail: readonly string[] },
 ) {
   const address = `agent/${name}`
   const keeper = keeperOf(context)
@@ -188,6 +190,8 @@ export function startOf(
     tokens: part.tokens + (data?.baseTokens ?? 0),
     paused: context.paused,
     counted: counted(context, agent),
+    detector: context.detector,
+    trail: [...part.trail, agent],
     data,
   }
   return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]

@@ -58,6 +58,8 @@ const crew = setup({
     keeperFailed: ({ context, event }) => event.type === 'actor.failed' && event.address === keeperOf(context),
     crewKeeperFailed: ({ context, event }) =>
       event.type === 'actor.failed' && keptByCrew(context) && event.address === keeperOf(context),
+    detects: ({ context }) => Object.values(context.data.agents).some(({ loops }) => loops !== null),
+    detectorFailed: ({ context, event }) => event.type === 'actor.failed' && event.address === context.detector,
     isKept: ({ context }) => keptByCrew(context),
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
@@ -113,6 +115,11 @@ const crew = setup({
       enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'budget', name, input })
       enqueue.assign({ keeper: name, before: nothing })
     }),
+    startDetector: enqueueActions(({ context, enqueue }) => {
+      const self = `loop/${runOf(context)}`
+      enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'loop', name: runOf(context), input: { self } })
+      enqueue.assign({ detector: self })
+    }),
     startLead: enqueueActions(({ context, enqueue }) => {
       const task = context.task!
       const agent = leadOf(context)
@@ -123,6 +130,7 @@ const crew = setup({
         length: kept.length + task.messages,
         tokens: kept.tokens + task.tokens,
         conversation: kept.conversation,
+        trail: [],
       }
       enqueue.sendTo(to('shard/runs'), { type: 'run.started', run: task.run, conversation: kept.conversation })
       for (const conversation of kept.conversation === task.run ? [] : [kept.conversation]) {
@@ -141,8 +149,9 @@ const crew = setup({
     }),
     startDelegate: enqueueActions(({ context, enqueue }) => {
       const [call, ...waiting] = context.waiting
-      const { agent, name, depth, length, tokens } = call!
-      for (const { target, message } of startOf(context, agent, name, { depth, length, tokens, conversation: name })) {
+      const { agent, name, depth, length, tokens, trail } = call!
+      const part = { depth, length, tokens, conversation: name, trail }
+      for (const { target, message } of startOf(context, agent, name, part)) {
         enqueue.sendTo(to(target), message)
       }
       enqueue.emit({ type: 'agent.started', agent, address: `agent/${name}` })
@@ -177,7 +186,10 @@ const crew = setup({
       const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
       for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
         enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, ...content })
-        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: event.answer + 16 })
+        enqueue.sendTo(to(caller), {
+          ...{ type: 'delegate.finished', index, tokens: event.answer + 16 },
+          result: event.code ?? event.result,
+        })
       }
     }),
     answerFailed: enqueueActions(({ context, event, enqueue }) => {
@@ -186,7 +198,7 @@ const crew = setup({
       const text = `${agent} failed: ${event.code}: ${event.reason}`
       for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
         enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, text })
-        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 64 })
+        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 64, result: event.code })
       }
     }),
     /** Whoever works for an agent that failed works for nobody. */
@@ -313,6 +325,7 @@ const crew = setup({
     }),
     endCancelled: assign({ end: () => endOf('RUN_CANCELLED', 'cancelled') }),
     goBankrupt: assign({ bankrupt: true }),
+    dropDetector: assign({ detector: null }),
     /** A budget of the crew outlives its keeper's failure: another one would know nothing of what was spent. */
     resumeKeeper: enqueueActions(({ context, enqueue }) => {
       enqueue.sendTo(to('shard/actors'), { type: 'actor.resume', address: keeperOf(context) })
@@ -339,10 +352,18 @@ const crew = setup({
       const total = event.type === 'budget.closed' ? event.spent : context.before
       const spent = minus(total, context.before)
       const run = runOf(context)
+      for (const address of context.detector === null ? [] : [context.detector])
+        enqueue.sendTo(to('shard/actors'), { type: 'actor.stop', address })
       enqueue.sendTo(to('shard/runs'), { type: 'run.finished', run, spent, ...context.end! })
       enqueue.emit({ type: 'run.finished', run, spent, ...context.end! })
       const lives = keptByCrew(context) && !context.bankrupt
-      enqueue.assign({ task: null, bankrupt: false, keeper: lives ? context.keeper : null, before: total })
+      enqueue.assign({
+        task: null,
+        bankrupt: false,
+        detector: null,
+        keeper: lives ? context.keeper : null,
+        before: total,
+      })
     }),
   },
 })
@@ -350,7 +371,7 @@ const crew = setup({
 /** The crew machine. Bump `version` with any change of its decisions. */
 export const crewMachine = crew.createMachine({
   id: 'crew',
-  version: '2',
+  version: '3',
   context: ({ input: { self, data, keeper } }) => ({
     self,
     data,
@@ -363,6 +384,7 @@ export const crewMachine = crew.createMachine({
     end: null,
     bankrupt: false,
     keeper: keeper ?? null,
+    detector: null,
     before: nothing,
     steers: [],
   }),
@@ -401,6 +423,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
+          { guard: 'detectorFailed', target: 'closing', actions: ['endFailed', 'dropDetector'] },
           { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropSteerings', 'dropWorker'] },
         ],
         'agent.exhausted': [
@@ -422,7 +445,10 @@ export const crewMachine = crew.createMachine({
       },
       states: {
         starting: {
-          always: [{ guard: 'needsKeeper', target: 'leading', actions: 'startKeeper' }, { target: 'leading' }],
+          always: [{ guard: 'needsKeeper', target: 'detecting', actions: 'startKeeper' }, { target: 'detecting' }],
+        },
+        detecting: {
+          always: [{ guard: 'detects', target: 'leading', actions: 'startDetector' }, { target: 'leading' }],
         },
         leading: {
           always: [
@@ -452,6 +478,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: ['dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
           { guard: 'keeperFailed', actions: 'goBankrupt' },
+          { guard: 'detectorFailed', actions: 'dropDetector' },
         ],
         'agent.exhausted': {},
         'delegate.call': { actions: 'dropCall' },

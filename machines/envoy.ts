@@ -12,6 +12,8 @@ interface EnvoyContext extends EnvoyInput {
   reason: string
   /** Estimate of the answer. */
   answer: number
+  /** What came back, as a hash. */
+  result: string
 }
 
 const crewOf = (address: string) => `${address.slice(0, address.indexOf('/'))}/crew/main`
@@ -37,7 +39,7 @@ const envoy = setup({
     takeAnswer: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'delegate.answered')
       enqueue.sendTo(to(`log/${context.conversation}`), { type: 'log.append', values: [0] })
-      enqueue.assign({ answer: event.tokens })
+      enqueue.assign({ answer: event.tokens, result: event.result })
     }),
     endFailed: assign(({ event }) => {
       assertEvent(event, ['delegate.answered', 'mail.returned'])
@@ -61,6 +63,7 @@ const envoy = setup({
         length: context.length,
         tokens: context.answer,
         answer: context.answer,
+        result: context.result,
       }),
     ),
   },
@@ -71,7 +74,7 @@ const envoy = setup({
 export const envoyMachine = envoy.createMachine({
   id: 'envoy',
   version: '1',
-  context: ({ input }) => ({ ...input, code: null, reason: '', answer: 0 }),
+  context: ({ input }) => ({ ...input, code: null, reason: '', answer: 0, result: '' }),
   initial: 'away',
   states: {
     away: {

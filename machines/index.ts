@@ -3,20 +3,23 @@ import { agentMachine } from './agent.js'
 import { budgetMachine } from './budget-keeper.js'
 import { crewMachine } from './crew.js'
 import { envoyMachine } from './envoy.js'
+import { loopMachine } from './loop-detector.js'
 import { toolMachine } from './tool-executor.js'
 
 export { type AgentEvent, agentMachine } from './agent.js'
 export { budgetMachine } from './budget-keeper.js'
 export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
+export { type LoopEvent, loopMachine } from './loop-detector.js'
 export * from './messages.js'
 export { type ToolEvent, toolMachine } from './tool-executor.js'
 
 /** The shipped machines by actor kind. */
-export const machines: Readonly<Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy', AnyStateMachine>> = {
+export const machines: Readonly<Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'loop', AnyStateMachine>> = {
   agent: agentMachine,
   tool: toolMachine,
   budget: budgetMachine,
   crew: crewMachine,
   envoy: envoyMachine,
+  loop: loopMachine,
 }

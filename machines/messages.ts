@@ -49,6 +49,12 @@ export type Limits = z.infer<typeof limits>
 const price = z.object({ input: count, output: count })
 export type PriceData = z.infer<typeof price>
 
+/** After how many stale rounds an agent is warned, its calls are refused, its task ends. */
+const loops = z.object({ warn: z.int().min(1), block: z.int().min(1), stop: z.int().min(1) })
+export type Loops = z.infer<typeof loops>
+/** Measured on recorded calls: `npm run bench -- loops`. */
+export const defaultLoops: Loops = { warn: 2, block: 3, stop: 4 }
+
 /** An agent's definition as far as machines need it. */
 export const agentData = z.object({
   name: z.string(),
@@ -61,6 +67,8 @@ export const agentData = z.object({
   baseTokens: count,
   limits: limits.nullable(),
   keep: z.boolean(),
+  /** Null: it may repeat itself. */
+  loops: loops.nullable(),
 })
 export type AgentData = z.infer<typeof agentData>
 
@@ -131,6 +139,10 @@ export const agentInput = z.object({
   paused: z.boolean(),
   /** True when a limit of tool calls applies, so that each round must ask before it acts. */
   counted: z.boolean(),
+  /** Whom each round with calls must ask whether they lead anywhere; null: nobody. */
+  detector: address.nullable(),
+  /** Agents that wait for each other, this one last. */
+  trail: z.array(z.string()),
   data: agentData,
 })
 export type AgentInput = z.infer<typeof agentInput>
@@ -154,6 +166,8 @@ export const agentFinished = z.object({
   tokens: count,
   /** Tokens of the answer. */
   answer: count,
+  /** The answer as a hash. */
+  result: z.string(),
 })
 /** The agent cannot pay for its next step and waits. */
 export const agentExhausted = z.object({
@@ -178,10 +192,18 @@ export const delegateCall = z.object({
   depth: count,
   length: count,
   tokens: count,
+  /** The caller's: agents that wait for each other. */
+  trail: z.array(z.string()),
 })
 export type DelegateCall = z.infer<typeof delegateCall>
 /** The answer, or the reason why there is none, is staged in the caller's conversation. */
-export const delegateFinished = z.object({ type: z.literal('delegate.finished'), index: count, tokens: count })
+export const delegateFinished = z.object({
+  type: z.literal('delegate.finished'),
+  index: count,
+  tokens: count,
+  /** What came back, as a hash. */
+  result: z.string(),
+})
 export const delegateCancel = z.object({ type: z.literal('delegate.cancel'), caller: address })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ crew, by mail
@@ -229,6 +251,7 @@ export const delegateAnswered = z.object({
   code: code.nullable(),
   reason: z.string(),
   tokens: count.default(0),
+  result: z.string().default(''),
 })
 /** To the actor that wrote a letter: nobody will ever take it. */
 export const mailReturned = z.object({
@@ -241,6 +264,8 @@ export const mailReturned = z.object({
 
 // ---------------------------------------------------------------------------------------------- agent ↔ model port
 
+/** Which call it is, whoever makes it: name and arguments as a hash. Empty: it may be repeated at will. */
+const callHash = z.string().default('')
 /** The edge's verdict on one tool call of a reply. */
 export const callVerdict = z.discriminatedUnion('verdict', [
   z.object({
@@ -254,6 +279,7 @@ export const callVerdict = z.discriminatedUnion('verdict', [
     onUnknown: z.enum(['tell', 'verify']),
     /** Only when the model's own text had to be repaired. */
     arguments: z.string().optional(),
+    call: callHash,
   }),
   z.object({
     verdict: z.literal('delegate'),
@@ -263,8 +289,16 @@ export const callVerdict = z.discriminatedUnion('verdict', [
     /** Positions of the new conversation's messages among the envelope's values. */
     values: z.array(count),
     tokens: count,
+    call: callHash,
   }),
-  z.object({ verdict: z.literal('refused'), index: count, callId: z.string(), name: z.string(), message: z.string() }),
+  z.object({
+    verdict: z.literal('refused'),
+    index: count,
+    callId: z.string(),
+    name: z.string(),
+    message: z.string(),
+    call: callHash,
+  }),
 ])
 export type CallVerdict = z.infer<typeof callVerdict>
 
@@ -299,6 +333,8 @@ export const modelReplied = z.object({
   finish: z.string(),
   usage,
   spent: amounts,
+  /** The text as a hash. */
+  result: z.string().default(''),
   sequence: count.default(0),
 })
 /** No reply. `advice`: may the same deployment be tried again, only another one, or none. */
@@ -355,17 +391,25 @@ export const toolCall = z.object({
 })
 export type ToolCall = z.infer<typeof toolCall>
 
+/** What a tool said, as a hash. */
+const resultHash = z.string().default('')
 /** The tool's answer is value 0. */
-export const toolSucceeded = z.object({ type: z.literal('tool.succeeded'), bytes: count })
+export const toolSucceeded = z.object({ type: z.literal('tool.succeeded'), bytes: count, result: resultHash })
 /** What the model is told is value 0. `retry`: null when the class or the failure forbids it. */
 export const toolFailed = z.object({
   type: z.literal('tool.failed'),
   kind: z.string(),
   bytes: count,
   retryMs: count.nullable(),
+  result: resultHash,
 })
 /** The answer of `verify`; with `done: true` value 0 is the tool's answer. */
-export const toolVerified = z.object({ type: z.literal('tool.verified'), done: z.boolean().nullable(), bytes: count })
+export const toolVerified = z.object({
+  type: z.literal('tool.verified'),
+  done: z.boolean().nullable(),
+  bytes: count,
+  result: resultHash,
+})
 export const toolCancel = z.object({ type: z.literal('tool.cancel') })
 /** The result is staged in the owner's conversation. */
 export const toolFinished = z.object({
@@ -373,6 +417,8 @@ export const toolFinished = z.object({
   index: count,
   status: z.enum(['ok', 'failed', 'unknown']),
   tokens: count,
+  /** What came back, as a hash. */
+  result: z.string(),
 })
 
 // ---------------------------------------------------------------------------------------------- ends of effects
@@ -442,6 +488,48 @@ export const budgetRefused = z.object({
   dimension: z.enum(dimensions),
 })
 
+// ---------------------------------------------------------------------------------------------- agent ↔ loop detector
+
+/** What a loop detector is started with. */
+export const loopInput = z.object({ self: address })
+export type LoopInput = z.infer<typeof loopInput>
+/** A call that an agent is about to make. */
+const loopCall = z.object({
+  index: count,
+  /** As in its verdict. */
+  call: z.string(),
+  /** Whom it asks; null for a tool. */
+  agent: z.string().nullable(),
+})
+export type LoopCall = z.infer<typeof loopCall>
+/** Asks before the calls of a round are made, and tells what those of the round before have brought. */
+export const loopCheck = z.object({
+  type: z.literal('loop.check'),
+  replyTo: address,
+  conversation: z.string(),
+  /** How often the user has spoken. */
+  turn: count,
+  /** What was learned, of calls that count: each with its result as a hash, empty for one that was not made. */
+  learned: z.array(z.object({ call: z.string(), result: z.string() })),
+  calls: z.array(loopCall),
+  /** Agents that wait for each other, the one that asks last. */
+  trail: z.array(z.string()),
+  loops,
+})
+export type LoopCheck = z.infer<typeof loopCheck>
+const loopRung = z.enum(['pass', 'warn', 'block', 'stop'])
+export type LoopRung = z.infer<typeof loopRung>
+/** What may be done. */
+export const loopVerdict = z.object({
+  type: z.literal('loop.verdict'),
+  rung: loopRung,
+  /** What the model is told, or why it ends; empty for `pass`. */
+  text: z.string(),
+  /** Calls that are not to be made. */
+  refused: z.array(z.object({ index: count, message: z.string() })),
+})
+export type LoopVerdict = z.infer<typeof loopVerdict>
+
 // ---------------------------------------------------------------------------------------------- shard, log
 
 /** To `shard/actors`, in the commit in which it failed: an actor goes on from before the message that it failed over. */
@@ -451,7 +539,7 @@ export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
-  kind: z.enum(['agent', 'tool', 'budget', 'envoy']),
+  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop']),
   name: z.string(),
   input: z.unknown(),
 })
@@ -528,6 +616,7 @@ export type AgentMessage =
   | M<typeof modelFailed>
   | M<typeof effectInterrupted>
   | M<typeof effectCrashed>
+  | M<typeof loopVerdict>
   | M<typeof toolFinished>
   | M<typeof delegateFinished>
   | M<typeof runPause>
@@ -558,6 +647,9 @@ export type BudgetMessage =
   | M<typeof budgetRefund>
   | M<typeof budgetReport>
   | M<typeof actorResumed>
+
+/** What a loop detector takes. */
+export type LoopMessage = M<typeof loopCheck>
 
 /** What an envoy takes. */
 export type EnvoyMessage = M<typeof delegateAnswered> | M<typeof mailReturned> | M<typeof runCancel>

@@ -75,7 +75,10 @@ const tool = setup({
       const status = event.type === 'tool.failed' ? 'failed' : 'ok'
       const { index, callId, tool } = context
       enqueue.sendTo(to(`log/${context.conversation}`), { type: 'log.stage', index, callId, value: 0 })
-      enqueue.sendTo(to(context.owner), { type: 'tool.finished', index, status, tokens: tokensOf(event.bytes) })
+      enqueue.sendTo(to(context.owner), {
+        ...{ type: 'tool.finished', index, status, tokens: tokensOf(event.bytes) },
+        result: event.result,
+      })
       enqueue.emit({ type: 'tool.finished', callId, tool, status, bytes: event.bytes, attempts: context.attempt })
     }),
     tellText: enqueueActions(({ context, enqueue }, params: { text: string; status: 'failed' | 'unknown' }) => {
@@ -83,7 +86,10 @@ const tool = setup({
       const { text, status } = params
       const bytes = text.length
       enqueue.sendTo(to(`log/${context.conversation}`), { type: 'log.stage', index, callId, text })
-      enqueue.sendTo(to(context.owner), { type: 'tool.finished', index, status, tokens: tokensOf(bytes) })
+      enqueue.sendTo(to(context.owner), {
+        ...{ type: 'tool.finished', index, status, tokens: tokensOf(bytes) },
+        result: status,
+      })
       enqueue.emit({ type: 'tool.finished', callId, tool, status, bytes, attempts: context.attempt })
     }),
   },
@@ -99,7 +105,7 @@ function callOf(context: ToolContext, type: 'tool.call' | 'tool.verify') {
 /** The tool executor machine. Bump `version` with any change of its decisions. */
 export const toolMachine = tool.createMachine({
   id: 'tool',
-  version: '1',
+  version: '2',
   context: ({ input }) => ({ ...input, attempt: 1, failures: 0, retryMs: 0 }),
   initial: 'running',
   on: {

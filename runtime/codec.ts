@@ -134,6 +134,11 @@ export function contentHash(content: string | Uint8Array): string {
   return hashOnce('sha256', content, 'hex')
 }
 
+/** What tells texts apart in messages of machines: 96 bits of SHA-256, as 16 characters. */
+export function shortHash(content: string): string {
+  return digestOf(content).subarray(0, 12).toString('base64url')
+}
+
 /** SHA-256 of text or bytes as 32 bytes. */
 export function digestOf(content: string | Uint8Array): Buffer {
   return hashOnce('sha256', content, 'buffer')

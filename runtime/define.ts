@@ -8,6 +8,7 @@
  * - DF2 Nonsense is refused here, by name, before anything starts.
  */
 import { z } from 'zod'
+import { defaultLoops, type Loops } from '../machines/index.js'
 import { contentHash } from './codec.js'
 import { TroupeError } from './errors.js'
 import type { ModelSettings, Price } from './ports.js'
@@ -71,6 +72,11 @@ export interface ToolOptions<Input extends z.ZodType = z.ZodType, Deps = unknown
   readonly retries?: number
   /** Executions of this tool at once in one crew. @default 16 */
   readonly concurrency?: number
+  /**
+   * It is asked the same again until something happens: its calls count as no repetition.
+   * @default false
+   */
+  readonly polling?: boolean
   /** Bytes of output kept for the model; more is cut with a note. @default 1_048_576 */
   readonly maxBytes?: number
   /**
@@ -145,6 +151,13 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
     readonly attempts?: number
     /** Tool calls taken from one reply; the rest are told to be too many. @default 64 */
     readonly callsPerRound?: number
+    /**
+     * What becomes of an agent that repeats itself, by the number of rounds in a row whose calls all brought what they had
+     * brought before: at `warn` the model is told, at `block` such calls are refused, at `stop` its task ends with
+     * `LOOP_DETECTED`. A call that brings something new takes half a round back. `false`: nobody looks.
+     * @default { warn: 2, block: 3, stop: 4 }
+     */
+    readonly loops?: false | { readonly warn?: number; readonly block?: number; readonly stop?: number }
   }
   /** Keep the conversation from run to run. @default false */
   readonly continue?: boolean
@@ -162,7 +175,13 @@ export interface Agent<Output = unknown> {
   readonly output: z.ZodType<Output> | undefined
   readonly settings: ModelSettings
   readonly budget: Omit<Budget, 'per'> | undefined
-  readonly limits: { readonly rounds: number; readonly attempts: number; readonly callsPerRound: number }
+  readonly limits: {
+    readonly rounds: number
+    readonly attempts: number
+    readonly callsPerRound: number
+    /** Null: it may repeat itself. */
+    readonly loops: Loops | null
+  }
   readonly continue: boolean
 }
 
@@ -229,6 +248,8 @@ const maxMs = 2 ** 31 - 1
 const ms = z.int().min(1).max(maxMs)
 const count = z.int().min(0).max(1_000_000)
 
+const rung = z.int().min(1).max(100_000).optional()
+
 const toolShape = z.strictObject({
   name: z.string().regex(namePattern),
   description: z.string().max(4_096),
@@ -245,6 +266,7 @@ const toolShape = z.strictObject({
     .max(16 * 1_048_576)
     .default(1_048_576),
   remote: z.boolean().default(false),
+  polling: z.boolean().default(false),
   run: z.custom<AnyTool['run']>((value) => typeof value === 'function', 'a function'),
 })
 
@@ -288,6 +310,7 @@ const agentShape = z.strictObject({
       rounds: z.int().min(1).max(100_000).optional(),
       attempts: z.int().min(1).max(100).optional(),
       callsPerRound: z.int().min(1).max(256).optional(),
+      loops: z.union([z.literal(false), z.strictObject({ warn: rung, block: rung, stop: rung })]).optional(),
     })
     .default({}),
   continue: z.boolean().default(false),
@@ -399,6 +422,7 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
       rounds: data.limits.rounds ?? 20,
       attempts: data.limits.attempts ?? 4,
       callsPerRound: data.limits.callsPerRound ?? 64,
+      loops: loopsOf(describe(options), data.limits.loops),
     },
     continue: data.continue,
   }) as unknown as Agent<AgentOutput<Output>>
@@ -441,6 +465,14 @@ export function defineCrew<
     unknownPrice: data.unknownPrice,
     version: data.version,
   })
+}
+
+function loopsOf(agent: string, wanted: z.output<typeof agentShape>['limits']['loops']): Loops | null {
+  if (wanted === false) return null
+  const { warn = defaultLoops.warn, block = defaultLoops.block, stop = defaultLoops.stop } = wanted ?? {}
+  if (warn > block || block > stop)
+    throw new TroupeError('CREW_INVALID', `agent ${agent}: limits.loops: first warn, then block, then stop`)
+  return { warn, block, stop }
 }
 
 /** A crew of one from an agent; a crew stays what it is. @throws TroupeError `CREW_INVALID` for anything else. */

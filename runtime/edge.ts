@@ -9,10 +9,10 @@
  * - ED2 Randomness (jitter) is drawn here and travels as a number.
  */
 import { type Amounts, type CallVerdict, type ModelCall, nothing, type ToolCall } from '../machines/index.js'
-import type { Value } from './codec.js'
+import { canonicalJson, shortHash, type Value } from './codec.js'
 import type { ErrorCode } from './errors.js'
-import type { FailureKind, ModelFailure, ModelReply, ToolOutcome, Usage } from './ports.js'
-import { estimateTokens, type PreparedCrew, systemMessage } from './prepared-crew.js'
+import type { FailureKind, ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
+import { estimateTokens, type PreparedAgent, type PreparedCrew, systemMessage } from './prepared-crew.js'
 import type { Message } from './scope.js'
 import { judgeCalls, judgeOutput, type Verdict } from './verdict.js'
 
@@ -45,7 +45,8 @@ export async function replied(reply: ModelReply, call: ModelCall, crew: Prepared
   const values: Value[] = [reply.message]
   const calls: CallVerdict[] = []
   for (const verdict of prepared === undefined ? [] : await judgeCalls(reply.toolCalls, prepared)) {
-    calls.push(await admit(verdict, call, crew, run, values))
+    const made = await admit(verdict, call, crew, run, values)
+    calls.push({ ...made, call: identityOf(verdict, reply.toolCalls[verdict.index]!, prepared!) })
   }
   let fits: boolean | null = null
   let reason = ''
@@ -57,8 +58,27 @@ export async function replied(reply: ModelReply, call: ModelCall, crew: Prepared
   }
   const spent = bill(call, crew, reply.usage, reply.costNanoUsd)
   return {
-    body: { type: 'model.replied', calls, fits, reason, finish: reply.finishReason, usage: reply.usage, spent },
+    body: {
+      ...{ type: 'model.replied', calls, fits, reason, finish: reply.finishReason, usage: reply.usage, spent },
+      result: shortHash(reply.text),
+    },
     values,
+  }
+}
+
+type WithoutCall<T> = T extends unknown ? Omit<T, 'call'> : never
+
+/** Which call it is, whoever makes it and however its arguments are written; empty for one that may be repeated at will. */
+function identityOf(verdict: Verdict, { arguments: written }: RawToolCall, { tools }: PreparedAgent): string {
+  switch (verdict.verdict) {
+    case 'refused':
+      return shortHash(`${verdict.name} ${written}`)
+    case 'delegate':
+      return shortHash(`${verdict.agent} ${verdict.input}`)
+    case 'tool': {
+      if (tools.get(verdict.tool)?.polling === true) return ''
+      return shortHash(`${verdict.tool} ${canonicalJson(JSON.parse(verdict.arguments))}`)
+    }
   }
 }
 
@@ -69,7 +89,7 @@ async function admit(
   crew: PreparedCrew,
   run: EdgeRun,
   values: Value[],
-): Promise<CallVerdict> {
+): Promise<WithoutCall<CallVerdict>> {
   const { index, callId } = verdict
   switch (verdict.verdict) {
     case 'refused':
@@ -194,12 +214,15 @@ function bill(call: ModelCall, crew: PreparedCrew, usage: Usage, costNanoUsd: nu
 /** The outcome of a tool call; null when the call was not made and nobody waits for it. */
 export function toolOutcome(outcome: ToolOutcome, call: ToolCall, run: Pick<EdgeRun, 'random'>): Outcome | null {
   switch (outcome.status) {
-    case 'ok':
-      return { body: { type: 'tool.succeeded', bytes: outcome.content.length }, values: [outcome.content] }
+    case 'ok': {
+      const body = { type: 'tool.succeeded', bytes: outcome.content.length, result: shortHash(outcome.content) }
+      return { body, values: [outcome.content] }
+    }
     case 'failed': {
       const retry = call.effect !== 'once' && (outcome.kind === 'threw' || outcome.kind === 'timeout')
       const retryMs = retry ? backoff(call.attempt - 1, run.random()) : null
-      const body = { type: 'tool.failed', kind: outcome.kind, bytes: outcome.message.length, retryMs }
+      const { kind, message } = outcome
+      const body = { type: 'tool.failed', kind, bytes: message.length, retryMs, result: shortHash(message) }
       return { body, values: [outcome.message] }
     }
     default:
@@ -210,7 +233,8 @@ export function toolOutcome(outcome: ToolOutcome, call: ToolCall, run: Pick<Edge
 /** The outcome of a `verify`. */
 export function verified(answer: { readonly done: boolean | null; readonly content?: string }): Outcome {
   const content = answer.content ?? ''
-  return { body: { type: 'tool.verified', done: answer.done, bytes: content.length }, values: [content] }
+  const body = { type: 'tool.verified', done: answer.done, bytes: content.length, result: shortHash(content) }
+  return { body, values: [content] }
 }
 
 /** The outcome of a port that broke its promise never to reject. */
@@ -237,5 +261,6 @@ export function broken(
   }
   if (type === 'tool.verify') return verified({ done: null })
   const message = `The tool could not be run: ${reason}`
-  return { body: { type: 'tool.failed', kind: 'threw', bytes: message.length, retryMs: null }, values: [message] }
+  const body = { type: 'tool.failed', kind: 'threw', bytes: message.length, retryMs: null, result: shortHash(message) }
+  return { body, values: [message] }
 }

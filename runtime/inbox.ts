@@ -14,6 +14,7 @@ import { delegateAnswered, delegateRevoke, delegateTask, mailReturned } from '..
 import { textOf } from './conversation.js'
 import { instructionsOf, userMessage } from './edge.js'
 import type { LiveCrew } from './dispatcher.js'
+import { shortHash } from './codec.js'
 import type { Draft } from './envelope.js'
 import { TroupeError, toTroupeError } from './errors.js'
 import { partsOf, stampOf } from './mail.js'
@@ -95,7 +96,7 @@ export class Inbox {
   async #prepare(draft: Draft): Promise<Draft> {
     if (draft.body.type === 'delegate.answered') {
       const [answer = ''] = draft.values as readonly string[]
-      return { ...draft, body: { ...draft.body, tokens: estimateTokens(answer.length) } }
+      return { ...draft, body: { ...draft.body, tokens: estimateTokens(answer.length), result: shortHash(answer) } }
     }
     if (draft.body.type !== 'delegate.task') return draft
     const live = this.#shard.crew()

@@ -115,6 +115,8 @@ function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: Mod
     baseTokens: estimateTokens(characters) + 16,
     limits: agent.budget === undefined ? null : limitsOf(agent.budget),
     keep: agent.continue,
+    // Only who calls something can repeat itself.
+    loops: agent.tools.length + agent.delegates.length > 0 ? agent.limits.loops : null,
   }
 }
 
@@ -134,8 +136,9 @@ function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
     models,
     delegates,
     settings,
-    tools: agent.tools.map(({ name, description, effect, onUnknown, timeoutMs, retries, run, remote }) => ({
+    tools: agent.tools.map(({ name, description, effect, onUnknown, timeoutMs, retries, run, remote, polling }) => ({
       ...(remote ? { remote } : {}),
+      ...(polling ? { polling } : {}),
       name,
       description,
       effect,

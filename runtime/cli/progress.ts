@@ -105,6 +105,8 @@ export class Progress {
           who,
           text: paint('yellow', `budget exhausted: ${text(data['dimension'])} of ${text(data['account'])}`),
         }
+      case 'troupe.loop.found':
+        return { who: text(data['agent']), text: paint('yellow', loopText(data)) }
       case 'troupe.run.queued':
         return null
       case 'troupe.run.paused':
@@ -170,6 +172,12 @@ export class Progress {
 
 function text(value: unknown): string {
   return oneLine(typeof value === 'string' ? value : JSON.stringify(value ?? ''), 160)
+}
+
+function loopText({ rung, rounds, ring }: TroupeEvent['data']): string {
+  if (Array.isArray(ring) && ring.length > 0) return `not asked again in a ring: ${ring.join(' asks ')}`
+  const done = { warn: 'told', block: 'its calls are refused', stop: 'stopped' }[text(rung)] ?? ''
+  return `${text(rounds)} rounds brought nothing new: ${done}`
 }
 
 function wait(ms: unknown): string {

@@ -1,7 +1,14 @@
 /**
- * `npm run bench -- NAME… [--json]`: measures against raw floors in the same run; a report, not a test.
- * Measures the built package (`dist/`). Without names: all of them. The table goes to stderr, with `--json` one object a line to stdout.
+ * `npm run bench -- NAME… [--json] [--file PATH]`: measures against raw floors in the same run; a report, not a test.
+ * Measures the built package (`dist/`). Without names: all of them that need no file. The table goes to stderr, with `--json`
+ * one object a line to stdout.
  */
+import { parseArgs } from 'node:util'
+
+const { values, positionals: names } = parseArgs({
+  allowPositionals: true,
+  options: { json: { type: 'boolean', default: false }, file: { type: 'string' } },
+})
 const benches: Readonly<Record<string, () => Promise<object>>> = {
   round: async () => (await import('./round.js')).benchRound(),
   growth: async () => (await import('./growth.js')).benchGrowth(),
@@ -17,18 +24,26 @@ const benches: Readonly<Record<string, () => Promise<object>>> = {
   takeover: async () => (await import('./takeover.js')).benchTakeover(),
   restart: async () => (await import('./restart.js')).benchRestart(),
   history: async () => (await import('./history.js')).benchHistory(),
+  loops: async () => (await import('./loops.js')).benchLoops(fileOf('loops')),
 }
 
-const args = process.argv.slice(2)
-const names = args.filter((arg) => !arg.startsWith('--'))
+/** Benches of recorded data. */
+const ofFiles: readonly string[] = ['loops']
+
+function fileOf(name: string): string {
+  if (values.file !== undefined) return values.file
+  process.stderr.write(`the bench ${name} needs --file PATH\n`)
+  process.exit(2)
+}
+
 const unknown = names.find((name) => benches[name] === undefined)
 if (unknown !== undefined) {
   process.stderr.write(`no bench ${unknown}; there are: ${Object.keys(benches).join(', ')}\n`)
   process.exit(2)
 }
-for (const name of names.length === 0 ? Object.keys(benches) : names) {
+for (const name of names.length === 0 ? Object.keys(benches).filter((each) => !ofFiles.includes(each)) : names) {
   process.stderr.write(`\n${name}\n`)
   const result = await benches[name]!()
-  process.stdout.write(args.includes('--json') ? `${JSON.stringify(result)}\n` : `${JSON.stringify(result, null, 2)}\n`)
+  process.stdout.write(values.json ? `${JSON.stringify(result)}\n` : `${JSON.stringify(result, null, 2)}\n`)
 }
 process.exit(0)

@@ -1,5 +1,6 @@
+/* eslint max-lines: "off" -- the last test counts what all the others covered of one machine */
 import { expect, test } from 'vitest'
-import { type AgentInput, agentMachine, type CallVerdict, nothing } from '../../machines/index.js'
+import { type AgentInput, agentMachine, type CallVerdict, defaultLoops, nothing } from '../../machines/index.js'
 import {
   data,
   delegation,
@@ -22,6 +23,13 @@ const start = (more: Partial<AgentInput> = {}): Driver => drive(covered.machine,
 const thinking = (more: Partial<AgentInput> = {}): Driver => start(more).send(granted)
 const acting = (calls: readonly CallVerdict[], more: Partial<AgentInput> = {}): Driver =>
   thinking(more).send(replied({ calls, finish: 'tool_calls' }))
+/** The loop detector's. */
+const verdict = (more: Record<string, unknown> = {}): Message => ({
+  ...{ type: 'loop.verdict', rung: 'pass', text: '', refused: [] },
+  ...more,
+})
+const checking = (calls: readonly CallVerdict[], more: Partial<AgentInput> = {}): Driver =>
+  acting(calls, { detector: 'loop/r1', ...more, data: { ...data, ...more.data, loops: defaultLoops } })
 const end = (driver: Driver) => driver.to('crew/main').find(({ type }) => type === 'agent.finished')
 
 test('agent: it asks for leave at the dearest price before its first call', () => {
@@ -71,6 +79,7 @@ test('agent: an answer ends it: settled, appended, told to the crew', () => {
         length: 2,
         tokens: 30,
         answer: usage.outputTokens,
+        result: 'said',
       },
     ],
   ])
@@ -93,12 +102,12 @@ test('agent: calls of a round start together, each with its own executor and key
 
 test('agent: the round is sealed when the last call has come back, in whatever order', () => {
   const agent = acting([toolCall(0), toolCall(1), delegation(2)])
-  agent.send({ type: 'delegate.finished', index: 2, tokens: 100 })
+  agent.send({ type: 'delegate.finished', index: 2, tokens: 100, result: 'r' })
   expect(agent.state).toBe('acting')
   expect(agent.sent).toEqual([])
-  agent.send({ type: 'tool.finished', index: 1, status: 'ok', tokens: 10 })
+  agent.send({ type: 'tool.finished', index: 1, status: 'ok', tokens: 10, result: 'r' })
   expect(agent.state).toBe('acting')
-  agent.send({ type: 'tool.finished', index: 0, status: 'failed', tokens: 5 })
+  agent.send({ type: 'tool.finished', index: 0, status: 'failed', tokens: 5, result: 'r' })
   expect(agent.state).toBe('reserving')
   expect(agent.to('log/r1')).toEqual([{ type: 'log.seal' }])
   expect(agent.to('budget/r1')).toMatchObject([{ grant: 'agent/writer-r1#1', inputTokens: 30 + 100 + 10 + 5 }])
@@ -107,7 +116,7 @@ test('agent: the round is sealed when the last call has come back, in whatever o
 
 test('agent: a result that came twice closes its call once', () => {
   const agent = acting([toolCall(0), toolCall(1)])
-  const finished = { type: 'tool.finished', index: 0, status: 'ok', tokens: 1 }
+  const finished = { type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' }
   agent.send(finished, finished)
   expect(agent.state).toBe('acting')
   expect(agent.context['open']).toMatchObject([{ index: 1 }])
@@ -147,7 +156,7 @@ test('agent: an executor that failed is told as a result, another actor is not i
   expect(agent.to('log/r1')).toEqual([
     { type: 'log.stage', index: 0, callId: 'c0', text: 'The tool could not be run: boom' },
   ])
-  agent.send({ type: 'delegate.finished', index: 1, tokens: 0 })
+  agent.send({ type: 'delegate.finished', index: 1, tokens: 0, result: 'r' })
   expect(agent.state).toBe('reserving')
 })
 
@@ -169,7 +178,7 @@ test('agent: an answer in the last round is an answer', () => {
 test('agent: a new definition with fewer rounds ends it before the next call', () => {
   const agent = acting([toolCall(0)])
   agent.send({ type: 'agent.redefined', data: { ...data, rounds: 1 } })
-  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1 })
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' })
   expect(end(agent)).toMatchObject({ code: 'ROUND_LIMIT', rounds: 1 })
 })
 
@@ -307,12 +316,95 @@ test('agent: a new definition counts from the next round, with its first deploym
   expect(agent.to('port/model')).toMatchObject([{ deployment: 'c:three' }])
 })
 
+test('agent: before it acts it asks whether its calls lead anywhere, and tells what the last ones brought', () => {
+  const agent = checking([toolCall(0), delegation(1), refusal(2)])
+  expect(agent.state).toBe('checking')
+  const asked = {
+    ...{ type: 'loop.check', replyTo: 'agent/writer-r1', conversation: 'r1', turn: 0, trail: ['writer'] },
+    loops: defaultLoops,
+  }
+  const calls = [
+    { index: 0, call: 'lookup0', agent: null },
+    { index: 1, call: 'helper1', agent: 'helper' },
+    { index: 2, call: 'nope', agent: null },
+  ]
+  expect(agent.to('loop/r1')).toEqual([{ ...asked, learned: [], calls }])
+  agent.send(verdict())
+  expect(agent.state).toBe('acting')
+  expect(agent.to('crew/main')).toMatchObject([{ type: 'delegate.call', trail: ['writer'] }])
+  agent.send({ type: 'delegate.finished', index: 1, tokens: 1, result: 'said' })
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'found' })
+  agent.send(granted, replied({ calls: [{ ...toolCall(0), call: '' }] }))
+  const learned = [
+    { call: 'nope', result: 'refused' },
+    { call: 'helper1', result: 'said' },
+    { call: 'lookup0', result: 'found' },
+  ]
+  expect(agent.to('loop/r1')).toMatchObject([{ learned, calls: [{ index: 0, call: '' }] }])
+})
+
+test('agent: what may be repeated at will is not told, and what could not be run is', () => {
+  const more = { data: { ...data, rounds: 9 } }
+  const agent = checking([{ ...toolCall(0), call: '' }, toolCall(1)], more).send(verdict())
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'x' })
+  agent.send({ type: 'actor.failed', address: 'tool/7-1', code: 'ACTOR_FAILED', reason: 'threw' })
+  agent.send(granted, replied({ calls: [toolCall(0)] }))
+  expect(agent.to('loop/r1')).toMatchObject([{ learned: [{ call: 'lookup1', result: 'failed' }] }])
+})
+
+test('agent: what it must not call is refused with the reason, the rest is made; it learned nothing of it', () => {
+  const agent = checking([toolCall(0), delegation(1), refusal(2), toolCall(3)])
+  agent.send(verdict({ rung: 'block', refused: [0, 1, 2].map((index) => ({ index, message: 'again' })) }))
+  expect(agent.state).toBe('acting')
+  const told = agent.to('log/r1').map(({ callId, text }) => [callId, text])
+  expect(told).toEqual([0, 1, 2].map((index) => [`c${index}`, 'again']))
+  expect(agent.emitted.map(({ tool }) => tool)).toEqual(['lookup', 'helper', 'nope'])
+  expect(agent.to('shard/actors')).toMatchObject([{ name: '7-3' }])
+  agent.send({ type: 'tool.finished', index: 3, status: 'ok', tokens: 1, result: 'r' })
+  agent.send(granted, replied({ calls: [toolCall(0)] }))
+  const unmade = ['lookup0', 'helper1', 'nope'].map((call) => ({ call, result: '' }))
+  expect(agent.to('loop/r1')).toMatchObject([{ learned: [...unmade, { call: 'lookup3', result: 'r' }] }])
+})
+
+test('agent: a warning joins the conversation behind the results it is about', () => {
+  const agent = checking([toolCall(0)]).send(verdict({ rung: 'warn', text: 'nothing new' }))
+  expect(agent.state).toBe('acting')
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' })
+  expect(agent.to('log/r1')).toEqual([{ type: 'log.seal' }, { type: 'log.append', user: 'nothing new' }])
+  expect(agent.state).toBe('reserving')
+  // The task, the reply, its result, the warning.
+  expect(agent.context).toMatchObject({ length: 4, warning: '' })
+})
+
+test('agent: stopped it ends with the reason, every call answered', () => {
+  const agent = checking([toolCall(0), delegation(1)]).send(verdict({ rung: 'stop', text: 'nothing new' }))
+  expect(agent.done).toBe(true)
+  expect(end(agent)).toMatchObject({ code: 'LOOP_DETECTED', reason: 'nothing new' })
+  expect(agent.to('log/r1').map(({ type }) => type)).toEqual(['log.stage', 'log.stage', 'log.seal'])
+})
+
+test('agent: with calls that are counted it asks first whether they lead anywhere, then whether they are paid for', () => {
+  const agent = checking([toolCall(0)], { counted: true })
+  expect(agent.to('budget/r1').map(({ type }) => type)).toEqual(['budget.settle'])
+  agent.send(verdict())
+  expect(agent.state).toBe('authorizing')
+  expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.charge', toolCalls: 1 }])
+})
+
+test('agent: when its user has spoken what it learned before counts no more', () => {
+  const agent = checking([toolCall(0)]).send(verdict(), { type: 'run.steer', tokens: 6 })
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' })
+  agent.send(granted, replied({ calls: [toolCall(0)] }))
+  expect(agent.to('loop/r1')).toMatchObject([{ turn: 1, learned: [] }])
+})
+
 /** Every state in which an agent can be found between two messages, and how it gets there. */
 const places: Readonly<Record<string, () => Driver>> = {
   held: () => start({ paused: true }),
   reserving: () => start(),
   thinking: () => thinking(),
   backoff: () => thinking().send(failed('again')),
+  checking: () => checking([toolCall(0)]),
   authorizing: () => acting([toolCall(0)], { counted: true }),
   acting: () => acting([toolCall(0), delegation(1), refusal(2)]),
   exhausted: () => start().send(refused),
@@ -336,7 +428,8 @@ test.each(Object.entries(places))(
       expect(to).toEqual(expect.arrayContaining(['tool/7-0 tool.cancel', 'crew/main delegate.cancel']))
       expect(agent.to('log/r1').map(({ type }) => type)).toEqual(['log.stage', 'log.stage', 'log.stage', 'log.seal'])
     }
-    if (before === 'authorizing') expect(agent.to('log/r1').at(-1)).toEqual({ type: 'log.seal' })
+    if (before === 'authorizing' || before === 'checking')
+      expect(agent.to('log/r1').at(-1)).toEqual({ type: 'log.seal' })
   },
 )
 
@@ -346,11 +439,12 @@ const onward: Readonly<Record<string, (agent: Driver) => Driver>> = {
   reserving: (agent) => agent.send(granted, replied({ calls: [refusal(0)] })),
   thinking: (agent) => agent.send(replied({ calls: [refusal(0)] })),
   backoff: (agent) => agent.fire(),
-  authorizing: (agent) => agent.send(granted, { type: 'tool.finished', index: 0, status: 'ok', tokens: 1 }),
+  authorizing: (agent) =>
+    agent.send(granted, { type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' }),
   acting: (agent) =>
     agent.send(
-      { type: 'tool.finished', index: 0, status: 'ok', tokens: 1 },
-      { type: 'delegate.finished', index: 1, tokens: 1 },
+      { type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' },
+      { type: 'delegate.finished', index: 1, tokens: 1, result: 'r' },
     ),
   exhausted: (agent) => agent.send({ type: 'budget.raise', account: 'run', limits: {} }),
   'exhausted with calls': (agent) =>
@@ -359,7 +453,9 @@ const onward: Readonly<Record<string, (agent: Driver) => Driver>> = {
       index: 0,
       status: 'ok',
       tokens: 1,
+      result: 'r',
     }),
+  checking: (agent) => agent.send(verdict(), { type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' }),
 }
 
 test.each(Object.entries(places))(
@@ -439,9 +535,9 @@ test('agent: a message joins behind the reply that is on its way, and an answer 
 
 test('agent: a message joins behind the results of a round, never between', () => {
   const agent = acting([toolCall(0), delegation(1)]).send(steer)
-  agent.send({ type: 'delegate.finished', index: 1, tokens: 1 })
+  agent.send({ type: 'delegate.finished', index: 1, tokens: 1, result: 'r' })
   expect(joined(agent)).toBe(0)
-  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1 })
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' })
   expect(agent.to('log/r1')).toEqual([{ type: 'log.seal' }, { type: 'log.append', all: 'r1+user' }])
 })
 

@@ -1,6 +1,6 @@
 /* eslint max-lines: "off" -- the last test counts what all the others covered of one machine */
 import { describe, expect, test } from 'vitest'
-import { type CrewData, crewMachine, nothing } from '../../machines/index.js'
+import { type CrewData, crewMachine, defaultLoops, nothing } from '../../machines/index.js'
 import {
   actorFailed,
   agentData,
@@ -501,6 +501,43 @@ describe('crew: messages of its user', () => {
     expect(crew.to('log/helper-5-0+user')).toEqual([{ type: 'log.drop' }])
     crew.send(actorFailed('agent/writer-r1'))
     expect(crew.to('log/r1+user')).toEqual([{ type: 'log.drop' }])
+  })
+})
+
+describe('crew: loops', () => {
+  const loops = { agents: { ...data.agents, writer: agentData('writer', { loops: defaultLoops }) } }
+
+  test('crew: each run has a detector of its own, which its agents know, and which goes with it', () => {
+    const crew = running(loops)
+    expect(crew.to('shard/actors')).toMatchObject([
+      { kind: 'budget' },
+      { kind: 'loop', name: 'r1', input: { self: 'loop/r1' } },
+      { kind: 'agent', input: { detector: 'loop/r1', trail: ['writer'] } },
+    ])
+    crew.send(call('helper-5-0', { trail: ['writer'] }))
+    const [helper] = ofType(crew, 'actor.start')
+    expect(helper).toMatchObject({ input: { detector: 'loop/r1', trail: ['writer', 'helper'] } })
+    crew.send(finished('agent/writer-r1'), finished('agent/helper-5-0'), closed)
+    expect(ofType(crew, 'actor.stop')).toEqual([{ type: 'actor.stop', address: 'loop/r1' }])
+    expect(started(crew.send(task(2)))).toEqual(['r2', 'r2', 'writer-r2'])
+  })
+
+  test('crew: who delegates is told what came back', () => {
+    const crew = running(loops).send(call('helper-5-0'), call('helper-5-1', { index: 1 }))
+    crew.send(finished('agent/helper-5-0', { conversation: 'helper-5-0', result: 'x' }))
+    expect(ofType(crew, 'delegate.finished')).toMatchObject([{ result: 'x' }])
+    crew.send(finished('agent/helper-5-1', { conversation: 'helper-5-1', code: 'ROUND_LIMIT' }))
+    expect(ofType(crew, 'delegate.finished')).toMatchObject([{ result: 'ROUND_LIMIT' }])
+  })
+
+  test('crew: without a detector nobody answers: its failure ends the run', () => {
+    const crew = running(loops).send(actorFailed('loop/r1'))
+    expect(crew.state).toBe('closing.stopping')
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
+    expect(end(crew)).toMatchObject({ code: 'ACTOR_FAILED' })
+    expect(ofType(crew, 'actor.stop')).toEqual([])
+    const late = running(loops).send({ type: 'crew.cancel' }, actorFailed('loop/r1'))
+    expect(end(late.send(finished('agent/writer-r1'), closed))).toMatchObject({ code: 'RUN_CANCELLED' })
   })
 })
 

@@ -25,6 +25,7 @@ const ended = (code: string | null, reason: string, more = {}) => ({
   length: 1,
   tokens: 0,
   answer: 0,
+  result: '',
   ...more,
 })
 
@@ -34,16 +35,22 @@ test('envoy: gives the task to the crew of its agent, with the message of its co
 })
 
 test('envoy: brings the answer home as the last message of its conversation', () => {
-  const envoy = start().send({ type: 'delegate.answered', code: null, reason: '', tokens: 7 })
+  const envoy = start().send({ type: 'delegate.answered', code: null, reason: '', tokens: 7, result: 'r' })
   expect(envoy.sent).toEqual([
     ['log/writer-4-0', { type: 'log.append', values: [0] }],
-    ['crew/main', ended(null, '', { tokens: 7, answer: 7 })],
+    ['crew/main', ended(null, '', { tokens: 7, answer: 7, result: 'r' })],
   ])
   expect(envoy.done).toBe(true)
 })
 
 test('envoy: a failure over there, and a letter that nobody takes, are the end', () => {
-  const failed = start().send({ type: 'delegate.answered', code: 'ROUND_LIMIT', reason: 'too many', tokens: 0 })
+  const failed = start().send({
+    type: 'delegate.answered',
+    code: 'ROUND_LIMIT',
+    reason: 'too many',
+    tokens: 0,
+    result: '',
+  })
   expect(failed.sent).toEqual([['crew/main', ended('ROUND_LIMIT', 'too many')]])
   const back = { type: 'mail.returned', message: 'delegate.task', code: 'CREW_UNKNOWN', reason: 'there is none' }
   expect(start().send(back).sent).toEqual([['crew/main', ended('CREW_UNKNOWN', 'there is none')]])

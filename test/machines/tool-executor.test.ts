@@ -20,17 +20,18 @@ const input: ToolInput = {
   position: 1,
   key: '7-0',
 }
-const succeeded: Message = { type: 'tool.succeeded', bytes: 10, sequence: 9 }
+const succeeded: Message = { type: 'tool.succeeded', bytes: 10, result: 'r', sequence: 9 }
 const failed = (kind: string, retryMs: number | null): Message => ({
   type: 'tool.failed',
   kind,
   bytes: 6,
   retryMs,
+  result: 'f',
   sequence: 9,
 })
 const interrupted = (started: boolean): Message => ({ type: 'effect.interrupted', started })
 const crashed: Message = { type: 'effect.crashed' }
-const verified = (done: boolean | null): Message => ({ type: 'tool.verified', done, bytes: 4 })
+const verified = (done: boolean | null): Message => ({ type: 'tool.verified', done, bytes: 4, result: 'v' })
 
 const start = (more: Partial<ToolInput> = {}): Driver => drive(covered.machine, { ...input, ...more })
 const calls = (driver: Driver) => driver.to('port/tool')
@@ -71,7 +72,7 @@ test('tool: an answer is staged, told to the owner and shown', () => {
   expect(tool.done).toBe(true)
   expect(tool.sent).toEqual([
     ['log/r1', { type: 'log.stage', index: 2, callId: 'c2', value: 0 }],
-    ['agent/writer-r1', { type: 'tool.finished', index: 2, status: 'ok', tokens: 4 }],
+    ['agent/writer-r1', { type: 'tool.finished', index: 2, status: 'ok', tokens: 4, result: 'r' }],
   ])
   expect(tool.emitted).toEqual([
     { type: 'tool.finished', callId: 'c2', tool: 'lookup', status: 'ok', bytes: 10, attempts: 1 },

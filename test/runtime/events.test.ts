@@ -117,7 +117,7 @@ describe('events', () => {
     const count = 400
     const stage = await openStage(rounds(count))
     const crew = await stage.runtime.spawn(
-      defineAgent({ model: 'a:one', instructions: 'x', tools: [lookup], limits: { rounds: count + 1 } }),
+      defineAgent({ model: 'a:one', instructions: 'x', tools: [lookup], limits: { rounds: count + 1, loops: false } }),
     )
     const run = crew.start('go')
     const slow = run.events

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import type { ToolCall } from '../../machines/index.js'
+import { shortHash } from '../../runtime/codec.js'
 import type { Draft } from '../../runtime/envelope.js'
 import type { ToolOutcome, ToolVerified } from '../../runtime/ports.js'
 import { isRemoteOutcome, outcomeAddress, readRemoteOutcome, remoteOutcome } from '../../runtime/remote-outcome.js'
@@ -26,7 +27,7 @@ describe('remote outcome', () => {
   test('words: what an executor brings is what the actor that asked is told', () => {
     expect(read({ status: 'ok', content: 'found', truncated: false })).toEqual({
       ...{ from: 'port/tool', to: 'tool/x', cause: '3-0', values: ['found'] },
-      body: { type: 'tool.succeeded', bytes: 5 },
+      body: { type: 'tool.succeeded', bytes: 5, result: shortHash('found') },
     })
     expect(read({ status: 'failed', kind: 'threw', message: 'oh' })!.body).toMatchObject({
       kind: 'threw',

@@ -408,14 +408,14 @@ describe('shard: timers and the end', () => {
       model: (request) => (resultsIn(request).length < 30 ? call(['lookup']) : say('done')),
     })
     const crew = await stage.runtime.spawn(
-      defineAgent({ model: 'a:one', instructions: 'x', tools: [lookup], limits: { rounds: 50 } }),
+      defineAgent({ model: 'a:one', instructions: 'x', tools: [lookup], limits: { rounds: 50, loops: false } }),
     )
     await crew.ask('go')
     expect(stage.store.shards.get('agent')!.manifests.length).toBeGreaterThan(0)
     stage.crash()
     const again = await openStage({ store: stage.store, clock: stage.clock })
     await again.runtime.spawn(
-      defineAgent({ model: 'a:one', instructions: 'x', tools: [lookup], limits: { rounds: 50 } }),
+      defineAgent({ model: 'a:one', instructions: 'x', tools: [lookup], limits: { rounds: 50, loops: false } }),
     )
     await again.runtime.close()
   })

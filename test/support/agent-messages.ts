@@ -15,6 +15,7 @@ export const data: AgentData = {
   baseTokens: 10,
   limits: null,
   keep: false,
+  loops: null,
 }
 export const input: AgentInput = {
   self: 'agent/writer-r1',
@@ -28,6 +29,8 @@ export const input: AgentInput = {
   tokens: 20,
   paused: false,
   counted: false,
+  detector: null,
+  trail: ['writer'],
   data,
 }
 export const worst = { nanoUsd: 500, tokens: 1_020, modelCalls: 1, toolCalls: 0 }
@@ -49,6 +52,7 @@ export const toolCall = (index: number): CallVerdict => ({
   timeoutMs: 1_000,
   retries: 0,
   onUnknown: 'tell',
+  call: `lookup${index}`,
 })
 export const delegation = (index: number): CallVerdict => ({
   verdict: 'delegate',
@@ -57,6 +61,7 @@ export const delegation = (index: number): CallVerdict => ({
   agent: 'helper',
   values: [1, 2],
   tokens: 40,
+  call: `helper${index}`,
 })
 export const refusal = (index: number): CallVerdict => ({
   verdict: 'refused',
@@ -64,6 +69,7 @@ export const refusal = (index: number): CallVerdict => ({
   callId: `c${index}`,
   name: 'nope',
   message: 'There is no tool named "nope".',
+  call: 'nope',
 })
 export const replied = (more: Record<string, unknown> = {}): Message => ({
   type: 'model.replied',
@@ -73,6 +79,7 @@ export const replied = (more: Record<string, unknown> = {}): Message => ({
   finish: 'stop',
   usage,
   spent,
+  result: 'said',
   sequence: 7,
   ...more,
 })

@@ -12,6 +12,7 @@ export const agentData = (name: string, more: Partial<AgentData> = {}): AgentDat
   baseTokens: 5,
   limits: null,
   keep: false,
+  loops: null,
   ...more,
 })
 export const data: CrewData = {
@@ -51,6 +52,7 @@ export const finished = (address: string, more: Record<string, unknown> = {}): M
   length: 3,
   tokens: 40,
   answer: 10,
+  result: 'said',
   ...more,
 })
 export const call = (name: string, more: Record<string, unknown> = {}): Message => ({
@@ -64,6 +66,7 @@ export const call = (name: string, more: Record<string, unknown> = {}): Message 
   depth: 1,
   length: 2,
   tokens: 9,
+  trail: ['writer'],
   ...more,
 })
 export const actorFailed = (address: string): Message => ({

@@ -32,6 +32,7 @@ export const crewData: CrewData = {
         baseTokens: 5,
         limits: null,
         keep: false,
+        loops: null,
       },
     ]),
   ),
