@@ -93,6 +93,7 @@ const workerFigures: readonly Figure[] = [
   ['mail', 'overJetStreamPublish', 'the same over raw JetStream publishes', ''],
   ['stored', 'journalPerRound', 'journal messages of a tool round', '≤ 3'],
   ['stored', 'storedPerRound', 'all stored messages of a tool round', '≤ 5'],
+  ['stored', 'storedPerRemoteRound', 'of one with a remote tool', '≤ 7'],
   ['scale', 'twoOverOne', 'rounds a second of two workers over one', ''],
   ['scale', 'fourOverOne', 'of four over one', ''],
   ['fanout', 'streamOverRaw1', 'events to one follower over raw publish', '≥ 0.5'],

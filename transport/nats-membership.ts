@@ -4,7 +4,8 @@
  * Owns: the list and telling when it changes.
  * Does not own: leases (`nats-lease.ts`), who owns what by them (`partitions.ts`).
  *
- * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is seen within a third of its time.
+ * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is looked for when that is, and seen within a
+ *   third of its time after that.
  * - NM2 While the server cannot be asked, the list stays as it was: nobody is declared dead by somebody who is cut off.
  * - NM4 The leases of one process are known to be that, and a process that gave its last one back did not crash.
  * - NM5 Who came, or offers more than before, is told of by name: only from such a change nobody else gains anything.
@@ -46,6 +47,8 @@ const announcement = z.object({
 })
 /** What an entry says of its lease. The one that takes the first lease of a process says nothing: its number is not known yet. */
 type LeaseNote = Partial<Pick<Member, 'epoch' | 'since' | 'process'>>
+/** How long after a lease has run out it is looked for, and again as long as the server has not noticed. */
+const overdueMs = 40
 /** Owners that are remembered after they were seen. */
 const maxSeen = 10_000
 
@@ -71,7 +74,7 @@ export class NatsMembership {
   readonly #seen = new Map<string, { readonly at: number; readonly process: string }>()
   /** Processes that gave their lease back, by their first owner. */
   readonly #ended = new Set<string>()
-  readonly #pollMs: number
+  readonly #leaseMs: number
   #stopWatch: () => void = () => undefined
   #timer: NodeJS.Timeout | null = null
   #closed = false
@@ -81,18 +84,18 @@ export class NatsMembership {
    */
   onChange: (joined: readonly string[] | null) => void = () => undefined
 
-  private constructor(link: NatsLink, subjects: Subjects, bucket: KV, pollMs: number) {
+  private constructor(link: NatsLink, subjects: Subjects, bucket: KV, leaseMs: number) {
     this.#link = link
     this.#subjects = subjects
     this.#bucket = bucket
-    this.#pollMs = pollMs
+    this.#leaseMs = leaseMs
   }
 
   /** Opens the list. @param leaseMs how long leases of this namespace last */
   static async open(link: NatsLink, subjects: Subjects, leaseMs: number): Promise<NatsMembership> {
     try {
       const bucket = await new Kvm(link.connection).create(subjects.stream('workers'), { ttl: leaseMs, history: 1 })
-      const membership = new NatsMembership(link, subjects, bucket, leaseMs / 3)
+      const membership = new NatsMembership(link, subjects, bucket, leaseMs)
       await membership.#poll()
       await membership.#watch()
       membership.#plan()
@@ -136,7 +139,14 @@ export class NatsMembership {
       void this.#poll()
         .catch(() => undefined)
         .finally(() => this.#plan())
-    }, this.#pollMs).unref()
+    }, this.#untilLook()).unref()
+  }
+
+  /** Milliseconds until the list is looked at again: a third of a lease, or until the next one of those who live runs out. */
+  #untilLook(): number {
+    const seen = [...this.#members.values()].map(({ worker, epoch }) => this.lastSeen(ownerName(worker, epoch)) ?? 0)
+    const nextEnd = Math.min(...seen) + this.#leaseMs + overdueMs - performance.now()
+    return Math.min(this.#leaseMs / 3, Math.max(overdueMs, nextEnd))
   }
 
   /** Leases that ran out are told by nobody: they are missing. */

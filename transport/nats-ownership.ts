@@ -10,7 +10,8 @@
  * - NO2 Without a lease nothing is owned, from the moment it may have run out; it is taken again until `close`, with another
  *   epoch.
  * - NO3 A worker that withdrew lives and owns nothing, also under a later lease.
- * - NO4 Whoever has another lease, does not answer or cannot be reached is gone for whoever asks, in time.
+ * - NO4 Whoever has another lease, does not answer or cannot be reached is gone for whoever asks, in time; who goes while it is
+ *   asked is not waited for any longer.
  * - NO6 A process that lost its lease and took another is not gone: what it works on is left to it.
  * - NO5 A shard that was given to a worker is that worker's while it lives and offers the crew, and else the rule's.
  * - NO7 Who announces the version that a shard is of goes before others; without one any of them may have it.
@@ -29,7 +30,7 @@ import { NatsPins } from './nats-pins.js'
 import { type Crews, offers, Placement } from './partitions.js'
 import { StandingLease } from './standing-lease.js'
 import { partitionOf, type Subjects } from './subjects.js'
-import { WorkerRequests, type WorkerWork } from './worker-requests.js'
+import { type Question, WorkerRequests, type WorkerWork } from './worker-requests.js'
 
 /** Options of `NatsOwnership.open`. */
 export interface NatsOwnershipOptions {
@@ -69,6 +70,8 @@ export class NatsOwnership implements Ownership {
   /** Who owns what by the rule, as the list is now; null until somebody asks. */
   #placement: Placement | null = null
   #work: WorkerWork | null = null
+  /** Owners that are being asked something, and what tells whoever asks that they are gone. */
+  readonly #asked = new Set<{ readonly owner: string; readonly gone: () => void }>()
   /** The server's time, as it was when the first lease was taken, and held since. */
   readonly clock: Clock
   onChange: (shard?: string, gains?: boolean) => void = () => undefined
@@ -146,7 +149,10 @@ export class NatsOwnership implements Ownership {
   }
 
   #change(shard?: string, gains = true): void {
-    if (shard === undefined) this.#placement = null
+    if (shard === undefined) {
+      this.#placement = null
+      for (const { owner, gone } of [...this.#asked]) if (!this.lives(owner)) gone()
+    }
     if (!this.#closing.signal.aborted) this.onChange(shard, gains)
   }
 
@@ -302,10 +308,23 @@ export class NatsOwnership implements Ownership {
 
   // Other workers.
 
+  /** As `WorkerRequests.ask`: a process that dies while it is asked would have its answer waited for until the end. */
+  async #ask(worker: string, epoch: number, question: Question): Promise<readonly string[] | null> {
+    let gone: () => void = () => undefined
+    const going = new Promise<null>((resolve) => (gone = () => resolve(null)))
+    const asked = { owner: ownerName(worker, epoch), gone }
+    this.#asked.add(asked)
+    try {
+      return await Promise.race([this.#requests.ask(worker, epoch, question), going])
+    } finally {
+      this.#asked.delete(asked)
+    }
+  }
+
   async release(shard: string, owner: string): Promise<void> {
     const { worker, epoch } = partsOf(owner)
     if (worker === this.#options.worker) return
-    await this.#requests.ask(worker, epoch, { method: 'release', shard })
+    await this.#ask(worker, epoch, { method: 'release', shard })
   }
 
   async working(executor: string, shard: string, effects: readonly string[]): Promise<readonly string[] | null> {
@@ -313,7 +332,7 @@ export class NatsOwnership implements Ownership {
     const { worker, epoch } = this.#memberOf(executor) ?? partsOf(executor)
     // An earlier process of this name is gone.
     if (worker === this.#options.worker) return []
-    return this.#requests.ask(worker, epoch, { method: 'working', shard, effects })
+    return this.#ask(worker, epoch, { method: 'working', shard, effects })
   }
 
   cancel(executor: string, shard: string, effects: readonly string[]): void {

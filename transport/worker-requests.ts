@@ -62,7 +62,7 @@ const answer = z.union([
 ])
 
 /** A request without the lease that it is for. */
-type Question =
+export type Question =
   | { readonly method: 'release' | 'take'; readonly shard: string }
   | { readonly method: 'working' | 'cancel'; readonly shard: string; readonly effects: readonly string[] }
 

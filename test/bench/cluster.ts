@@ -60,9 +60,9 @@ export class BenchCluster {
     return child
   }
 
-  /** A runtime in this process: a worker, or who only uses others. */
+  /** A runtime in this process: a worker, one for tools, or who only uses others. */
   async runtime(
-    role: 'worker' | 'client',
+    role: 'worker' | 'tools' | 'client',
     { worker, leaseMs, ...options }: RuntimeOptions & { readonly worker?: string; readonly leaseMs?: number } = {},
   ): Promise<DistributedRuntime> {
     const more = { ...(worker === undefined ? {} : { worker }), ...(leaseMs === undefined ? {} : { leaseMs }) }

@@ -95,12 +95,14 @@ export function benchAgent(
   rounds: number,
   result: (at: number) => string = lookResult,
   effect: 'idempotent' | 'once' = 'idempotent',
+  remote = false,
 ) {
   const look = defineTool({
     name: 'look',
     description,
     input: z.object({ at: z.number() }),
     effect,
+    remote,
     run: ({ at }) => result(at),
   })
   return defineAgent({

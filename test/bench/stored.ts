@@ -1,6 +1,7 @@
 /**
  * Messages that the server stores for a tool round: what one of 120 rounds has more than one of 20, a round, by the numbers of the
- * streams. One worker, local tools: what is `idempotent` takes two records, what is `once` takes a third.
+ * streams. One worker; of local tools what is `idempotent` takes two records, what is `once` takes a third; a remote tool runs with
+ * a tool worker.
  */
 import { BenchCluster } from './cluster.js'
 import { benchAgent, round3, say } from './measure.js'
@@ -9,6 +10,8 @@ import { startProvider, task } from './provider.js'
 const streams = ['journal', 'events', 'mail', 'content'] as const
 const rounds = [20, 120] as const
 type Counts = Record<(typeof streams)[number], number>
+
+type Kind = 'idempotent' | 'once' | 'remote'
 
 async function countsOf(cluster: BenchCluster): Promise<Counts> {
   const found = {} as Counts
@@ -26,11 +29,13 @@ async function settled(cluster: BenchCluster): Promise<Counts> {
   }
 }
 
-async function perRound(effect: 'idempotent' | 'once', baseURL: string): Promise<Counts> {
+async function perRound(kind: Kind, baseURL: string): Promise<Counts> {
   const cluster = await BenchCluster.start()
   try {
     const runtime = await cluster.runtime('worker', { providers: { openai: { baseURL, apiKey: 'none' } } })
-    const crew = await runtime.spawn(benchAgent(1_000, undefined, effect), { id: 'bench' })
+    const agent = benchAgent(1_000, undefined, kind === 'remote' ? 'once' : kind, kind === 'remote')
+    if (kind === 'remote') await (await cluster.runtime('tools')).offer(agent)
+    const crew = await runtime.spawn(agent, { id: 'bench' })
     const taken: Counts[] = []
     for (const many of [rounds[0], ...rounds]) {
       const before = await settled(cluster)
@@ -50,14 +55,16 @@ export async function benchStored(): Promise<object> {
   const provider = await startProvider()
   try {
     const sum = (counts: Counts) => round3(streams.reduce((total, of) => total + counts[of], 0))
-    const [idempotent, once] = [
+    const [idempotent, once, remote] = [
       await perRound('idempotent', provider.baseURL),
       await perRound('once', provider.baseURL),
+      await perRound('remote', provider.baseURL),
     ]
     say(`a round of     ${streams.map((of) => of.padStart(8)).join(' ')}      all`)
     for (const [name, counts] of [
       ['idempotent', idempotent],
       ['once', once],
+      ['once, remote', remote],
     ] as const)
       say(
         `${name.padEnd(14)} ${[...streams.map((of) => counts[of]), sum(counts)].map((n) => String(n).padStart(8)).join(' ')}`,
@@ -69,6 +76,8 @@ export async function benchStored(): Promise<object> {
       eventsPerRound: idempotent.events,
       storedPerRound: sum(idempotent),
       storedPerOnceRound: sum(once),
+      journalPerRemoteRound: remote.journal,
+      storedPerRemoteRound: sum(remote),
     }
   } finally {
     provider.stop()

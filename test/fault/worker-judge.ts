@@ -184,7 +184,9 @@ export function givenUpOf(crew: string, commits: readonly RecordedCommit[]): Giv
       const owners = takings.slice(Math.max(0, first)).map(({ worker }) => worker)
       found.push({ crew, actor: to, since, at, owners: [...new Set(owners)] })
     }
-    if (from.startsWith('port/') && body.type !== 'effect.interrupted') heard.set(to, at)
+    // What a lost call is asked about is still the same work.
+    if (from.startsWith('port/') && body.type !== 'effect.interrupted' && body.type !== 'tool.verified')
+      heard.set(to, at)
   }
   return found
 }

@@ -462,6 +462,22 @@ describe('requests between workers', () => {
     heal(proxy)
   })
 
+  test('NO4 requests: whoever goes while it is asked is not waited for any longer', async () => {
+    const { proxy, over } = await proxied()
+    const a = await worker('a', { requestMs: 60_000 })
+    const b = await worker('b', { link: over })
+    b.serve(work())
+    await over.connection.flush()
+    await expect.poll(() => a.lives(b.owner), wait).toBe(true)
+    silence(proxy)
+    const asked = performance.now()
+    const both = [a.working(b.owner, 's1', ['mine']), a.release('s1', b.owner)]
+    expect(await Promise.all(both)).toEqual([null, undefined])
+    expect(performance.now() - asked).toBeLessThan(10_000)
+    expect(a.lives(b.owner)).toBe(false)
+    heal(proxy)
+  })
+
   test('WQ2 requests: what is wrong gets an error, and the next one is answered', async () => {
     const a = await worker('a')
     const done = work()
