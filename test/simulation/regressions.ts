@@ -50,6 +50,7 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [1_350_448_503_740, 'an executor that was given up later was given up without its crashes'],
   [1_350_448_504_475, 'a shard was taken under a lease that had been replaced before the append'],
   [778_281, 'a shard was left under a lease that had been replaced'],
+  [543_416_773_387, 'a commit that came late was compared with another one at its place'],
   [2_321_960_790_341, 'the same, over a letter'],
   [3_201_353, 'the judge did not know of a letter that had come back while there was no such crew'],
   [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],

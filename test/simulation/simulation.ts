@@ -578,7 +578,8 @@ class Simulation implements World {
       this.deliver(record.shard, draft, this.random.int(0, 4_000))
     }
     const live = process?.worker?.active.get(record.shard)?.state
-    if (live?.sequence !== record.last && this.cluster !== null) return
+    // Its process may have decided something else since: what landed is an append of it that had failed, and came late.
+    if (this.cluster !== null && (live?.sequence !== record.last || live.at !== replica.state.at)) return
     if (live === undefined || !(this.#compare.delete(record.shard) || this.random.chance(0.01))) return
     const same = stateHash(live, new Scope(), machines) === replica.hash()
     this.notes.check('replay', same, () => `${record.shard} ${record.last}: process ${process?.id} has another state`)
