@@ -255,11 +255,10 @@ const agent = setup({
         const text = `The tool could not be run: ${event.reason}`
         enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text })
       }
-      const failed = context.open.filter((open) => open.executor === event.address)
-      const learned = failed.flatMap(({ index }) => learn({ ...context, learned: [] }, index, 'failed'))
+      const failed = context.open.find((open) => open.executor === event.address)
       enqueue.assign({
         open: context.open.filter((open) => open.executor !== event.address),
-        learned: [...context.learned, ...learned],
+        learned: learn(context, failed?.index ?? -1, 'failed'),
       })
     }),
     endRound: enqueueActions(({ context, event, enqueue }) => {

@@ -1,6 +1,8 @@
 /**
  * The message vocabulary of the shipped machines: one zod schema a message, and the data they share.
  *
+ * In one file on purpose: who reads a machine looks up what it takes and says, and most shapes stand between two of them.
+ *
  * Owns: every shape that travels between actors, from the outside to an actor, and from an actor to a port.
  * Does not own: content. What models, tools and people say never enters a machine: it travels as the opaque `values`
  * of an envelope and lies in a conversation; messages carry positions, sizes and verdicts.

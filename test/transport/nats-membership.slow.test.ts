@@ -64,6 +64,27 @@ test('NM1 membership: a lease that runs out is seen, and so is a next one of tha
   await proxy.close()
 })
 
+test('NM1 membership: a lease that runs out is seen then, whenever the list was looked at last', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const ttl = 3_000
+  const bucket = await new Kvm(link.connection).create(subjects.stream('workers'), { ttl, history: 1 })
+  const lists: NatsMembership[] = []
+  // They look at the list a third of a lease apart, each at another time.
+  for (let index = 0; index < 8; index++) {
+    lists.push(await NatsMembership.open(link, subjects, ttl))
+    await new Promise((resolve) => setTimeout(resolve, ttl / 3 / 8))
+  }
+  await bucket.put('a', encodeAnnouncement({ crews: {} }))
+  const endsAt = performance.now() + ttl
+  await expect.poll(() => lists.map(names)).toEqual(lists.map(() => 'a'))
+  const seenAt = lists.map(
+    (list) => new Promise<number>((resolve) => (list.onChange = () => resolve(performance.now()))),
+  )
+  // The server looks for what is over four times a second.
+  expect(Math.max(...(await Promise.all(seenAt))) - endsAt).toBeLessThan(700)
+  for (const list of lists) list.close()
+})
+
 test('NM1 membership: a lease that runs out while the list is asked for is seen as soon', async () => {
   const subjects = new Subjects(`members${++count}`)
   const ttl = 250
