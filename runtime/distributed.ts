@@ -434,12 +434,13 @@ interface MailParts {
 /** Mail of this worker's shards, wherever they are at the moment. */
 function receive({ mail, worker, ownership, refused, log }: MailParts): void {
   mail.receive({
-    owns: (shard) => worker.owns(shard),
+    whose: (shard) => worker.whose(shard),
     take: async (id, letter, _, first) => {
       if (!isRemoteOutcome(letter)) return worker.receive(id, letter, first)
-      const shard = await worker.shard(id)
-      const draft = readRemoteOutcome(letter, shard.state, Math.random)
-      if (draft !== null) await shard.post(draft)
+      await worker.takeOutcome(id, async (shard) => {
+        const draft = readRemoteOutcome(letter, shard.state, Math.random)
+        if (draft !== null) await shard.post(draft)
+      })
     },
     dead: async (shard, draft, code, reason, letter) => {
       // Its actor waits for something to come of it. What comes back is not sent back.
@@ -453,8 +454,8 @@ function receive({ mail, worker, ownership, refused, log }: MailParts): void {
   })
   const settle = ownership.onChange
   const listen = (): void => mail.listen(ownership.partitions())
-  ownership.onChange = () => {
-    settle()
+  ownership.onChange = (shard, gains) => {
+    settle(shard, gains)
     listen()
   }
   listen()

@@ -76,6 +76,9 @@ export interface Ownership {
   onChange: (shard?: string, gains?: boolean) => void
 }
 
+/** Whose a shard is, as far as a worker knows: its own, another worker's, or nobody's who lives. */
+export type Whose = 'own' | 'other' | 'nobody'
+
 /** What whoever asks a worker for another's shard is told. */
 export function elsewhere(id: string): TroupeError {
   return new TroupeError('SHARD_ELSEWHERE', `${id} belongs to another worker`, { retryable: true })

@@ -168,6 +168,11 @@ export class Shard {
     return sequence <= this.#durable
   }
 
+  /** Whether others have written to it, by the last commit that its journal has, and it does not know yet. */
+  isBehind(sequence: number): boolean {
+    return this.#pumping === null && sequence > this.#durable
+  }
+
   /** Why it stopped; null while it goes on. */
   get stopped(): TroupeError | null {
     return this.#stopped
@@ -235,8 +240,8 @@ export class Shard {
    */
   async post(draft: Draft, work = false): Promise<Commit> {
     checkType(draft.body.type)
-    checkOutcome(draft, this.#state)
     this.#checkRoom(draft, work)
+    checkOutcome(draft, this.#state)
     const values = draft.values.some((value) => typeof value === 'string' && value.length > blobBytes / 4)
       ? await Promise.all(draft.values.map((value) => toBlob(value, this.#blobs(work))))
       : draft.values
@@ -273,14 +278,11 @@ export class Shard {
     if (this.#closing) throw this.#closed()
     if (this.#stalled !== null)
       throw new TroupeError(this.#stalled, `${this.id}: the store takes no new records`, { retryable: true })
-    if (this.#work >= maxMailbox || this.#workBytes + sizeOf(draft) > maxMailboxBytes) {
+    if (this.#work >= maxMailbox || this.#workBytes + sizeOf(draft) > maxMailboxBytes)
       throw new TroupeError('MAILBOX_FULL', `${this.id}: ${this.#work} envelopes wait`, { retryable: true })
-    }
     const letters = this.#state.mail.outbox.size
-    if (letters >= maxOutbox)
-      throw new TroupeError('MAILBOX_FULL', `${this.id}: ${letters} letters wait to be handed over`, {
-        retryable: true,
-      })
+    const waiting = `${this.id}: ${letters} letters wait to be handed over`
+    if (letters >= maxOutbox) throw new TroupeError('MAILBOX_FULL', waiting, { retryable: true })
   }
 
   /** What new work is told while the shard is left or closed. */

@@ -13,18 +13,20 @@
  *   more is left in order, and one that it is to own from now on is taken up when it has something to do.
  * - K6 A damaged shard has an owner like any other, by the crew that its last message tells: only that one gives up what
  *   was lost, while nobody here has the shard.
+ * - K7 A shard that went to others and came back unseen is taken anew before it takes an outcome of what it does not know, and
+ *   whenever this worker is told that it is its own.
  */
 import type { Commit, DecideContext } from './commit.js'
 import { type CrewVersion, nameIn } from './crew-version.js'
 import { Departed } from './departed.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
-import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
+import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
 import { EventHub } from './events.js'
 import type { Draft } from './envelope.js'
 import { isDamage, type Journal, type OpenReport, type ShardHead } from './journal.js'
 import type { Log } from './log.js'
 import { isForeign } from './mail.js'
-import { elsewhere, type Ownership } from './ownership.js'
+import { elsewhere, type Ownership, type Whose } from './ownership.js'
 import { acceptLoss, damageOf, findLoss, type RepairReport, toReport } from './repair.js'
 import { Retention } from './retention.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
@@ -148,6 +150,7 @@ export class Worker {
     const open: string[] = []
     for (const head of heads) {
       if (!this.#owns(head.shard, head.crew ?? '')) continue
+      this.#dropStale(head)
       if (this.#hasWork(head)) open.push(head.shard)
       else if (!this.#active.has(head.shard)) this.#wakes.plan(head.shard, head.pending.nextDueAt)
     }
@@ -162,8 +165,15 @@ export class Worker {
 
   /** Whether this worker is to own a shard. @param crew what a new shard is to run */
   async owns(id: string, crew: CrewVersion = ''): Promise<boolean> {
+    return (await this.whose(id, crew)) === 'own'
+  }
+
+  /** Whose a shard is. @param crew what a new shard is to run */
+  async whose(id: string, crew: CrewVersion = ''): Promise<Whose> {
     const active = this.#active.get(id)
-    return this.#owns(id, active === undefined ? await this.#crewOf(id, crew) : this.#versionOf(active))
+    const version = active === undefined ? await this.#crewOf(id, crew) : this.#versionOf(active)
+    if (this.#owns(id, version)) return 'own'
+    return this.#options.ownership?.ownerOf(id, version) == null ? 'nobody' : 'other'
   }
 
   /** The last record of a shard. What is remembered of one that is not active here may have gone on elsewhere. */
@@ -241,13 +251,37 @@ export class Worker {
    * @throws TroupeError `CREW_UNKNOWN` when there is no such crew, and as `Shard.receive` and `Shard.post`.
    */
   async receive(id: string, draft: Draft, first: boolean): Promise<void> {
-    if (!isForeign(draft.from)) return void (await (await this.shard(id)).post(draft))
+    if (!isForeign(draft.from)) return this.takeOutcome(id, async (shard) => void (await shard.post(draft)))
     if (!this.#active.has(id)) {
       let head = await this.journal.head(id)
       if (head.sequence === 0) head = await this.journal.refresh(id)
       if (head.sequence === 0 || head.removed) throw new TroupeError('CREW_UNKNOWN', `there is no crew ${id}`)
     }
     await (await this.shard(id)).receive(draft, first)
+  }
+
+  /**
+   * Has a shard take an outcome. One that is behind its journal may refuse it as one that nobody asked for: then it is taken
+   * anew, and asked again.
+   * @throws TroupeError as `shard`, and what `take` throws.
+   */
+  async takeOutcome(id: string, take: (shard: Shard) => Promise<void>): Promise<void> {
+    const shard = await this.shard(id)
+    try {
+      await take(shard)
+    } catch (error) {
+      if (!isTroupeError(error) || error.code !== 'OUTCOME_FORGED') throw error
+      this.#dropStale(await this.journal.refresh(id))
+      const current = await this.shard(id)
+      if (current === shard) throw error
+      await take(current)
+    }
+  }
+
+  /** Lets go of a shard to which others have written since it was taken here. */
+  #dropStale({ shard, sequence }: ShardHead): void {
+    const active = this.#active.get(shard)
+    if (active?.isBehind(sequence) === true) active.abandon()
   }
 
   /** Calls back whenever a run of the shard ended or the shard stopped; at once the first time. Returns an unsubscribe. */
@@ -393,8 +427,8 @@ export class Worker {
   #changeOf(shard?: string, gains = true): void {
     if (shard === undefined) return this.#change(gains)
     const active = this.#active.get(shard)
-    if (active === undefined) void this.#lookAfter(shard)
-    else if (!this.#owns(shard, this.#versionOf(active))) void this.leave(shard)
+    if (active === undefined || this.#owns(shard, this.#versionOf(active))) void this.#lookAfter(shard)
+    else void this.leave(shard)
   }
 
   /** Takes a shard up when it is this worker's and has something to do. Never rejects. */
@@ -479,6 +513,7 @@ export class Worker {
   async take(id: string): Promise<void> {
     const head = await this.journal.refresh(id)
     if (!this.#owns(id, head.crew ?? '')) throw elsewhere(id)
+    this.#dropStale(head)
     if (this.#hasWork(head)) (await this.shard(id)).fireDue()
     else this.#wakes.plan(id, head.pending.nextDueAt)
   }

@@ -38,6 +38,7 @@ export interface WorkersReport {
     readonly cluster: Trials & { readonly kills: number; readonly truncations: number }
     readonly links: Trials & { readonly trials: number; readonly noticedMs: Readonly<Record<string, number>> }
     readonly rolling: Trials & { readonly restarts: number }
+    readonly moves: Trials & { readonly moves: number; readonly kills: number }
     /** A report from before there was such a part has none. */
     readonly mail?: {
       readonly workers: { readonly kills: number; readonly delegations: number }
@@ -103,7 +104,7 @@ const workerFigures: readonly Figure[] = [
 ]
 
 /** What the workers' table names. */
-const workerParts = ['failover', 'stops', 'cluster', 'links', 'rolling', 'mail', 'mutants', 'bench']
+const workerParts = ['failover', 'stops', 'cluster', 'links', 'rolling', 'moves', 'mail', 'mutants', 'bench']
 
 /** The tables of what was run. */
 export function soakTable({ core, workers }: Soaks): string {
@@ -138,7 +139,7 @@ function tables(
 }
 
 function workersTable({ commit, node, parts }: WorkersReport): string[] {
-  const { failover, stops, cluster, links, rolling, mail, mutants, bench } = parts
+  const { failover, stops, cluster, links, rolling, moves, mail, mutants, bench } = parts
   const noticed = Math.max(...Object.values(links.noticedMs))
   const row = (what: string, count: string, { violations }: Pick<Trials, 'violations'>): Row => [
     what,
@@ -171,6 +172,7 @@ function workersTable({ commit, node, parts }: WorkersReport): string[] {
         links,
       ),
       row('rolling restarts of three workers', `${rolling.restarts}, ${rolling.runs} runs`, rolling),
+      row('the server is killed while crews move', `${moves.kills} kills, ${moves.moves} moves`, moves),
       ...(mail === undefined ? [] : [mailRow(mail)]),
     ],
     workerFigures,

@@ -176,13 +176,24 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
     faults('rolling', async () =>
       (await import('./fault/rolling-trials.js')).runRollingRestarts({ seed: base, count: times(10), lanes: 24 }),
     ),
+  moves: () =>
+    faults('moves', async () =>
+      (await import('./fault/move-trials.js')).runMoves({ seed: base, kills: times(40), lanes: 120 }),
+    ),
   mail: () =>
     faults('mail', async () => {
       const { runMailTrials } = await import('./fault/mail-trials.js')
       const { runMailKills } = await import('./fault/mail-kill-trials.js')
       const { runMailMutant } = await import('./fault/worker-mutants.js')
       const counts = { seed: base, each: times(20), random: times(40) }
-      const workers = await runMailTrials({ ...counts, together: 20, pairs: 6, rings: 3, crowds: 2 })
+      const workers = await runMailTrials({
+        ...counts,
+        servers: times(20),
+        together: 20,
+        pairs: 6,
+        rings: 3,
+        crowds: 2,
+      })
       const store = await runMailKills(counts)
       const mutant = runMailMutant()
       const missed = mutant.caughtBy === null ? [`the mutant ${mutant.mutant} was not caught`] : []

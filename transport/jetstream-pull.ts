@@ -111,12 +111,20 @@ export class Delivery {
   }
 }
 
+/** What whoever reads a consumer is told. */
+export interface PullOptions {
+  /** Is called for each message, in the order of their delivery. Must not throw. */
+  take(delivery: Delivery): void
+  /** More was asked for: every few seconds at least, while it reads. Must neither wait nor throw. */
+  asked(): void
+}
+
 /** One consumer that is read, from its making until `leave` or `stop`. */
 export class JetStreamPull {
   readonly #link: NatsLink
   readonly #stream: string
   readonly #config: Partial<ConsumerConfig> & { readonly durable_name: string }
-  readonly #take: (delivery: Delivery) => void
+  readonly #options: PullOptions
   readonly #inbox: string
   readonly #subscription: Subscription
   /** Number of the last request. What earlier ones end with says nothing. */
@@ -127,17 +135,17 @@ export class JetStreamPull {
   #isPaused = false
   #isLeft = false
 
-  /** Begins to read. @param take is called for each message, in the order of their delivery, and must not throw */
+  /** Begins to read. */
   constructor(
     link: NatsLink,
     stream: string,
     config: Partial<ConsumerConfig> & { readonly durable_name: string },
-    take: (delivery: Delivery) => void,
+    options: PullOptions,
   ) {
     this.#link = link
     this.#stream = stream
     this.#config = config
-    this.#take = take
+    this.#options = options
     this.#inbox = createInbox(link.inboxPrefix)
     const callback = (_error: Error | null, message: Msg): void => this.#came(message)
     this.#subscription = link.connection.subscribe(`${this.#inbox}.*`, { callback })
@@ -207,11 +215,12 @@ export class JetStreamPull {
     const subject = `$JS.API.CONSUMER.MSG.NEXT.${this.#stream}.${this.#config.durable_name}`
     this.#link.connection.publish(subject, asked, { reply })
     this.#plan(() => void this.#make(), lostMs)
+    this.#options.asked()
   }
 
   #came(message: Msg): void {
     if (message.reply?.startsWith('$JS.ACK.') === true) {
-      this.#take(new Delivery(message, this.#link.connection))
+      this.#options.take(new Delivery(message, this.#link.connection))
       if (this.#missing > 0 && --this.#missing === 0) this.#ask()
       return
     }

@@ -2,13 +2,15 @@
  * Mail between workers: one work-queue stream of a namespace, one consumer a partition.
  *
  * Owns: storing letters until they are stored, what becomes of a letter that came, dead letters' notices.
- * Does not own: order and credit (`mail-reader.ts`), the bytes of a letter (`letter.ts`), numbering letters so that what
- * comes twice is taken once (the shard's), keeping dead letters (`nats-refused.ts`).
+ * Does not own: order and credit (`mail-reader.ts`), letters that stayed (`mail-leftovers.ts`), the bytes of a letter
+ * (`letter.ts`), numbering letters so that what comes twice is taken once (the shard's), keeping dead letters
+ * (`nats-refused.ts`).
  *
  * - ML1 A letter whose `send` resolved is stored, once: it is tried again with the same id, which the server remembers for
  *   two minutes.
  * - ML2 A letter is acknowledged after it was taken, never before: until then it is delivered again, to whoever reads.
- * - ML3 A letter goes to a worker that owns its shard, and waits while there is none.
+ * - ML3 A letter goes to a worker that owns its shard, in whatever order those who read its partition ask, and waits while
+ *   there is none.
  * - ML4 A large letter's body lies beside the mail, and is deleted only after the server has the acknowledgement.
  * - ML5 What is no letter, and what a shard will never take, is a dead letter; the mail behind it goes on.
  */
@@ -26,6 +28,7 @@ import { headers } from '@nats-io/transport-node'
 import type { Draft } from '../runtime/envelope.js'
 import { type ErrorCode, isTroupeError, toTroupeError, TroupeError } from '../runtime/errors.js'
 import type { Log } from '../runtime/log.js'
+import type { Whose } from '../runtime/ownership.js'
 import { ensureContent, JetStreamContent, storeError } from './jetstream-content.js'
 import { type Delivery, JetStreamPull } from './jetstream-pull.js'
 import { ensureStream } from './jetstream-stream.js'
@@ -38,6 +41,7 @@ import {
   largestInline,
   type RawLetter,
 } from './letter.js'
+import { consumerOf, MailLeftovers } from './mail-leftovers.js'
 import { delayOf, MailReader, type Verdict } from './mail-reader.js'
 import type { NatsLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
@@ -50,13 +54,15 @@ export interface NatsMailOptions {
   readonly replicas?: number
   /** A letter of which nothing was heard for so long is delivered to somebody else. @default 30_000 */
   readonly ackWaitMs?: number
+  /** After a restart of the server a consumer that delivers nothing for so long is made anew. @default 35_000, `ackWaitMs` and 5_000 at least */
+  readonly stuckMs?: number
   readonly log?: Log
 }
 
 /** What becomes of letters that come. */
 export interface MailReceiver {
-  /** Whether the shard's letters are to be taken here. Asked for each letter. */
-  owns(shard: string): boolean | Promise<boolean>
+  /** Whose letters these are: the own ones are taken here. Asked for each letter. */
+  whose(shard: string): Whose | Promise<Whose>
   /**
    * Takes a letter: resolves when it is committed, and may be forgotten. What it rejects with decides what becomes of it:
    * `OUTCOME_FORGED`, `MESSAGE_REFUSED`, `ENVELOPE_INVALID`, `ID_INVALID`, `SENDER_BEHIND` and `CREW_UNKNOWN` make a dead letter;
@@ -84,6 +90,12 @@ const storeMs = 2_000
 const takenAgainMs = 100
 const longestPauseMs = 5_000
 const parkedMs = 30_000
+/**
+ * The longest that a letter of another worker's stays away. Its server gives each letter to whoever waits longest. Requests
+ * that were begun together, as after a restart of the server, are in the same order whenever they are made anew, so what
+ * comes again more seldom than that would come to the same one each time.
+ */
+const otherMs = 1_000
 const longestReason = 500
 
 const deadCodes: readonly ErrorCode[] = [
@@ -105,6 +117,7 @@ export class NatsMail {
   readonly #client: JetStreamClient
   readonly #content: JetStreamContent
   readonly #readers = new Map<number, MailReader>()
+  readonly #leftovers: MailLeftovers
   /** Readers of partitions that are being left, with the end of it. */
   readonly #leaving = new Map<MailReader, Promise<void>>()
   /** Tells each sender that is not done. */
@@ -121,6 +134,7 @@ export class NatsMail {
     this.#stream = options.subjects.stream('mail')
     this.#client = jetstream(options.link.connection, { timeout: storeMs })
     this.#content = new JetStreamContent(options.link, options.subjects)
+    this.#leftovers = new MailLeftovers(options.link, options.subjects, stuckMsOf(options))
     this.#stopWatch = this.#watch()
   }
 
@@ -261,6 +275,7 @@ export class NatsMail {
     const reader = this.#readers.get(partition)
     if (reader === undefined) return
     this.#readers.delete(partition)
+    this.#leftovers.drop(partition)
     this.#leaving.set(
       reader,
       reader.drain().finally(() => this.#leaving.delete(reader)),
@@ -270,15 +285,17 @@ export class NatsMail {
   #read(partition: number, receiver: MailReceiver): MailReader {
     const { link, subjects, ackWaitMs = defaultAckWaitMs } = this.#options
     const consumer = {
-      durable_name: `p${partition}`,
+      durable_name: consumerOf(partition),
       filter_subject: subjects.mails(partition),
       ack_policy: AckPolicy.Explicit,
       ack_wait: ackWaitMs * 1_000_000,
       // Letters that were given back count until they are due: a bound would let one stopped shard stop its partition.
       max_ack_pending: -1,
     }
+    this.#leftovers.add(partition)
     return new MailReader({
-      pull: (take) => new JetStreamPull(link, this.#stream, consumer, take),
+      pull: (take) =>
+        new JetStreamPull(link, this.#stream, consumer, { take, asked: () => this.#leftovers.look(partition) }),
       shardOf: (subject) => subjects.shardOfMail(subject),
       work: (shard, delivery) => this.#work(receiver, shard, delivery),
       credit: receiver.creditPerShard ?? 32,
@@ -291,7 +308,11 @@ export class NatsMail {
     const statuses = this.#options.link.connection.status()[Symbol.asyncIterator]()
     void (async () => {
       for (let next = await statuses.next(); next.done !== true; next = await statuses.next()) {
-        if (next.value.type === 'reconnect') for (const reader of this.#readers.values()) reader.renew()
+        if (next.value.type !== 'reconnect') continue
+        for (const [partition, reader] of this.#readers) {
+          this.#leftovers.add(partition)
+          reader.renew()
+        }
       }
     })().catch(() => undefined)
     return () => void statuses.return?.()
@@ -305,7 +326,8 @@ export class NatsMail {
     try {
       claim = claimOf(delivery.headers, delivery.data)
       if (claim === null) draft = this.#decode(delivery.data, delivery, null)
-      if (!(await receiver.owns(shard))) return again(delivery)
+      const whose = await receiver.whose(shard)
+      if (whose !== 'own') return again(delivery, whose === 'other')
       if (claim !== null) {
         const body = await this.#claimed(shard, claim, delivery)
         if (body === null) return null
@@ -384,7 +406,8 @@ export class NatsMail {
     const { code, message, retryable } = toTroupeError(thrown, 'SHARD_STOPPED')
     if (!isTroupeError(thrown)) this.#options.log?.error('taking a letter failed', { shard, reason: message })
     if (!deadCodes.includes(code)) {
-      if (retryable || code.startsWith('STORE_') || soonCodes.includes(code)) return again(delivery)
+      if (retryable || code.startsWith('STORE_') || soonCodes.includes(code))
+        return again(delivery, code === 'SHARD_ELSEWHERE')
       return { delayMs: parkedMs, parked: true }
     }
     try {
@@ -408,6 +431,15 @@ export class NatsMail {
   }
 }
 
-function again({ count }: Delivery): Verdict {
-  return { delayMs: delayOf(count), parked: false }
+/** Longer than any letter stays away: one that a dead reader had, or that waits for its shard to be repaired. */
+function stuckMsOf({
+  ackWaitMs = defaultAckWaitMs,
+  stuckMs = Math.max(ackWaitMs, parkedMs) + longestPauseMs,
+}: NatsMailOptions): number {
+  return stuckMs
+}
+
+/** @param isOther it is another worker's, who asks for it too */
+function again({ count }: Delivery, isOther = false): Verdict {
+  return { delayMs: delayOf(count, isOther ? otherMs : undefined), parked: false }
 }

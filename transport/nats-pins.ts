@@ -43,7 +43,7 @@ export class NatsPins {
   #stopWatch: () => void = () => undefined
   #timer: NodeJS.Timeout | null = null
   #closed = false
-  /** Called after a shard was given to another worker, or to none. */
+  /** Called after a shard was given to a worker, or to none: also to the same one again, it may have been another's between. */
   onChange: (shard: string) => void = () => undefined
 
   private constructor(options: PinsOptions, bucket: KV) {
@@ -151,9 +151,8 @@ export class NatsPins {
   }
 
   #put(shard: string, pin: Pin): void {
-    const before = this.workerOf(shard)
     this.#pins.set(shard, pin)
-    if (!this.#closed && pin.worker !== before) this.onChange(shard)
+    if (!this.#closed) this.onChange(shard)
   }
 }
 

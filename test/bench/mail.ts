@@ -35,12 +35,12 @@ async function letters(cluster: BenchCluster, near: NatsLink, far: NatsLink): Pr
   })
   const [one, other] = [await NatsMail.open({ link: near, subjects }), await NatsMail.open({ link: far, subjects })]
   one.receive({
-    owns: (shard) => shard.startsWith('near-'),
+    whose: (shard) => (shard.startsWith('near-') ? 'own' : 'other'),
     take: async (shard) => waiting.get(shard)?.(),
     dead: async (_shard, _draft, code) => Promise.reject(new Error(code)),
   })
   other.receive({
-    owns: (shard) => shard.startsWith('far-'),
+    whose: (shard) => (shard.startsWith('far-') ? 'own' : 'other'),
     take: async (shard) => void other.send(shard.replace('far', 'near'), draft(shard)),
     dead: async (_shard, _draft, code) => Promise.reject(new Error(code)),
   })

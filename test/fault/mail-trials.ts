@@ -1,10 +1,11 @@
 /**
  * Mail between crews under faults: crews that ask each other lie on several workers over a real server, and the worker that
- * has the sender or the receiver of a letter is killed with SIGKILL, in each window that a task and its answer pass.
+ * has the sender or the receiver of a letter is killed with SIGKILL, in each window that a task and its answer pass, and so
+ * is the server.
  */
 import type { Runtime } from '../../runtime/index.js'
 import { isTroupeError } from '../../runtime/errors.js'
-import { startNatsServer } from '../support/nats-server.js'
+import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { bundleChild } from './child-script.js'
 import { leaseMs, startWorkers } from './failover-trials.js'
 import type { Window } from './hooked-ports.js'
@@ -14,7 +15,7 @@ import { judgeKeys, judgeRequests, judgeStarts } from './kill-judge.js'
 import { askOf, lanesOf, type MailAsk, mailCrews, type MailGroup, mailGroups } from './mail-crews.js'
 import { judgeLeads, judgeMail, type MailVerdict } from './mail-judge.js'
 import type { CrewStory } from './worker-judge.js'
-import { idleShop, setStage, type WorkerProcess, type WorkerStage } from './worker-stage.js'
+import { idleShop, restart, setStage, type WorkerProcess, type WorkerStage } from './worker-stage.js'
 
 /** The windows that a task and its answer pass, and the one that the wire has for the acknowledgement of either. */
 export const mailWindows = [
@@ -38,6 +39,8 @@ export interface MailTrialOptions {
   readonly each: number
   /** Kills at random. */
   readonly random: number
+  /** Kills of the server, at random. */
+  readonly servers: number
   /** Kills in one namespace. */
   readonly together: number
   /** Groups of each kind in one namespace. */
@@ -69,9 +72,9 @@ const quietMs = 40_000
 
 /** Kills workers, in as many namespaces as that takes. */
 export async function runMailTrials(options: MailTrialOptions): Promise<MailReport> {
-  const { seed, each, random, together, pairs, rings, crowds } = options
+  const { seed, together, pairs, rings, crowds } = options
   const started = performance.now()
-  const plan = plannedKills(seed, each, random)
+  const plan = plannedKills(options)
   const all = plan.length
   const groups = mailGroups({ pair: pairs, ring: rings, crowd: crowds })
   const perWindow: Record<string, number> = {}
@@ -87,8 +90,8 @@ export async function runMailTrials(options: MailTrialOptions): Promise<MailRepo
       const load = new MailLoad(stage.client, groups)
       await load.begin()
       for (let made = 0; made < together && plan.length > 0; made += 1) {
-        const [window] = plan.splice(0, 1) as [Window | null]
-        if (!(await killOnce(stage, window, `${seed} ${at} ${made}`))) plan.push(window)
+        const [kill] = plan.splice(0, 1) as [Kill]
+        if (!(await killOnce(stage, server, kill, `${seed} ${at} ${made}`))) plan.push(kill)
       }
       stages.push(await finish(stage, load, name))
       for (const { window } of stage.faults) perWindow[window] = (perWindow[window] ?? 0) + 1
@@ -123,34 +126,44 @@ export function added(all: readonly Readonly<Record<string, number>>[]): Record<
   return total
 }
 
-/** In an order that follows from the seed; null is at random. */
-function plannedKills(seed: number, each: number, random: number): (Window | null)[] {
-  const hooked = mailWindows.flatMap((window) => Array<Window | null>(each).fill(window))
-  return [...hooked, ...Array<null>(random).fill(null)]
-    .map((window, index) => ({ window, order: draw(`${seed} order ${index}`, 1_000_000) }))
+/** Of a worker in a window, of a worker at random, or of the server. */
+type Kill = (typeof mailWindows)[number] | 'random' | 'server'
+
+/** In an order that follows from the seed. */
+function plannedKills({ seed, each, random, servers }: MailTrialOptions): Kill[] {
+  const hooked = mailWindows.flatMap((window) => Array<Kill>(each).fill(window))
+  return [...hooked, ...Array<Kill>(random).fill('random'), ...Array<Kill>(servers).fill('server')]
+    .map((kill, index) => ({ kill, order: draw(`${seed} order ${index}`, 1_000_000) }))
     .sort((one, other) => one.order - other.order)
-    .map(({ window }) => window)
+    .map(({ kill }) => kill)
 }
 
 // ---------------------------------------------------------------------------------------------- the kills
 
-/** Kills one worker, and starts another. False when its hook was not passed. */
-async function killOnce(stage: WorkerStage, window: Window | null, name: string): Promise<boolean> {
+/** Kills one worker, and starts another, or restarts the server. False when its hook was not passed. */
+async function killOnce(stage: WorkerStage, server: NatsServer, kill: Kill, name: string): Promise<boolean> {
   await stage.calm()
+  if (kill === 'server' || kill === 'random') await new Promise((r) => setTimeout(r, draw(`${name} delay`, 300)))
+  if (kill === 'server') {
+    const fault = stage.note({ fault: 'server', window: 'server', worker: '', at: Date.now() })
+    await restart(server)
+    stage.noteServer()
+    fault.until = Date.now() + 2 * leaseMs
+    return true
+  }
   const victim = ownerOfMost(stage)
-  if (window === null) {
-    await new Promise((resolve) => setTimeout(resolve, draw(`${name} delay`, 300)))
+  if (kill === 'random') {
     stage.note({ fault: 'kill', window: 'random', worker: victim.name, at: Date.now() })
     victim.child.kill('SIGKILL')
   } else {
     const before = stage.hookedFaults().length
-    victim.arm(window, 'kill', 1 + draw(`${name} nth`, 6))
+    victim.arm(kill, 'kill', 1 + draw(`${name} nth`, 6))
     const line = await stage.nextFault(before, hookMs)
     if (line === null) {
       victim.arm(null, 'kill')
       return false
     }
-    stage.note({ fault: 'kill', window, worker: victim.name, at: line.at })
+    stage.note({ fault: 'kill', window: kill, worker: victim.name, at: line.at })
   }
   stage.measure(victim.name, await victim.ended)
   await stage.startWorker()
@@ -241,6 +254,7 @@ async function finish(stage: WorkerStage, load: MailLoad, name: string): Promise
   const isQuiet = (): boolean =>
     crews().every(({ open }) => open.size === 0) && crews().reduce((sum, each) => sum + each.sent - each.taken, 0) === 0
   const quiet = await stage.observer.until(isQuiet, quietMs)
+  const letters = await stage.judgeLetters()
   const stories = new Map<string, CrewStory>()
   const stored = await stage.judge(load.crews, (crew, story) => void stories.set(crew, story))
   const givenUp = new Set(stored.givenUp.map(({ crew }) => crew))
@@ -248,6 +262,7 @@ async function finish(stage: WorkerStage, load: MailLoad, name: string): Promise
   const ledger = load.crews.flatMap((crew) => stage.ledgerOf(crew))
   const violations = [
     ...(quiet ? [] : [`letters are on their way ${quietMs} ms after the last run ended`]),
+    ...letters,
     ...stored.violations,
     ...mail.violations,
     ...judgeLeads(load.asks, load.results, stories, givenUp),

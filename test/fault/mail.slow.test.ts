@@ -18,7 +18,16 @@ const tell = (name: string, report: { readonly violations: readonly string[] }):
 test(
   'mail: kill -9 of the worker of either crew in every window: each delegation ends once, each task is taken once, in order',
   async () => {
-    const report = await runMailTrials({ seed, each: 2, random: 4, together: 30, pairs: 4, rings: 2, crowds: 1 })
+    const report = await runMailTrials({
+      seed,
+      each: 2,
+      random: 4,
+      servers: 4,
+      together: 30,
+      pairs: 4,
+      rings: 2,
+      crowds: 1,
+    })
     tell('mail', report)
     expect(report.violations).toEqual([])
     for (const window of mailWindows) expect(report.perWindow[window], window).toBeGreaterThanOrEqual(2)

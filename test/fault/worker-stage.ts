@@ -42,6 +42,8 @@ import { WorkerObserver } from './worker-observer.js'
 const root = join(import.meta.dirname, '../..')
 /** A run must have ended by then. */
 const boundMs = 240_000
+/** Letters must be gone by then, once nothing runs. */
+const lettersMs = 60_000
 const kinds: readonly CrewKind[] = ['once', 'plain', 'once', 'plain', 'once', 'tight', 'once', 'plain']
 
 /** How to set a stage. */
@@ -349,9 +351,22 @@ export class WorkerStage implements AsyncDisposable {
 
   // The end.
 
+  /**
+   * What is wrong with the mail when nobody sends any more: letters that stay. The last ones come again for a while, since
+   * answers to a server that was killed are lost.
+   */
+  async judgeLetters(): Promise<string[]> {
+    const stream = this.subjects.stream('mail')
+    const left = async (): Promise<number> => (await this.link.manager.streams.info(stream)).state.messages
+    for (const until = Date.now() + lettersMs; Date.now() < until; await new Promise((r) => setTimeout(r, 250)))
+      if ((await left().catch(() => 1)) === 0) return []
+    return [`${await left()} letters are stored ${lettersMs} ms after the last run ended`]
+  }
+
   /** Ends the load, lets a twin that nobody disturbs do the same, and judges. */
   async finish(): Promise<StageReport> {
     await this.settle()
+    const letters = await this.judgeLetters()
     const ledger = this.#plans.flatMap(({ id }) => this.ledgerOf(id))
     const twin = await runTwin(this.#plans, this.#model.model.baseURL)
     const crews = this.#plans.map(({ id }) => id)
@@ -365,7 +380,7 @@ export class WorkerStage implements AsyncDisposable {
       twin: twin.results,
       twinLedger: twin.ledger,
     }
-    const all = [...judgeDeeds(deeds), ...violations]
+    const all = [...judgeDeeds(deeds), ...violations, ...letters]
     const starts = ledger.filter(({ what }) => what === 'start')
     return {
       runs: this.#results.length,

@@ -6,6 +6,7 @@ import { expect, test } from 'vitest'
 import { runClusterFaults } from './cluster-trials.js'
 import { failoverWindows, leaseMs, runFailover } from './failover-trials.js'
 import { linkFaults, runLinkFaults } from './link-trials.js'
+import { runMoves } from './move-trials.js'
 import { runRollingRestarts } from './rolling-trials.js'
 import { runStops } from './stop-trials.js'
 import { fenceMutants, mutate } from './worker-mutants.js'
@@ -68,6 +69,18 @@ test(
     expect(report.violations).toEqual([])
     for (const kind of linkFaults.filter((each) => each !== 'delay'))
       expect(report.noticedMs[kind], kind).toBeLessThanOrEqual(5_000)
+  },
+  longMs,
+)
+
+test(
+  'moves: crews that are moved while the server is killed go on, and no letter stays behind',
+  async () => {
+    const report = await runMoves({ seed, kills: 6, lanes: 60 })
+    tell('moves', report)
+    expect(report.violations).toEqual([])
+    expect(report.moves).toBeGreaterThan(0)
+    expect(report.lost).toBe(0)
   },
   longMs,
 )

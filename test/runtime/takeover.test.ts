@@ -127,6 +127,56 @@ describe('takeover', () => {
     expect(commits(store)).not.toContain('effect.interrupted')
   })
 
+  /** A crew that went from `one` to `other`, began something there, and is to be back, while `one` heard nothing of that. */
+  async function unseen() {
+    const { owners, store, crew, works, worker } = await two()
+    const one = await worker('one')
+    await one.runtime.spawn(crew)
+    const stale = await one.worker.shard('pair')
+    const other = await worker('other')
+    owners.byName('one')!.onChange = () => undefined
+    owners.byName('other')!.release = async () => undefined
+    owners.moveTo('other')
+    const run = (await other.runtime.spawn(crew)).start('go')
+    await run.id
+    await until(() => other.worker.active.get('pair')?.working === 1)
+    owners.moveTo('one')
+    await until(() => commits(store).includes('shard.left'))
+    expect(one.worker.active.get('pair')).toBe(stale)
+    return { owners, store, works, one, stale }
+  }
+
+  test('K7 takeover: a shard that went and came back unseen takes the outcome of what was begun elsewhere', async () => {
+    const { owners, works, one } = await unseen()
+    works.open('result')
+    await until(() => owners.sent.length === 1)
+    await owners.deliver(one.worker)
+    await until(() => finished(one) != null)
+    expect(finished(one)).toMatchObject({ code: null })
+  })
+
+  test('K7 takeover: a shard that went and came back unseen is taken anew when its owner is told that it has it', async () => {
+    const { owners, store, works, one, stale } = await unseen()
+    await one.worker.take('pair')
+    expect(one.worker.active.get('pair')).not.toBe(stale)
+    expect(one.worker.active.get('pair')!.owner).toBe(owners.byName('one')!.owner)
+    expect(commits(store).filter((type) => type === 'shard.taken')).toHaveLength(3)
+    works.open('result')
+  })
+
+  test('K7 takeover: an outcome that nobody asked for is refused, by a shard that knows all', async () => {
+    const { crew, worker } = await two()
+    const one = await worker('one')
+    await one.runtime.spawn(crew)
+    const shard = await one.worker.shard('pair')
+    const body = { type: 'tool.succeeded', truncated: false }
+    const forged = { from: 'port/tool', to: 'tool/99-0', cause: '99-0', body, values: ['x'] }
+    await expect(one.worker.receive('pair', forged, false)).rejects.toEqual(code('OUTCOME_FORGED'))
+    expect(one.worker.active.get('pair')).toBe(shard)
+    await shard.leave()
+    await expect(shard.post(forged)).rejects.toEqual(code('SHARD_ELSEWHERE'))
+  })
+
   test('TA2 takeover: what one that is gone did is interrupted once, also when it goes later', async () => {
     const { owners, store, crew, started, worker } = await two('once')
     const one = await worker('one')

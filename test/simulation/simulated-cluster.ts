@@ -409,7 +409,8 @@ export class SimulatedOwnership implements Ownership {
   async mailTaken(shard: string): Promise<void> {
     const { timeline } = this.#world
     const letters = this.#cluster.lettersOf(shard)
-    for (let tries = 0; tries < 20 && letters.some((letter) => !this.#cluster.isTaken(letter)); tries++)
+    // As over NATS: until a letter that a dead reader had came to another one.
+    for (let tries = 0; tries < 60 && letters.some((letter) => !this.#cluster.isTaken(letter)); tries++)
       await timeline.wait(250, this.process)
   }
 

@@ -73,7 +73,7 @@ export class Owners {
 
   /** Brings what was sent to a worker. */
   async deliver(worker: Worker): Promise<void> {
-    for (const { shard, draft } of this.sent.splice(0)) await (await worker.shard(shard)).post(draft)
+    for (const { shard, draft } of this.sent.splice(0)) await worker.receive(shard, draft, false)
   }
 }
 

@@ -5,6 +5,7 @@ import { BlobRef, encode } from '../../runtime/codec.js'
 import type { Draft } from '../../runtime/envelope.js'
 import { type ErrorCode, TroupeError } from '../../runtime/errors.js'
 import { portion } from '../../transport/jetstream-pull.js'
+import type { Whose } from '../../runtime/ownership.js'
 import { type MailReceiver, NatsMail, type NatsMailOptions } from '../../transport/nats-mail.js'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { partitionOf, Subjects } from '../../transport/subjects.js'
@@ -74,7 +75,7 @@ async function receiving(
   const [taken, dead]: [string[], string[]] = [[], []]
   const named = (shard: string, draft: Draft | null) => `${shard}:${(draft?.values[0] as string | undefined) ?? ''}`
   mail.receive({
-    owns: () => true,
+    whose: () => 'own',
     ...receiver,
     take: async (shard, draft, deliveries, first) => {
       await receiver.take?.(shard, draft, deliveries, first)
@@ -269,7 +270,7 @@ test('MLR2 stuck: shards that get nothing done stop no other one of their partit
 
 test('ML3 elsewhere: a letter goes to the worker that owns its shard, or whose take does not refuse', async () => {
   const owns = new Set(['a'])
-  const one = await receiving({ owns: (shard) => owns.has(shard) })
+  const one = await receiving({ whose: (shard) => (owns.has(shard) ? 'own' : 'other') })
   const two = await receiving({
     take: async (shard) => {
       if (owns.has(shard)) throw error('SHARD_ELSEWHERE')
@@ -284,11 +285,34 @@ test('ML3 elsewhere: a letter goes to the worker that owns its shard, or whose t
   expect(two.taken.sort()).toEqual([`${near}:1`, `${near}:2`, `${near}:3`].sort())
 })
 
+test('ML3 elsewhere: of readers that ask at the same time no one gets each time what is for the other', async () => {
+  const owned = new Set<string>()
+  let asked = 0
+  const whose =
+    (own: string) =>
+    (shard: string): Whose => {
+      asked += 1
+      return !owned.has(shard) ? 'nobody' : shard === own ? 'own' : 'other'
+    }
+  const one = await receiving({ whose: whose(near) })
+  const two = await receiving({ whose: whose('a') })
+  // Both ask anew as soon as it is back, and from then on in step.
+  await server.kill()
+  await server.start()
+  await one.mail.send('a', letter('1'))
+  await one.mail.send(near, letter('1'))
+  // By then they come again more seldom than anybody asks.
+  await expect.poll(() => asked, patient).toBeGreaterThanOrEqual(14)
+  owned.add('a').add(near)
+  await expect.poll(() => [...one.taken, ...two.taken].length, { timeout: 12_000, interval: 20 }).toBe(2)
+  await isEmpty()
+})
+
 test('ML3 nobody: letters of a shard without owner wait, and come when it has one', async () => {
   let isOwned = false
   let asked = 0
-  const owns = async () => ++asked > 0 && isOwned
-  const { mail, taken } = await receiving({ owns })
+  const whose = async (): Promise<Whose> => (++asked > 0 && isOwned ? 'own' : 'nobody')
+  const { mail, taken } = await receiving({ whose })
   for (const text of ['1', '2']) await mail.send('a', letter(text))
   await expect.poll(() => asked, patient).toBeGreaterThan(2)
   expect(taken).toEqual([])
@@ -461,7 +485,7 @@ test('JP2 drain: a letter that is on its way is given back at once', async () =>
 test('listen: exactly these partitions are read', async () => {
   const { mail, taken } = await receiving()
   mail.listen(new Set([(partition + 1) % 64]))
-  const other = await receiving({ owns: (shard) => shard === 'a' })
+  const other = await receiving({ whose: (shard) => (shard === 'a' ? 'own' : 'other') })
   await mail.send('a', letter('1'))
   await expect.poll(() => other.taken, patient).toEqual(['a:1'])
   await other.mail.drain()

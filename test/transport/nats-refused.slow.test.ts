@@ -47,7 +47,7 @@ async function refusing(first: ErrorCode | null = 'MESSAGE_REFUSED') {
   const refused = await NatsRefused.open({ link, subjects, send: (shard, draft, id) => mail.send(shard, draft, id) })
   const told = { refusal: first, taken: [] as Draft[], returned: false, failures: 0, puts: 0 }
   mail.receive({
-    owns: () => true,
+    whose: () => 'own',
     take: async (_shard, draft) => {
       if (told.refusal !== null) throw new TroupeError(told.refusal, 'it is\r\nrefused ü')
       told.taken.push(draft)

@@ -132,7 +132,7 @@ describe('roles at work', () => {
     ]
     const taken: string[] = []
     to.receive({
-      owns: () => true,
+      whose: () => 'own',
       take: async (_, { values }) => void taken.push(values[0] as string),
       dead: async () => undefined,
     })
@@ -194,6 +194,9 @@ const matrix: readonly (readonly [what: string, subject: string, publish: Who, s
   ['a message of the journal, direct', '$JS.API.DIRECT.GET.troupe_shop_journal', 'w', '-'],
   ['a message of the content', '$JS.API.STREAM.MSG.GET.troupe_shop_content', 'w', '-'],
   ['leases, direct', '$JS.API.DIRECT.GET.KV_troupe_shop_workers.$KV.troupe_shop_workers.w1', 'wt', '-'],
+  ['how far mail is read', '$JS.API.CONSUMER.INFO.troupe_shop_mail.p7', 'w', '-'],
+  ['making the reading of mail anew', '$JS.API.CONSUMER.DELETE.troupe_shop_mail.p7', 'w', '-'],
+  ['deleting a letter', '$JS.API.STREAM.MSG.DELETE.troupe_shop_mail', 'w', '-'],
   ['reading mail', '$JS.API.CONSUMER.MSG.NEXT.troupe_shop_mail.p7', 'w', '-'],
   ['acknowledging mail', '$JS.ACK.troupe_shop_mail.p7.1.1.1.1.0', 'w', '-'],
   ['acknowledging events', '$JS.ACK.troupe_shop_events.x.1.1.1.1.0', '-', '-'],
