@@ -141,8 +141,8 @@ class Provider {
   /** Real counts of each conversation's rounds: the runtime's next estimate comes from them. */
   readonly #usage = new Map<string, { input: number; output: number }>()
   readonly #failed = new Set<string>()
-  /** Faults left, by kind. */
-  readonly #faults = { cut: 6, busy: 4, broken: 1 }
+  /** Faults left, by kind. What a cut call may have cost is booked whole: six of them can be a fifth of the smallest limit. */
+  readonly #faults = { cut: 3, busy: 4, broken: 1 }
   #inFlight = 0
   peak = 0
   onRequest: (count: number) => void = () => undefined

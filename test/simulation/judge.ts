@@ -23,6 +23,8 @@ export interface ToolRecord {
   readonly callId: string
   readonly key: string
   readonly tool: string
+  /** What it was asked about. */
+  topic: string
   starts: number
   executions: number
   /** Answers that the tool gave. */
@@ -77,7 +79,7 @@ export class Judge {
     this.#notes.check('key', owner === undefined || owner === callId, () => `${key}: ${owner} and ${callId}`)
     this.#keys.set(key, callId)
     if (known !== undefined) return known
-    const record = { shard, callId, key, tool, starts: 0, executions: 0, contents: new Set<string>() }
+    const record = { shard, callId, key, tool, topic: '', starts: 0, executions: 0, contents: new Set<string>() }
     this.tools.set(callId, record)
     return record
   }

@@ -33,6 +33,7 @@ export const invariants = {
   decided: 'a message of a client is decided once',
   owner: 'one owner: only who took the shard last writes',
   answer: 'the answer of a run is what its model answered',
+  ladder: 'rounds that bring nothing new add up, and only what is learned takes from them',
 } as const
 
 /** An invariant's key. */
@@ -161,7 +162,11 @@ export const branches = [
   'steer refused',
   'steer repeated',
   'steer without a round left',
+  'loop warned',
+  'loop blocked',
+  'loop stopped',
   'end: answered',
+  'end: LOOP_DETECTED',
   'end: ROUND_LIMIT',
   'end: OUTPUT_INVALID',
   'end: MODEL_FAILED',

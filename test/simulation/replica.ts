@@ -25,6 +25,7 @@ import { Accounts } from './accounts.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
+import { Ladders } from './ladders.js'
 import { Steers } from './steers.js'
 
 /** What the replica needs of its world. */
@@ -113,6 +114,7 @@ export class Replica {
   /** Crashes before each commit. */
   readonly #crashesAt: number[] = []
   readonly #steers: Steers
+  readonly #ladders: Ladders
   /** Dead letters that were told and not told to have gone. */
   #letters = 0
   /** First commit that asked for a piece of work. */
@@ -125,6 +127,7 @@ export class Replica {
     this.state = emptyState(shard)
     this.accounts = new Accounts(shard, world.notes)
     this.#steers = new Steers(world.notes)
+    this.#ladders = new Ladders(shard, world.notes)
   }
 
   get crew(): CrewContext | null {
@@ -201,6 +204,7 @@ export class Replica {
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
     this.#steers.take(this.state, commit)
+    this.#ladders.take(commit)
     this.#countLetters(commit)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')

@@ -18,7 +18,7 @@ import type {
 import type { PreparedCrew } from '../../runtime/prepared-crew.js'
 import type { Effect } from '../../runtime/state.js'
 import type { Billed, ToolRecord } from './judge.js'
-import { callsOf, priceOf, type Script } from './workload.js'
+import { callsOf, isAgain, priceOf, type Script } from './workload.js'
 import { never, type SimulatedProcess, type World } from './world.js'
 
 const kinds: readonly FailureKind[] = [
@@ -296,8 +296,13 @@ export class SimulatedTools implements ToolPort {
     const effect = durable(this.#world, this.#shard, request.effect)
     if (effect === undefined) return { status: 'failed', kind: 'told', message: '' }
     const { topic } = JSON.parse(request.arguments) as { topic: string }
-    notes.check('key', topic === request.callId, () => `${request.callId} got the arguments of ${topic}`)
+    notes.check(
+      'key',
+      topic === request.callId || isAgain(topic),
+      () => `${request.callId} got the arguments of ${topic}`,
+    )
     const record = judge.tool(this.#shard, request.callId, request.idempotencyKey, request.tool)
+    record.topic = topic
     if (random.chance(0.3)) await timeline.wait(random.int(1, 50), this.#process)
     const once = 'effect' in effect.body && effect.body.effect === 'once'
     const may = await request.mayStart()
@@ -366,7 +371,8 @@ export class SimulatedTools implements ToolPort {
   }
 
   #content(record: ToolRecord): string {
-    const content = `result of ${record.callId} at try ${record.starts}`
+    const again = isAgain(record.topic)
+    const content = again ? `result of ${record.topic}` : `result of ${record.callId} at try ${record.starts}`
     return this.#world.random.chance(this.#world.plan.large) ? content.padEnd(70_000, '.') : content
   }
 

@@ -28,7 +28,7 @@ import { disturbMail } from './simulated-mail.js'
 import { SimulatedStream } from './simulated-stream.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
-import { drawScript, resetCalls, type Script, variantOf, variants, withMail } from './workload.js'
+import { drawScript, isStubborn, resetCalls, type Script, variantOf, variants, withMail } from './workload.js'
 import { activeIn, type SimulatedProcess, type World } from './world.js'
 
 /** What one seed came to. */
@@ -262,7 +262,7 @@ class Simulation implements World {
     const name = `${shard}|${body.conversation}|${body.run}`
     const known = this.#scripts.get(name)
     if (known !== undefined) return known
-    const script = drawScript(this.random, body.agent, base)
+    const script = drawScript(this.random, body.agent, base, isStubborn(this.seed))
     this.#scripts.set(name, script)
     return script
   }

@@ -143,11 +143,15 @@ export interface Script {
   readonly rounds: number
   /** Messages of the model that the conversation had at the beginning. */
   readonly base: number
+  /** Makes the same calls over and over. */
+  readonly stubborn: boolean
 }
 
 /** Draws a script. The chief's first two rounds have a `once` call and a delegation. */
-export function drawScript(random: SeededRandom, agent: string, base: number): Script {
-  return { agent, base, rounds: agent === 'chief' ? random.int(4, 8) : random.int(1, 3) }
+export function drawScript(random: SeededRandom, agent: string, base: number, stubborn = false): Script {
+  const rounds = agent === 'chief' ? random.int(4, 8) : random.int(1, 3)
+  // For longer than anybody may.
+  return { agent, base, stubborn, rounds: stubborn ? 24 : rounds }
 }
 
 const kinds = {
@@ -159,6 +163,19 @@ const kinds = {
 /** In crews that ask each other. */
 const awayKinds = { a_scout: 2, m_scout: 2, a_clerk: 2, m_clerk: 2, x_scout: 0.2 }
 
+/**
+ * Whether the models of a seed make the same calls over and over. Not of the seed's own row of draws, and so that no seed that
+ * is kept for what it found has it.
+ */
+export function isStubborn(seed: number): boolean {
+  return new Random(seed + 0x6c6f6f95).chance(0.12)
+}
+
+/** Topic of a call that is made again and again. */
+export function isAgain(topic: string): boolean {
+  return topic.startsWith('again')
+}
+
 /** The calls of a reply; none for the answer. */
 export function callsOf(
   random: SeededRandom,
@@ -168,6 +185,7 @@ export function callsOf(
   mail = false,
 ): RawToolCall[] {
   if (round >= script.rounds - 1) return []
+  if (script.stubborn && round > 1 && random.chance(0.9)) return [callAgain(random, script.agent, round)]
   const own = kinds[script.agent as keyof typeof kinds] ?? kinds.scout
   const weights = mail && script.agent !== 'scout' ? { ...own, ...awayKinds } : own
   const calls: RawToolCall[] = []
@@ -185,6 +203,13 @@ let counter = 0
 /** Begins the numbering of calls anew: a seed starts with it. */
 export function resetCalls(): void {
   counter = 0
+}
+
+/** One of a cycle of two, mostly. */
+function callAgain(random: SeededRandom, agent: string, round: number): RawToolCall {
+  const topic = `again ${random.chance(0.1) ? random.int(0, 9) : round % 2}`
+  const name = agent === 'clerk' ? 'save' : 'look'
+  return { id: `call_${(counter += 1)}`, name, arguments: JSON.stringify({ topic }) }
 }
 
 function callOf(random: SeededRandom, name: string, invalid: number): RawToolCall {
