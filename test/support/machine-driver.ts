@@ -49,6 +49,8 @@ export interface Coverage {
   readonly machine: AnyStateMachine
   /** What was not seen: `guard name: true|false` and `state: event #n`. */
   missing(): string[]
+  /** Notes which transitions a message takes from a state, when it is not delivered by a driver. */
+  note(before: Snapshot, message: Message): void
 }
 
 /** A copy of the machine that remembers what was covered. */
@@ -70,6 +72,7 @@ export function cover(machine: AnyStateMachine): Coverage {
   takenBy.set(covered, taken)
   return {
     machine: covered,
+    note: (before, message) => noteTransitions(covered, before, message),
     missing: () => [
       ...named.flatMap(([name]) =>
         [`guard ${name}: true`, `guard ${name}: false`].filter((answer) => !answers.has(answer)),
@@ -96,6 +99,10 @@ function nodesOf(node: Node): Node[] {
 }
 
 const takenBy = new WeakMap<AnyStateMachine, Set<unknown>>()
+
+function noteTransitions(machine: AnyStateMachine, before: Snapshot, message: Message): void {
+  for (const transition of machine.getTransitionData(before as never, message)) takenBy.get(machine)?.add(transition)
+}
 
 /** Starts a machine. */
 export function drive(machine: AnyStateMachine, input: { readonly self: string }): Driver {
@@ -136,7 +143,7 @@ export function drive(machine: AnyStateMachine, input: { readonly self: string }
     expect(throughBytes(again.actions)).toEqual(throughBytes(next.actions))
     expect(throughBytes(scope.persist(again.snapshot))).toEqual(throughBytes(scope.persist(next.snapshot)))
     expect(again.taken).toBe(next.taken)
-    for (const transition of machine.getTransitionData(before as never, message)) takenBy.get(machine)?.add(transition)
+    noteTransitions(machine, before, message)
     keepTimers(next.actions)
     step = next
     reference.send(message)

@@ -1,0 +1,292 @@
+/**
+ * Model-based tests: every step of every machine, from every state within a bound, taken by the runtime and compared with
+ * XState's own. The gate is that each transition and both answers of each guard are among them.
+ */
+import { expect, test } from 'vitest'
+import {
+  type AgentInput,
+  agentMachine,
+  budgetMachine,
+  crewMachine,
+  defaultLoops,
+  envoyMachine,
+  loopMachine,
+  nothing,
+  type ToolInput,
+  toolMachine,
+} from '../../machines/index.js'
+import * as agent from '../support/agent-messages.js'
+import * as budget from '../support/budget.js'
+import * as crew from '../support/crew-messages.js'
+import { type Coverage, cover, type Message } from '../support/machine-driver.js'
+import { type Explored, explore, type Model } from '../support/machine-graph.js'
+
+/** @param models each explored by itself: all that may come to a machine at once has too many states */
+function covers<Context>(coverage: Coverage, models: readonly Model<Context>[], atLeast: number): void {
+  const explored = models.map((model) => explore(coverage, model))
+  const sum = (of: (each: Explored) => number): number => explored.reduce((total, each) => total + of(each), 0)
+  console.log(`${coverage.machine.id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps`)
+  expect(explored.flatMap(({ differences }) => differences)).toEqual([])
+  expect(coverage.missing()).toEqual([])
+  // A bound that was drawn too close would cover little, and say nothing of it.
+  expect(sum(({ states }) => states)).toBeGreaterThanOrEqual(atLeast)
+}
+
+test('graph of the tool executor: the runtime takes each step as the model does, and none is left out', () => {
+  const input: ToolInput = {
+    ...{ self: 'tool/7-0', owner: 'agent/writer-r1', agent: 'writer', run: 'r1', conversation: 'r1' },
+    ...{ index: 2, callId: 'c2', tool: 'lookup', timeoutMs: 1_000, retries: 1, position: 1, key: '7-0' },
+    ...{ effect: 'once', onUnknown: 'tell' },
+  }
+  const failed = (retryMs: number | null): Message => {
+    return { type: 'tool.failed', kind: 'threw', bytes: 6, retryMs, result: 'f', sequence: 9 }
+  }
+  const verified = (done: boolean | null): Message => ({ type: 'tool.verified', done, bytes: 4, result: 'v' })
+  const messages: Message[] = [
+    { type: 'tool.succeeded', bytes: 10, result: 'r', sequence: 9 },
+    ...[failed(null), failed(40), verified(true), verified(false), verified(null)],
+    ...[true, false].map((started) => ({ type: 'effect.interrupted', started })),
+    ...['effect.crashed', 'tool.cancel', 'tool.unheard'].map((type) => ({ type })),
+  ]
+  const effects = ['once', 'idempotent', 'pure'] as const
+  const inputs = effects.flatMap((effect) =>
+    (['tell', 'verify'] as const).map((onUnknown) => ({ ...input, effect, onUnknown })),
+  )
+  covers<{ attempt: number }>(
+    cover(toolMachine),
+    [{ inputs, messages: ({ attempt }) => (attempt > 4 ? [] : messages) }],
+    80,
+  )
+})
+
+test('graph of the envoy: the runtime takes each step as the model does, and none is left out', () => {
+  const input = {
+    ...{ self: 'envoy/writer-4-0', crew: 'crew/main', agent: 'q3/agent/writer', conversation: 'writer-4-0' },
+    ...{ length: 1, depth: 2, chain: ['q1'], answerMs: 60_000 },
+  }
+  const answered = (code: string | null): Message => {
+    return { type: 'delegate.answered', code, reason: 'so', tokens: 7, result: 'r' }
+  }
+  const messages: Message[] = [
+    ...[answered(null), answered('MODEL_FAILED')],
+    { type: 'mail.returned', code: 'CREW_UNKNOWN', reason: 'gone' },
+    ...['run.cancel', 'run.pause'].map((type) => ({ type })),
+  ]
+  covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], 6)
+})
+
+test('graph of the loop detector: the runtime takes each step as the model does, and none is left out', () => {
+  interface Tracks {
+    readonly tracks: readonly { readonly level: number }[]
+  }
+  const check = (
+    turn: number,
+    learned: readonly string[],
+    call: string,
+    more: Record<string, unknown> = {},
+  ): Message => ({
+    ...{ type: 'loop.check', replyTo: 'agent/a', conversation: 'r1', turn, trail: ['a'], loops: defaultLoops },
+    learned: learned.map((each) => ({ call: each.slice(0, 1), result: each })),
+    calls: [{ index: 0, call, agent: null }],
+    ...more,
+  })
+  const messages = [
+    ...[check(0, [], 'a'), check(0, ['a1'], 'a'), check(0, ['a2'], 'b'), check(1, ['a1'], 'a')],
+    check(0, ['a1'], 'a', { trail: ['a', 'b', 'a', 'b'], calls: [{ index: 0, call: 'x', agent: 'a' }] }),
+    check(0, ['b1'], 'b', { conversation: 'r2' }),
+  ]
+  const isFar = ({ tracks }: Tracks): boolean => tracks.some(({ level }) => level > 8)
+  const model = { inputs: [{ self: 'loop/r1' }], messages: (known: Tracks) => (isFar(known) ? [] : messages) }
+  covers<Tracks>(cover(loopMachine), [model], 40)
+})
+
+test('graph of the budget keeper: the runtime takes each step as the model does, and none is left out', () => {
+  interface Books {
+    readonly accounts: Readonly<
+      Record<string, { readonly spent: { readonly modelCalls: number; readonly toolCalls: number } }>
+    >
+  }
+  const limits = { modelCalls: 2, toolCalls: 1, tokens: 400 }
+  const spent = { nanoUsd: 5, tokens: 60, modelCalls: 1, toolCalls: 0 }
+  const release = (grant: string): Message => ({ type: 'budget.release', grant })
+  const [resumed, sweep] = [{ type: 'actor.resumed' }, { type: 'budget.sweep' }]
+  const raise = { type: 'budget.raise', account: 'run', limits: { ...limits, tokens: 500 } }
+  const large = budget.reserve('b', { inputTokens: 280, replyTo: 'agent/b' })
+  const estimated = budget.settle('a', spent, false)
+  const two = [
+    budget.reserve('a'),
+    large,
+    release('a'),
+    release('b'),
+    budget.settle('a', spent),
+    estimated,
+    budget.close,
+  ]
+  const one = [
+    ...[budget.reserve('a'), estimated, budget.settle('a', spent, true, 1), budget.charge(1)],
+    ...[sweep, resumed, budget.report, budget.close],
+  ]
+  const accounts: Message[] = [
+    ...[budget.open('child', { tokens: 90 }), { type: 'budget.refund', account: 'child' }, raise],
+    ...[budget.reserve('a'), large, budget.settle('a', spent), release('c'), budget.close],
+  ]
+  // Nobody asks for an account that is not open.
+  const child = budget.reserve('c', { account: 'child', replyTo: 'agent/c' })
+  const isFar = ({ accounts: { run } }: Books): boolean => run!.spent.modelCalls > 1 || run!.spent.toolCalls > 1
+  const within = (messages: readonly Message[]) => (books: Books) => {
+    if (isFar(books)) return []
+    return messages === accounts && 'child' in books.accounts ? [...messages, child] : messages
+  }
+  const inputs = [{ self: 'budget/r1', limits, minOutputTokens: 10 }]
+  const models = [two, one, accounts].map((messages): Model<Books> => ({ inputs, messages: within(messages) }))
+  covers<Books>(cover(budgetMachine), models, 200)
+})
+
+test('graph of the agent: the runtime takes each step as the model does, and none is left out', () => {
+  interface Known {
+    readonly grants: number
+    readonly steered: number
+    readonly turn: number
+    readonly open: readonly { readonly index: number }[]
+  }
+  const data = { ...agent.data, rounds: 2, attempts: 2, loops: defaultLoops }
+  const plain: AgentInput = { ...agent.input, data }
+  const counted: AgentInput = { ...plain, counted: true }
+  const bare = (...types: readonly string[]): Message[] => types.map((type) => ({ type }))
+  const verdict = (rung: string, refused: readonly number[] = []): Message => ({
+    ...{ type: 'loop.verdict', rung, text: rung === 'pass' ? '' : `it is ${rung}` },
+    refused: refused.map((index) => ({ index, message: 'not again' })),
+  })
+  const calls = [agent.toolCall(0), agent.delegation(1), agent.refusal(2)]
+  const ends: Message[] = [
+    { type: 'tool.finished', index: 0, status: 'ok', tokens: 5, result: 'r' },
+    { type: 'delegate.finished', index: 1, tokens: 9, result: 'd' },
+    { type: 'actor.failed', address: 'tool/7-0', code: 'ACTOR_FAILED', reason: 'boom' },
+  ]
+  const one = agent.replied({ calls: [agent.toolCall(0)] })
+  const attempts: Message[] = [
+    ...[agent.granted, agent.refused, agent.replied(), agent.replied({ calls }), one],
+    ...[agent.replied({ fits: false, reason: 'no object' }), agent.replied({ calls: [agent.refusal(0)] })],
+    ...['again', 'next', 'stop'].map((advice) => agent.failed(advice)),
+    ...[...ends, ...bare('effect.interrupted', 'effect.crashed', 'run.cancel', 'budget.raise')],
+  ]
+  const loops: Message[] = [
+    ...[agent.granted, agent.refused, agent.replied({ calls }), ...ends],
+    ...[verdict('pass'), verdict('warn'), verdict('block', [0, 1]), verdict('stop')],
+    ...bare('run.cancel', 'budget.raise', 'run.pause', 'run.resume'),
+  ]
+  const users: Message[] = [
+    ...[agent.granted, agent.replied(), one, ends[0]!, { type: 'run.steer', tokens: 6 }],
+    ...bare('run.cancel', 'run.pause', 'run.resume'),
+  ]
+  const redefined: Message = { type: 'agent.redefined', data: { ...data, rounds: 1 } }
+  const within = (grants: number, messages: readonly Message[]): Model<Known>['messages'] => {
+    // A call ends once.
+    const mayCome = ({ index }: Message, { open }: Known): boolean => {
+      return index === undefined || open.some((each) => each.index === index)
+    }
+    return (known) => {
+      const isFar = known.grants > grants || known.steered + known.turn > 1
+      return isFar ? [] : messages.filter((message) => mayCome(message, known))
+    }
+  }
+  const models: Model<Known>[] = [
+    { inputs: [plain, counted], messages: within(1, attempts) },
+    { inputs: [plain, counted].map((each) => ({ ...each, detector: 'loop/r1' })), messages: within(1, loops) },
+    { inputs: [plain], messages: within(1, users) },
+    { inputs: [plain], messages: within(1, [agent.granted, one, ends[0]!, redefined]) },
+  ]
+  covers(cover(agentMachine), models, 500)
+})
+
+test('graph of the crew: the runtime takes each step as the model does, and none is left out', () => {
+  interface Known {
+    readonly queue: readonly { readonly run: string }[]
+    readonly task: { readonly run: string } | null
+    readonly workers: Readonly<Record<string, unknown>>
+    readonly waiting: readonly { readonly name: string }[]
+    readonly steers: readonly string[]
+    readonly keeper: string | null
+    readonly detector: string | null
+  }
+  const bare = (...types: readonly string[]): Message[] => types.map((type) => ({ type }))
+  const isKnown = (known: Known, run: string): boolean =>
+    known.task?.run === run || known.queue.some((task) => task.run === run)
+  /** What the actors of a crew may say: those that work, and its keeper and detector. */
+  const actorsOf = ({ workers, keeper, detector, task }: Known): Message[] => [
+    ...Object.keys(workers).flatMap((address) => {
+      const accounts = address.includes('saver') ? ['run', 'saver'] : ['run']
+      const ends = [crew.finished(address), crew.actorFailed(address)]
+      return [...ends, ...accounts.map((account) => crew.exhausted(address, account))]
+    }),
+    ...(task === null && keeper !== 'crew' ? [] : [crew.actorFailed(`budget/${keeper ?? task?.run}`)]),
+    ...(detector === null ? [] : [crew.actorFailed(detector)]),
+    { type: 'budget.closed', spent: nothing },
+  ]
+  const tasks = (known: Known, ...sequences: readonly number[]): Message[] =>
+    sequences.filter((sequence) => !isKnown(known, `r${sequence}`)).map((sequence) => crew.task(sequence))
+  /** Calls of a run's lead, each name once at a time. */
+  const calls = (known: Known, of: Readonly<Record<string, string>>): Message[] => {
+    const lead = Object.keys(known.workers)[0] ?? 'agent/nobody'
+    const isThere = (name: string): boolean =>
+      known.waiting.some((each) => each.name === name) ||
+      `agent/${name}` in known.workers ||
+      `envoy/${name}` in known.workers
+    const names = Object.entries(of).filter(([name]) => !isThere(name))
+    return names.map(([name, agent]) => crew.call(name, { agent, caller: lead }))
+  }
+  const given = (known: Known, sequence: number, more: Record<string, unknown> = {}): Message[] => {
+    const message = {
+      ...{ type: 'delegate.task', agent: 'helper', depth: 3, chain: [], tokens: 12, messages: 1, refused: '' },
+      ...{ sender: `a/envoy/helper-${sequence}-0`, shard: 'm', sequence, ...more },
+    }
+    return isKnown(known, `r${sequence}`) ? [] : [message]
+  }
+  const steer = (key: string): Message => ({ type: 'crew.steer', tokens: 6, key })
+  const looping = { ...crew.data.agents, writer: crew.agentData('writer', { loops: defaultLoops }) }
+  const input = (more: Record<string, unknown> = {}, of: Record<string, unknown> = {}) => ({
+    ...{ self: 'crew/main', data: { ...crew.data, delegates: 1, ...more }, ...of },
+  })
+  const runs: Model<Known> = {
+    inputs: [input(), input({ wallMs: 5_000 }), input({ per: 'crew' }), input({ per: 'crew' }, { keeper: 'crew' })],
+    messages: (known) => [
+      ...tasks(known, 1, 2),
+      ...actorsOf(known),
+      ...bare('crew.cancel', 'crew.wall'),
+      { type: 'crew.cancel', run: 'r2' },
+    ],
+  }
+  const delegates: Model<Known> = {
+    inputs: [input({ agents: looping })],
+    messages: (known) => [
+      ...tasks(known, 1),
+      ...calls(known, { 'helper-5-0': 'helper', 'saver-5-1': 'saver', 'x-5-2': 'z/agent/x' }),
+      ...actorsOf(known),
+      ...bare('crew.cancel'),
+      { type: 'delegate.cancel', caller: 'agent/writer-r1' },
+    ],
+  }
+  const users: Model<Known> = {
+    inputs: [input()],
+    messages: (known) => [
+      ...tasks(known, 1),
+      ...actorsOf(known),
+      ...(known.steers.length > 1 ? [] : [steer('a'), steer('b')]),
+      ...[steer('a'), { type: 'crew.redefined', crew: { ...crew.data, delegates: 2 } }],
+      ...bare('crew.pause', 'crew.resume', 'crew.cancel'),
+    ],
+  }
+  const mail: Model<Known> = {
+    inputs: [input()],
+    messages: (known) => [
+      ...given(known, 1),
+      ...given(known, 2, { sender: 'z/envoy/y' }),
+      ...given(known, 3, { agent: 'nobody' }),
+      ...calls(known, { 'x-5-2': 'z/agent/x' }),
+      ...actorsOf(known),
+      { type: 'delegate.revoke', sender: 'a/envoy/helper-1-0' },
+      { type: 'delegate.revoke', sender: 'z/envoy/y' },
+    ],
+  }
+  covers(cover(crewMachine), [runs, delegates, users, mail], 500)
+})
