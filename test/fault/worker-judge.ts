@@ -170,6 +170,9 @@ export interface GivenUp {
   readonly owners: readonly string[]
 }
 
+/** Outcomes behind which the same work is tried again, if at all, or asked about: its crashes are counted on. */
+const sameWork = new Set(['effect.interrupted', 'tool.verified', 'model.failed', 'tool.failed'])
+
 /** What a crew's journal has as given up. */
 export function givenUpOf(crew: string, commits: readonly RecordedCommit[]): GivenUp[] {
   const found: GivenUp[] = []
@@ -184,9 +187,7 @@ export function givenUpOf(crew: string, commits: readonly RecordedCommit[]): Giv
       const owners = takings.slice(Math.max(0, first)).map(({ worker }) => worker)
       found.push({ crew, actor: to, since, at, owners: [...new Set(owners)] })
     }
-    // What a lost call is asked about is still the same work.
-    if (from.startsWith('port/') && body.type !== 'effect.interrupted' && body.type !== 'tool.verified')
-      heard.set(to, at)
+    if (from.startsWith('port/') && !sameWork.has(body.type)) heard.set(to, at)
   }
   return found
 }

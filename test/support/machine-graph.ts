@@ -43,8 +43,8 @@ export function explore<Context>({ machine, note }: Coverage, model: Model<Conte
       states += 1
       for (const { event, state } of Object.values(graph[name as keyof typeof graph]?.transitions ?? {})) {
         steps += 1
-        note(snapshot, event as Message)
-        const after = scope.deliver(snapshot, input.self, event as Message).snapshot
+        note(snapshot, event)
+        const after = scope.deliver(snapshot, input.self, event).snapshot
         const [is, ought] = [nameOf(after), nameOf(state as never)]
         if (is !== ought && differences.length < maxDifferences)
           differences.push(`${JSON.stringify(event)} in ${name.slice(0, 400)}\nruntime ${is}\nmodel   ${ought}`)
