@@ -4,7 +4,7 @@
  */
 import { crewAddress } from '../../runtime/commit.js'
 import { instructionsOf, userMessage } from '../../runtime/edge.js'
-import { isTroupeError } from '../../runtime/errors.js'
+import { isTroupeError, TroupeError } from '../../runtime/errors.js'
 import { estimateTokens } from '../../runtime/prepared-crew.js'
 import type { Shard } from '../../runtime/shard.js'
 import { SimulatedModel, SimulatedTools } from './simulated-ports.js'
@@ -157,7 +157,11 @@ export class Client {
   /** As `CrewHandle.start` does it. */
   async #start(shard: Shard, { key }: Task): Promise<string> {
     const same = shard.state.runs.withKey(key)
-    if (same !== undefined) return same.run
+    if (same !== undefined) {
+      // What is decided and not durable may be lost with its append: asked for again in a while.
+      if (!shard.isDurable(same.sequence)) throw new TroupeError('STORE_FAILED', `${key} is not durable yet`)
+      return same.run
+    }
     const { prepared } = variantOf(this.#crew.variant)
     const text = `task ${key}`
     const system = await instructionsOf(prepared, prepared.crew.lead, text, null)

@@ -53,6 +53,7 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [543_416_773_387, 'a commit that came late was compared with another one at its place'],
   [2_321_960_790_341, 'the same, over a letter'],
   [3_201_353, 'the judge did not know of a letter that had come back while there was no such crew'],
+  [1_517_790_291_104, 'the simulated client took a task for accepted whose append was lost'],
   [99_127_110, 'letters were late for longer than they were waited for'],
   [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],
 ]
