@@ -45,6 +45,7 @@ const longestDelayMs = 5_000
  * How long a letter stays away: longer each time, and never quite the same, since of letters that come again in step each one
  * would come to the same reader.
  * @param count how often it was delivered
+ * @param longestMs what it grows up to @default 5_000
  */
 export function delayOf(count: number, longestMs = longestDelayMs): number {
   return Math.min(longestMs, 100 * 2 ** Math.min(count - 1, 6)) * (0.5 + Math.random() / 2)

@@ -8,7 +8,7 @@ import { startNatsServer } from '../support/nats-server.js'
 import { bundleChild } from './child-script.js'
 import type { Window } from './hooked-ports.js'
 import { draw } from './kill-crews.js'
-import { setStage, type StageReport, totalOf, type WorkerProcess, type WorkerStage } from './worker-stage.js'
+import { restart, setStage, type StageReport, totalOf, type WorkerProcess, type WorkerStage } from './worker-stage.js'
 
 /** The windows of append, publish, acknowledgement and dispatch. */
 export const failoverWindows = [
@@ -141,6 +141,14 @@ export async function runFailover(options: FailoverOptions): Promise<FailoverRep
 /** Of sorted numbers; 0 for none. */
 export function quantile(sorted: readonly number[], part: number): number {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))] ?? 0
+}
+
+/** Kills the server with SIGKILL and starts it again. */
+export async function killServer(stage: WorkerStage, server: NatsServer, window: string): Promise<void> {
+  const fault = stage.note({ fault: 'server', window, worker: '', at: Date.now() })
+  await restart(server)
+  stage.noteServer()
+  fault.until = Date.now() + 2 * leaseMs
 }
 
 /** Starts workers, one after the other: two that start at once make the streams twice. */

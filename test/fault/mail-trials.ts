@@ -7,7 +7,7 @@ import type { Runtime } from '../../runtime/index.js'
 import { isTroupeError } from '../../runtime/errors.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { bundleChild } from './child-script.js'
-import { leaseMs, startWorkers } from './failover-trials.js'
+import { killServer, leaseMs, startWorkers } from './failover-trials.js'
 import type { Window } from './hooked-ports.js'
 import type { CrewResult } from './kill-child.js'
 import { draw, onceTools } from './kill-crews.js'
@@ -15,7 +15,7 @@ import { judgeKeys, judgeRequests, judgeStarts } from './kill-judge.js'
 import { askOf, lanesOf, type MailAsk, mailCrews, type MailGroup, mailGroups } from './mail-crews.js'
 import { judgeLeads, judgeMail, type MailVerdict } from './mail-judge.js'
 import type { CrewStory } from './worker-judge.js'
-import { idleShop, restart, setStage, type WorkerProcess, type WorkerStage } from './worker-stage.js'
+import { idleShop, setStage, type WorkerProcess, type WorkerStage } from './worker-stage.js'
 
 /** The windows that a task and its answer pass, and the one that the wire has for the acknowledgement of either. */
 export const mailWindows = [
@@ -145,10 +145,7 @@ async function killOnce(stage: WorkerStage, server: NatsServer, kill: Kill, name
   await stage.calm()
   if (kill === 'server' || kill === 'random') await new Promise((r) => setTimeout(r, draw(`${name} delay`, 300)))
   if (kill === 'server') {
-    const fault = stage.note({ fault: 'server', window: 'server', worker: '', at: Date.now() })
-    await restart(server)
-    stage.noteServer()
-    fault.until = Date.now() + 2 * leaseMs
+    await killServer(stage, server, 'server')
     return true
   }
   const victim = ownerOfMost(stage)

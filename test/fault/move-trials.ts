@@ -4,9 +4,9 @@
  */
 import { startNatsServer } from '../support/nats-server.js'
 import { bundleChild } from './child-script.js'
-import { leaseMs, startWorkers } from './failover-trials.js'
+import { killServer, leaseMs, startWorkers } from './failover-trials.js'
 import { draw } from './kill-crews.js'
-import { restart, setStage, type StageReport, type WorkerStage } from './worker-stage.js'
+import { setStage, type StageReport, type WorkerStage } from './worker-stage.js'
 
 /** What came of the trials. */
 export interface MoveReport extends StageReport {
@@ -38,10 +38,7 @@ export async function runMoves(options: {
     const moving = moveAll(stage, ending.signal)
     for (let kill = 0; kill < kills; kill += 1) {
       await new Promise((resolve) => setTimeout(resolve, 1_000 + draw(`${seed} ${kill} delay`, 1_500)))
-      const fault = stage.note({ fault: 'server', window: 'random', worker: '', at: Date.now() })
-      await restart(server)
-      stage.noteServer()
-      fault.until = Date.now() + 2 * leaseMs
+      await killServer(stage, server, 'random')
     }
     ending.abort()
     const moves = await moving

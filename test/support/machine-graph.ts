@@ -38,7 +38,7 @@ export function explore<Context>({ machine, note }: Coverage, model: Model<Conte
     const scope = new Scope()
     const first = scope.start(machine, input.self, structuredClone(input)).snapshot
     const reached = new Map<string, Snapshot>([[nameOf(first), first]])
-    // The graph tells of a state after every way to it has begun there.
+    // States that are found on the way are gone through as well.
     for (const [name, snapshot] of reached) {
       states += 1
       for (const { event, state } of Object.values(graph[name as keyof typeof graph]?.transitions ?? {})) {
