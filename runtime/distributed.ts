@@ -111,8 +111,8 @@ export async function joinNamespace(parts: DistributedParts): Promise<Distribute
 /** What this process does for others. */
 interface Member {
   readonly name: string
-  /** Works for crews of this definition from now on. */
-  offer(crew: Crew): Promise<void>
+  /** Works for crews of these definitions from now on. */
+  offer(crews: readonly Crew[]): Promise<void>
   /** Hands everything over, waits up to `graceMs` for what runs, and goes. */
   leave(graceMs: number): Promise<void>
   /** Resolves when it has gone. */
@@ -167,19 +167,20 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
   }
 
   /**
-   * Lets this worker run crews of this definition, or work on their remote tools. A client cannot.
+   * Lets this worker run crews of these definitions, or work on their remote tools. A client cannot. Of several that it has
+   * others are told at once, and it looks once for crews that are its own now.
    * @throws TroupeError `CONFIG_INVALID` for a client, `CREW_INVALID` for a tool worker and another tool of a name that it has.
    */
-  async offer(definition: Crew | Agent): Promise<void> {
+  async offer(...definitions: readonly (Crew | Agent)[]): Promise<void> {
     if (this.#member === null) throw new TroupeError('CONFIG_INVALID', 'a client runs no crews')
-    await this.#member.offer(toCrew(definition))
+    await this.#member.offer(definitions.map((each) => toCrew(each)))
   }
 
   override async spawn<Output>(
     definition: Crew<Output> | Agent<Output>,
     options: SpawnOptions = {},
   ): Promise<CrewHandle<Output>> {
-    await this.#member?.offer(toCrew(definition))
+    await this.#member?.offer([toCrew(definition)])
     return super.spawn(definition, options)
   }
 
@@ -286,14 +287,21 @@ class Membership implements Member {
     return new Membership(parts, name, ownership, crews, leaving, remote)
   }
 
-  async offer(crew: Crew): Promise<void> {
+  async offer(crews: readonly Crew[]): Promise<void> {
+    const added = crews.map((crew) => this.#add(crew))
+    if (!added.includes(true)) return
+    const versions = [...this.#crews].map(([name, { prepared }]) => [name, prepared.hash] as const)
+    await this.#ownership.announce(Object.fromEntries(versions))
+  }
+
+  /** False when it has this very code. */
+  #add(crew: Crew): boolean {
     const { prepared, model, tools } = this.#parts.bind(crew)
-    if (this.#crews.get(crew.name)?.prepared === prepared) return
+    if (this.#crews.get(crew.name)?.prepared === prepared) return false
     const isRemote = (agent: string, tool: string): boolean =>
       prepared.agents.get(agent)?.tools.get(tool)?.remote === true
     this.#crews.set(crew.name, { prepared, model, tools: this.#remote.route(tools, isRemote) })
-    const versions = [...this.#crews].map(([name, { prepared }]) => [name, prepared.hash] as const)
-    await this.#ownership.announce(Object.fromEntries(versions))
+    return true
   }
 
   leave(graceMs: number): Promise<void> {
@@ -393,8 +401,9 @@ class ToolMembership implements Member {
     return new ToolMembership(name, lease, worker, tools, leaving)
   }
 
-  async offer(crew: Crew): Promise<void> {
-    const remote = Object.values(crew.agents).flatMap(({ tools }) => tools.filter((tool) => tool.remote))
+  async offer(crews: readonly Crew[]): Promise<void> {
+    const agents = crews.flatMap((crew) => Object.values(crew.agents))
+    const remote = agents.flatMap(({ tools }) => tools.filter((tool) => tool.remote))
     for (const tool of remote) {
       const known = this.#tools.get(tool.name)
       if (known !== undefined && known !== tool)

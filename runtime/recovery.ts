@@ -11,11 +11,12 @@
  *   shard is untouched. An accepted upgrade is journalled and not refused again.
  * - Y5 A record that lands while a shard is rebuilt is no damage: the state is that of some moment, and what does not know
  *   of the record is kept out by the fence.
+ * - Y6 Of a snapshot of the head no record is read: the head has its hash.
  */
 import { canonicalJson } from './codec.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
 import { isTroupeError, TroupeError, toTroupeError } from './errors.js'
-import type { Journal, ShardHead, StoredRecord } from './journal.js'
+import type { Journal, ShardHead, SnapshotManifest, StoredRecord } from './journal.js'
 import { checkChain, corrupt, fromRecord, type RecordedCommit } from './record.js'
 import { loadSnapshot, type SealedSegments } from './snapshot.js'
 import { emptyState, type ShardState, versionsOf } from './state.js'
@@ -56,7 +57,7 @@ export async function recover(
     const sealed: SealedSegments = new Map()
     let changed: string | null = null
     try {
-      const tail = await readTail(journal, shard, stored.sequence, stored.hash)
+      const tail = isHead(head, stored) ? emptyTail(head) : await readTail(journal, shard, stored.sequence, stored.hash)
       if (tail === null) continue
       const accepted = acceptedHere(tail.commits, context)
       const state = await loadSnapshot(journal, stored, sealed, context.scope, context.machines, (difference) => {
@@ -117,6 +118,15 @@ interface Tail {
   readonly commits: readonly RecordedCommit[]
   readonly hash: Uint8Array
   readonly bytes: number
+}
+
+/** Whether nothing came after a snapshot: the head has its hash, and nothing is to be read. */
+function isHead(head: ShardHead, { sequence, hash }: Pick<SnapshotManifest, 'sequence' | 'hash'>): boolean {
+  return head.sequence === sequence && Buffer.from(head.hash).equals(hash)
+}
+
+function emptyTail({ hash }: ShardHead): Tail {
+  return { commits: [], hash, bytes: 0 }
 }
 
 /** The commits after `sequence`, chain checked; null when the journal does not have `hash` at `sequence`. */

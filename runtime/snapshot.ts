@@ -23,13 +23,15 @@ import {
 
 /** Entries in a sealed segment. */
 const segmentLength = 512
+/** An actor's state up to here is in the manifest: it would be a read of its own, for each of them. */
+const inlineBytes = 4 * 1024
 
 type ManifestLog = readonly [string, readonly string[], readonly StoredEntry[], StoredLog[2], string]
 
 interface Manifest {
   readonly state: Omit<StoredState, 'logs' | 'actors'>
-  /** Hash of the chunk of each actor. */
-  readonly actors: readonly string[]
+  /** The state of each actor, encoded, or the hash of its chunk. */
+  readonly actors: readonly (Uint8Array | string)[]
   readonly logs: readonly ManifestLog[]
 }
 
@@ -55,8 +57,7 @@ export function takeSnapshot(
   const { logs, actors, ...rest } = toStoredState(state, scope, machines)
   const chunks = new Map<string, Uint8Array>()
   let bytes = 0
-  const add = (value: unknown): string => {
-    const chunk = encode(value)
+  const add = (chunk: Uint8Array): string => {
     const name = contentHash(chunk)
     chunks.set(name, chunk)
     bytes += chunk.length
@@ -64,11 +65,14 @@ export function takeSnapshot(
   }
   const manifest: Manifest = {
     state: rest,
-    actors: actors.map(add),
+    actors: actors.map((actor) => {
+      const encoded = encode(actor)
+      return encoded.length > inlineBytes ? add(encoded) : encoded
+    }),
     logs: logs.map(([name, entries, staged, logHash]): ManifestLog => {
       const known = sealed.get(name) ?? []
       for (let at = known.length * segmentLength; at + segmentLength <= entries.length; at += segmentLength) {
-        known.push(add(entries.slice(at, at + segmentLength)))
+        known.push(add(encode(entries.slice(at, at + segmentLength))))
       }
       sealed.set(name, known)
       return [name, [...known], entries.slice(known.length * segmentLength), staged, logHash]
@@ -76,7 +80,8 @@ export function takeSnapshot(
   }
   for (const name of sealed.keys()) if (!state.logs.has(name)) sealed.delete(name)
   const encoded = encode(manifest)
-  const names = [...manifest.actors, ...manifest.logs.flatMap(([, segments]) => segments)]
+  const ofActors = manifest.actors.filter((actor) => typeof actor === 'string')
+  const names = [...ofActors, ...manifest.logs.flatMap(([, segments]) => segments)]
   return {
     manifest: { shard: state.shard, sequence: state.sequence, hash, bytes: encoded, chunks: [...new Set(names)] },
     chunks,
@@ -110,6 +115,8 @@ export async function loadSnapshot(
     sealed.set(name, [...segments])
     return [name, [...segments.flatMap((segment) => read(segment) as StoredEntry[]), ...open], staged, hash]
   })
-  const actors = manifest.actors.map((name) => read(name)) as StoredState['actors']
+  const actors = manifest.actors.map((actor) =>
+    typeof actor === 'string' ? read(actor) : decode(actor),
+  ) as StoredState['actors']
   return fromStoredState(stored.shard, { ...manifest.state, actors, logs }, scope, machines, accept)
 }

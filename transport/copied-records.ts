@@ -6,6 +6,7 @@
  *
  * - CPR1 Records from here are given only when their chain ends in the hash of the server's head, or in a record of the
  *   server that follows from the last one here. What does not is dropped.
+ * - CPR2 Nothing is asked of the server twice: what proves that the records here are its own goes on from there.
  */
 import type { StoredRecord } from '../runtime/journal.js'
 import { Recent } from '../runtime/recent.js'
@@ -59,20 +60,21 @@ export class CopiedRecords {
   async *read(head: Entry, life: string, from: number): AsyncGenerator<StoredRecord> {
     const { shard, sequence } = head
     if (from > sequence) return
+    const server = new Served((next) => this.#server(shard, next))
     let next = from
-    for await (const record of this.#sound(head, life, from)) {
+    for await (const record of this.#sound(head, life, from, server)) {
       yield record
       next = record.last + 1
     }
     if (next > sequence) return
-    for await (const record of this.#server(shard, next)) {
+    for await (const record of server.from(next)) {
       this.keep(shard, record)
       yield record
     }
   }
 
   /** Those here that the server has, too. */
-  async *#sound(head: Entry, life: string, from: number): AsyncGenerator<StoredRecord> {
+  async *#sound(head: Entry, life: string, from: number, server: Served): AsyncGenerator<StoredRecord> {
     const { shard, sequence } = head
     let upTo = this.#known(head, life, from)
     if (upTo === 0) {
@@ -84,7 +86,7 @@ export class CopiedRecords {
         if (bytes <= maxHeldBytes) first.push(record)
         last = record
       }
-      if (last === null || !(await this.#prove(head, life, from, last))) return
+      if (last === null || !(await this.#prove(head, life, from, last, server))) return
       yield* first
       upTo = last.last
       from = (first.at(-1)?.last ?? from - 1) + 1
@@ -105,10 +107,10 @@ export class CopiedRecords {
   }
 
   /** Whether what is here from a commit up to this record is the server's. What is not goes. */
-  async #prove(head: Entry, life: string, from: number, last: StoredRecord): Promise<boolean> {
+  async #prove(head: Entry, life: string, from: number, last: StoredRecord, server: Served): Promise<boolean> {
     const { shard } = head
     this.#proofs.delete(shard)
-    if (!(await this.#isOnServer(head, last))) {
+    if (!(await isServed(head, last, server))) {
       await this.#copy.forget(shard)
       await this.#copy.enter(shard, life)
       return false
@@ -116,10 +118,37 @@ export class CopiedRecords {
     this.#proofs.set(shard, { life, from, upTo: last.last })
     return true
   }
+}
 
-  async #isOnServer({ shard, sequence, hash }: Entry, last: StoredRecord): Promise<boolean> {
-    if (last.last >= sequence) return last.last === sequence && rows.asBuffer(hash).equals(last.hash)
-    for await (const record of this.#server(shard, last.last + 1)) return follows(record, last)
-    return false
+/** Whether a record is the server's: the head ends with it, or the next one follows from it. */
+async function isServed({ sequence, hash }: Entry, last: StoredRecord, server: Served): Promise<boolean> {
+  if (last.last >= sequence) return last.last === sequence && rows.asBuffer(hash).equals(last.hash)
+  const next = await server.peek(last.last + 1)
+  return next !== null && follows(next, last)
+}
+
+/** The server's records, of which the first was looked at before: it is not fetched again. */
+class Served {
+  readonly #open: (from: number) => AsyncIterable<StoredRecord>
+  #peeked: { readonly from: number; readonly first: StoredRecord; readonly rest: AsyncIterator<StoredRecord> } | null =
+    null
+
+  constructor(open: (from: number) => AsyncIterable<StoredRecord>) {
+    this.#open = open
+  }
+
+  /** The first one from a commit on; null for none. */
+  async peek(from: number): Promise<StoredRecord | null> {
+    const rest = this.#open(from)[Symbol.asyncIterator]()
+    const next = await rest.next()
+    if (next.done === true) return null
+    this.#peeked = { from, first: next.value, rest }
+    return next.value
+  }
+
+  async *from(from: number): AsyncGenerator<StoredRecord> {
+    const peeked = this.#peeked
+    if (peeked?.from === from) yield peeked.first
+    yield* peeked?.from === from ? { [Symbol.asyncIterator]: () => peeked.rest } : this.#open(from)
   }
 }

@@ -11,6 +11,8 @@
  *
  * - JC1 Nothing is given out that does not match its hash or checksum.
  * - JC2 A value whose first part is there is there whole.
+ * - JC3 Snapshots are found, stored and replaced without a look at what other shards have; one that is kept is never written
+ *   over.
  */
 import { DiscardPolicy, type JetStreamClient, jetstream, type StreamConfig } from '@nats-io/jetstream'
 import { headers } from '@nats-io/transport-node'
@@ -38,6 +40,12 @@ const kind = {
 } as const
 
 /**
+ * Keys of a shard's manifests: the last one, and the one before it. A list of those that are there would have the server look
+ * through the subjects of all shards.
+ */
+const slots = ['0', '1'] as const
+
+/**
  * Makes sure that the stream of a namespace's pieces is there.
  * @param replicas copies in a cluster. Throws what `ensureStream` throws.
  */
@@ -45,7 +53,7 @@ export function ensureContent(link: NatsLink, subjects: Subjects, replicas = 1):
   const [name, subject] = [subjects.stream('content'), subjects.contents()]
   // A full stream refuses what is new; the one message of a subject is replaced all the same.
   const settings = { max_msgs_per_subject: 1, discard: DiscardPolicy.New }
-  return ensureStream(link, { name, subjects: [subject], ...settings }, replicas)
+  return ensureStream(link, { name, subjects: [subject], ...settings }, replicas, { allow_direct: true })
 }
 
 /** Pieces of all shards of one namespace. */
@@ -56,6 +64,8 @@ export class JetStreamContent {
   readonly #client: JetStreamClient
   /** What was read or written here before; null for none. */
   copy: LocalCopy | null = null
+  /** One server alone has the stream, and gives messages as they are. */
+  isDirect = false
 
   constructor(link: NatsLink, subjects: Subjects) {
     this.#link = link
@@ -95,8 +105,9 @@ export class JetStreamContent {
 
   async #last(subject: string): Promise<{ readonly data: Uint8Array; readonly parts: number } | null> {
     try {
-      // From the leader: a replica may not have it yet.
-      const message = await this.#link.manager.streams.getMessage(this.#stream, { last_by_subj: subject })
+      const { direct, streams } = this.#link.manager
+      // Of a stream with copies from the leader: another one may not have it yet.
+      const message = await (this.isDirect ? direct : streams).getMessage(this.#stream, { last_by_subj: subject })
       return message === null ? null : { data: message.data, parts: Number(message.header.get(partsHeader)) }
     } catch (error) {
       throw storeError(error)
@@ -211,45 +222,48 @@ export class JetStreamContent {
     keep: readonly number[],
   ): Promise<void> {
     const { shard, sequence } = manifest
-    const stored = new Set(await this.#keys(shard, kind.chunk))
+    const before = await this.#manifests(shard)
+    const stored = new Set(before.flatMap((each) => each?.chunks ?? []))
     for (const hash of new Set(manifest.chunks)) {
       if (stored.has(hash)) continue
       const bytes = chunks.get(hash)
       if (bytes === undefined) throw chunkError(shard, hash, 'is not stored')
       await this.#putKept(shard, kind.chunk, hash, bytes)
     }
-    const key = String(sequence)
-    await this.#putKept(shard, kind.manifest, key, rows.seal(key, rows.encodeManifest(manifest), sequence))
-    await this.#collect(shard, new Set([...keep, sequence]))
+    const slot = slotFor(sequence, before, keep)
+    await this.#put(shard, kind.manifest, slot, rows.seal(slot, rows.encodeManifest(manifest), sequence))
+    const others = before.filter((each, index) => each !== null && slots[index] !== slot) as SnapshotManifest[]
+    const gone = others.filter((each) => !keep.includes(each.sequence))
+    for (const each of gone) await this.#dropManifest(shard, slots[before.indexOf(each)]!)
+    const named = new Set([manifest, ...others].filter((each) => !gone.includes(each)).flatMap((each) => each.chunks))
+    for (const hash of stored) if (!named.has(hash)) await this.#dropKept(shard, kind.chunk, hash)
   }
 
-  /** Deletes the manifests that are not in `keep`, and the chunks that no remaining one names. */
-  async #collect(shard: string, keep: ReadonlySet<number>): Promise<void> {
-    const manifests = await this.snapshots(shard)
-    const gone = manifests.filter(({ sequence }) => !keep.has(sequence))
-    if (gone.length === 0) return
-    for (const { sequence } of gone) await this.#dropKept(shard, kind.manifest, String(sequence))
-    const named = new Set(manifests.filter(({ sequence }) => keep.has(sequence)).flatMap(({ chunks }) => chunks))
-    for (const hash of await this.#keys(shard, kind.chunk)) {
-      if (!named.has(hash)) await this.#dropKept(shard, kind.chunk, hash)
-    }
+  /** What is in each slot, as far as it is sound. */
+  #manifests(shard: string): Promise<(SnapshotManifest | null)[]> {
+    return Promise.all(
+      slots.map(async (slot) => {
+        const sealed = await this.#get(shard, kind.manifest, slot)
+        const opened = sealed === null ? null : rows.unseal(slot, sealed)
+        return opened === null ? null : rows.decodeManifest(shard, opened.number, opened.payload)
+      }),
+    )
+  }
+
+  #dropManifest(shard: string, slot: string): Promise<void> {
+    return this.#drop(this.#subjects.contents(shard, kind.manifest, slot))
   }
 
   /** Sound manifests only: an older one, or replay from the start, gives the same state as a damaged one. */
   async snapshots(shard: string): Promise<readonly SnapshotManifest[]> {
-    const found: SnapshotManifest[] = []
-    for (const key of await this.#keys(shard, kind.manifest)) {
-      const sealed = await this.#sound(shard, kind.manifest, key, (found) => rows.unseal(key, found) !== null)
-      const opened = sealed === null ? null : rows.unseal(key, sealed)
-      if (opened !== null) found.push(rows.decodeManifest(shard, opened.number, opened.payload))
-    }
+    const found = (await this.#manifests(shard)).filter((each) => each !== null)
     return found.sort((one, other) => other.sequence - one.sequence)
   }
 
   /** Deletes the manifests above a sequence. */
   async cutSnapshots(shard: string, sequence: number): Promise<void> {
-    for (const key of await this.#keys(shard, kind.manifest)) {
-      if (Number(key) > sequence) await this.#dropKept(shard, kind.manifest, key)
+    for (const [index, each] of (await this.#manifests(shard)).entries()) {
+      if ((each?.sequence ?? 0) > sequence) await this.#dropManifest(shard, slots[index]!)
     }
   }
 
@@ -282,6 +296,17 @@ export class JetStreamContent {
 }
 
 const noBytes = new Uint8Array(0)
+
+/** Where a manifest goes: over the one of its sequence, or else over one that is not kept, of two such the older one. */
+function slotFor(sequence: number, before: readonly (SnapshotManifest | null)[], keep: readonly number[]): string {
+  const rank = (each: SnapshotManifest | null): number => {
+    if (each === null) return -1
+    if (each.sequence === sequence) return -2
+    return keep.includes(each.sequence) ? Number.MAX_SAFE_INTEGER : each.sequence
+  }
+  const ranks = before.map(rank)
+  return slots[ranks.indexOf(Math.min(...ranks))]!
+}
 
 /** A failure of JetStream while something was read or written. */
 export function storeError(thrown: unknown): TroupeError {

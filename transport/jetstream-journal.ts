@@ -140,6 +140,7 @@ class JetStreamJournal implements Journal {
       const journal = await ensureStream(link, { name, subjects: [subject], ...settings }, replicas)
       const content = await ensureContent(link, subjects, replicas)
       this.#reading.copies = journal.num_replicas > 1
+      this.#content.isDirect = content.num_replicas === 1 && content.allow_direct
       this.#durability = durabilityOf(Math.min(journal.num_replicas, content.num_replicas))
       if (this.#options.epoch === undefined) this.#lease = await this.#take()
       await this.#openCopy()

@@ -68,9 +68,10 @@ export class JetStreamReading {
 
   /** The last message of a shard, from the leader. */
   async last(shard: string): Promise<Message | null> {
-    const subject = this.#subjects.journal(shard)
+    const query = { last_by_subj: this.#subjects.journal(shard) }
+    const { direct, streams } = this.#link.manager
     try {
-      return await this.#link.manager.streams.getMessage(this.#stream, { last_by_subj: subject })
+      return await (this.copies ? streams : direct).getMessage(this.#stream, query)
     } catch (error) {
       throw storeError(error)
     }

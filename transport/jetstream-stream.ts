@@ -21,7 +21,7 @@ export type StreamWanted = Partial<StreamConfig> & { readonly name: string; read
  * Makes sure that a stream is there, and gives its settings as the server has them. What is `given` must hold, and so must
  * retention (by limits), storage (file) and whether messages may be deleted (yes), where nothing else is given; copies,
  * limits and how long ids are remembered are the operator's to set.
- * @param limits of a stream that is made
+ * @param limits of a stream that is made, and what else one that is there may do without
  * @throws TroupeError `CONFIG_INVALID` for a stream that is there and otherwise, `NATS_UNSUPPORTED` for a server that did not
  * take what was asked for. Failures of the server come as they are.
  */
@@ -29,7 +29,7 @@ export async function ensureStream(
   { manager }: NatsLink,
   given: StreamWanted,
   replicas = 1,
-  limits: Pick<Partial<StreamConfig>, 'max_msgs' | 'max_bytes' | 'max_age'> = {},
+  limits: Pick<Partial<StreamConfig>, 'max_msgs' | 'max_bytes' | 'max_age' | 'allow_direct'> = {},
 ): Promise<StreamConfig> {
   const must = { retention: RetentionPolicy.Limits, storage: StorageType.File, deny_delete: false, ...given }
   const { name } = must

@@ -6,7 +6,7 @@
  *
  * - LCP1 What is given out is what was kept: each row is checked against its hash, and records follow from each other.
  * - LCP2 A folder that is damaged, full, not writable or in use costs speed and nothing else. It is told once.
- * - LC3 Nobody waits for what is kept; at most 16 MiB are on their way to the disk, and what does not fit is not kept.
+ * - LC3 Nobody waits for what is kept, and who reads not for what comes meanwhile; at most 16 MiB are on their way to the disk, and what does not fit is not kept.
  * - LC4 It holds at most about `maxBytes`: the shards that were not used for longest go first.
  * - LC5 What was kept of a shard before it was cut or removed is gone when its new life is entered.
  */
@@ -31,13 +31,15 @@ export interface LocalCopyOptions {
 }
 
 /** Kinds of pieces that are kept. */
-export type PieceKind = 'blob' | 'chunk' | 'manifest'
+export type PieceKind = 'blob' | 'chunk'
 
 /** What is known of one shard. */
 interface Kept {
   /** Which life of the shard it is of. */
   life: string
   bytes: number
+  /** The last commit that is kept, or was: nothing behind it is looked for. */
+  last: number
   /** Epoch milliseconds. */
   usedAt: number
 }
@@ -48,7 +50,7 @@ const maxPendingBytes = 16 * 1024 * 1024
 const leftAfter = 0.8
 const hashBytes = 32
 const recordHead = rows.rowBytes + hashBytes
-const kindOf = { blob: keys.kind.blob, chunk: keys.kind.chunk, manifest: keys.kind.manifest } as const
+const kindOf = { blob: keys.kind.blob, chunk: keys.kind.chunk } as const
 const shardKinds = [keys.kind.record, ...Object.values(kindOf)] as const
 
 /** One folder, used by one process. */
@@ -61,6 +63,10 @@ export class LocalCopy {
   #pending = new Map<string, { readonly shard: string; readonly value: Buffer | null }>()
   #pendingBytes = 0
   #writing: Promise<void> | null = null
+  /** The batch that is being written, how many rows were given and how many of them are written. */
+  #batch: Promise<void> = Promise.resolve()
+  #given = 0
+  #written = 0
   #isBroken = false
   #total: number
 
@@ -153,6 +159,8 @@ export class LocalCopy {
   keepRecord(shard: string, { first, last, hash, bytes }: StoredRecord): void {
     const row = { first, last, hash, base: 0, pending: nothingPending, removed: false, removing: false }
     const value = Buffer.concat([rows.encodeRow(shard, row), sha256(bytes), bytes])
+    const kept = this.#touch(shard)
+    kept.last = Math.max(kept.last, last)
     this.#put(shard, keys.sequenceKey(keys.kind.record, shard, first), value)
   }
 
@@ -177,6 +185,7 @@ export class LocalCopy {
 
   /** The key of the record that may contain a sequence. */
   async #startOf(shard: string, from: number): Promise<string | null> {
+    if ((this.#shards.get(shard)?.last ?? 0) < from) return null
     const found = await this.#try(async () => {
       await this.#settled()
       if (this.#isBroken || !this.#shards.has(shard)) return null
@@ -195,7 +204,7 @@ export class LocalCopy {
   // Writing.
 
   #touch(shard: string): Kept {
-    const kept = this.#shards.get(shard) ?? { life: '', bytes: 0, usedAt: 0 }
+    const kept = this.#shards.get(shard) ?? { life: '', bytes: 0, last: 0, usedAt: 0 }
     kept.usedAt = Date.now()
     this.#shards.set(shard, kept)
     return kept
@@ -207,6 +216,7 @@ export class LocalCopy {
     this.#touch(shard)
     this.#pending.set(key, { shard, value })
     this.#pendingBytes += bytes
+    this.#given++
     this.#writing ??= this.#write().finally(() => (this.#writing = null))
   }
 
@@ -214,23 +224,32 @@ export class LocalCopy {
     await this.#try(async () => {
       while (this.#pending.size > 0) {
         const pending = this.#pending
+        const given = this.#given
         this.#pending = new Map()
         this.#pendingBytes = 0
-        const batch = this.#db.batch()
-        for (const [key, { shard, value }] of pending) {
-          const bytes = value?.length ?? -((await this.#db.get(key))?.length ?? 0)
-          this.#touch(shard).bytes += bytes
-          this.#total += bytes
-          if (value === null) batch.del(key)
-          else batch.put(key, value)
-        }
-        for (const shard of new Set([...pending.values()].map((each) => each.shard))) {
-          batch.put(keys.shardKey(keys.kind.index, shard), Buffer.from(JSON.stringify(this.#touch(shard))))
-        }
-        await batch.write({ sync: false })
-        await this.#makeRoom()
+        this.#batch = this.#writeBatch(pending)
+        await this.#batch
+        this.#written = given
       }
     })
+  }
+
+  async #writeBatch(
+    pending: ReadonlyMap<string, { readonly shard: string; readonly value: Buffer | null }>,
+  ): Promise<void> {
+    const batch = this.#db.batch()
+    for (const [key, { shard, value }] of pending) {
+      const bytes = value?.length ?? -((await this.#db.get(key))?.length ?? 0)
+      this.#touch(shard).bytes += bytes
+      this.#total += bytes
+      if (value === null) batch.del(key)
+      else batch.put(key, value)
+    }
+    for (const shard of new Set([...pending.values()].map((each) => each.shard))) {
+      batch.put(keys.shardKey(keys.kind.index, shard), Buffer.from(JSON.stringify(this.#touch(shard))))
+    }
+    await batch.write({ sync: false })
+    await this.#makeRoom()
   }
 
   async #makeRoom(): Promise<void> {
@@ -239,9 +258,10 @@ export class LocalCopy {
     for (const [shard] of oldest) if (this.#total > this.#maxBytes * leftAfter) await this.#clear(shard)
   }
 
-  /** Resolves when nothing is to be written any more. */
+  /** Resolves when what was given up to now is written, however much comes after it. */
   async #settled(): Promise<void> {
-    while (this.#writing !== null) await this.#writing
+    const given = this.#given
+    while (this.#writing !== null && this.#written < given) await Promise.race([this.#batch, this.#writing])
   }
 
   /** Does something with the folder; undefined when it cannot be used. Never rejects. */
@@ -282,7 +302,9 @@ async function shardsOf(db: Database): Promise<Map<string, Kept>> {
   const found = new Map<string, Kept>()
   try {
     for await (const [key, value] of entries(db, keys.kindRange(keys.kind.index))) {
-      found.set(keys.keyShard(key), JSON.parse(value.toString()) as Kept)
+      // A folder of an earlier release does not say what the last commit is.
+      const kept = JSON.parse(value.toString()) as Omit<Kept, 'last'>
+      found.set(keys.keyShard(key), { last: Number.MAX_SAFE_INTEGER, ...kept })
     }
     return found
   } catch (error) {

@@ -89,8 +89,8 @@ function crewStore(subjects: Subjects, api: Api): string[] {
   return [
     api.info,
     ...api.stream('journal', 'INFO', 'CREATE', 'MSG.GET', 'PURGE'),
-    ...[api.direct('journal'), api.create('journal'), ...api.consumer('journal', 'DELETE', 'MSG.NEXT')],
-    ...api.stream('content', 'INFO', 'CREATE', 'MSG.GET', 'PURGE'),
+    ...[...api.directs('journal'), api.create('journal'), ...api.consumer('journal', 'DELETE', 'MSG.NEXT')],
+    ...[...api.stream('content', 'INFO', 'CREATE', 'MSG.GET', 'PURGE'), ...api.directs('content')],
     ...api.stream('mail', 'INFO', 'CREATE', 'MSG.GET', 'MSG.DELETE'),
     ...[...api.consumer('mail', 'CREATE', 'INFO', 'DELETE', 'MSG.NEXT'), ...api.answers('mail')],
     ...api.stream('events', 'INFO', 'CREATE', 'MSG.GET'),
@@ -141,6 +141,11 @@ class Api {
 
   consumer(of: StreamName | `KV_${Bucket}`, ...verbs: readonly string[]): string[] {
     return verbs.map((verb) => `$JS.API.CONSUMER.${verb}.${this.#name(of)}.>`)
+  }
+
+  /** Single messages, by number and by subject. */
+  directs(of: StreamName): string[] {
+    return [this.direct(of), `${this.direct(of)}.>`]
   }
 
   direct(of: StreamName | `KV_${Bucket}`): string {

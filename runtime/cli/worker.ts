@@ -49,7 +49,7 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
       ...(options.name === undefined ? {} : { worker: options.name }),
     },
   })) as DistributedRuntime
-  for (const crew of crews) await runtime.offer(crew)
+  await runtime.offer(...crews)
   const about = { worker: runtime.worker, namespace: options.namespace, server: runtime.server }
   if (tools === null) await tell(about, crews, runtime, options)
   else if (options.json === true) writeJson({ type: 'worker', ...about, crews: [], tools })

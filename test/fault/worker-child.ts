@@ -193,8 +193,7 @@ async function main(): Promise<void> {
     },
     closePorts: () => ports.close(),
   })
-  for (const crew of [...sharedCrews(shop).values(), ...mailCrews(config.groups, shop).values()])
-    await runtime.offer(crew)
+  await runtime.offer(...sharedCrews(shop).values(), ...mailCrews(config.groups, shop).values())
   createInterface({ input: process.stdin })
     .on('line', (line) => hooks.arm(JSON.parse(line) as WorkerHears))
     // Nobody is to be left behind by a parent that was killed.

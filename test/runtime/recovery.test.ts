@@ -132,7 +132,9 @@ describe('recovery', () => {
     const crew = await stage.runtime.spawn(agent())
     await crew.ask('go')
     await stage.runtime.close()
-    stage.store.shards.get('agent')!.chunks.clear()
+    const stored = stage.store.shards.get('agent')!
+    stored.manifests = stored.manifests.map((manifest) => ({ ...manifest, chunks: ['0'.repeat(64)] }))
+    expect(stored.manifests).toHaveLength(1)
     const again = await openStage({ store: stage.store, clock: stage.clock })
     await expect((await again.runtime.spawn(agent())).ask('go')).resolves.toMatchObject({ output: 'done' })
     await again.runtime.close()
@@ -170,6 +172,28 @@ describe('recovery', () => {
     expect((await recover(journal, 'agent', context, false)).state.sequence).toBe(now.sequence)
     const behind = override(stage.journal, { head: async () => ({ ...now, sequence: now.sequence - 1 }) })
     await expect(recover(behind, 'agent', context, false)).rejects.toMatchObject({ code: 'JOURNAL_TRUNCATED' })
+    await stage.runtime.close()
+  })
+
+  test('Y6 recovery: of a snapshot of the head no record is read; of another one those behind it', async () => {
+    const stage = await openStage(talk(2))
+    const crew = await stage.runtime.spawn(agent())
+    await crew.ask('go')
+    const shard = await stage.worker.shard('agent')
+    await shard.snapshot()
+    const reads: number[] = []
+    const journal = override(stage.journal, {
+      read: (id, from) => {
+        reads.push(from)
+        return stage.journal.read(id, from)
+      },
+    })
+    const { sequence } = shard.state
+    expect(await recover(journal, 'agent', context, false)).toMatchObject({ snapshot: sequence, tailBytes: 0 })
+    expect(reads).toEqual([])
+    await crew.ask('go on')
+    expect((await recover(journal, 'agent', context, false)).snapshot).toBe(sequence)
+    expect(reads).toEqual([sequence])
     await stage.runtime.close()
   })
 

@@ -11,14 +11,15 @@ import type { World } from './world.js'
 /** How a stored snapshot is not what it should be. */
 export type Spoilt = 'rotten' | 'other branch'
 
-/** Takes chunks away, and adds snapshots that do not belong to the journal. @param worker the one that has just ended */
+/** Has snapshots name a chunk that is not there, and adds snapshots that do not belong to the journal. @param worker the one that has just ended */
 export async function spoilSnapshots(world: World, worker: Worker | null): Promise<void> {
   if (world.calm) return
   for (const [shard, { manifests, chunks }] of world.store.shards) {
     const newest = manifests.at(-1)
-    if (newest !== undefined && newest.chunks.length > 0 && world.random.chance(world.plan.rotten)) {
+    if (newest !== undefined && world.random.chance(world.plan.rotten)) {
       world.notes.fault('snapshot rotten')
-      chunks.delete(world.random.pick(newest.chunks))
+      if (newest.chunks.length > 0) chunks.delete(world.random.pick(newest.chunks))
+      else manifests.splice(-1, 1, { ...newest, chunks: ['0'.repeat(64)] })
       spoil(world, shard, newest.sequence, 'rotten')
     }
     const live = worker?.active.get(shard)?.state

@@ -293,6 +293,44 @@ describe('JetStream journal', () => {
     expect(events.equals(found!.bytes)).toBe(true)
   })
 
+  test('JC3 snapshots: the last and the one before it, without a list; one that was only begun is none', async () => {
+    const journal = await owner('one')
+    const lists: string[] = []
+    const watch = link.connection.subscribe('$JS.API.STREAM.INFO.>', {
+      callback: (_error, { subject }) => void lists.push(subject),
+    })
+    await link.connection.flush()
+    const sequences = async () => (await journal.snapshots('a')).map(({ sequence }) => sequence)
+    const put = (sequence: number, keep: readonly number[]) => {
+      const manifest = {
+        shard: 'a',
+        sequence,
+        hash: new Uint8Array(32),
+        bytes: Buffer.from(`m${sequence}`),
+        chunks: [],
+      }
+      return journal.putSnapshot(manifest, new Map(), keep)
+    }
+    await put(5, [])
+    await put(6, [5])
+    await put(7, [6])
+    expect(await sequences()).toEqual([7, 6])
+    await put(7, [6])
+    await put(8, [7])
+    expect(await sequences()).toEqual([8, 7])
+    await link.connection.flush()
+    expect(lists).toEqual([])
+    watch.unsubscribe()
+    // Whoever dies over the next one has written some of it over that which was not to be kept.
+    const [older] = [0, 1].map((slot) => stage.subjects.content('a', 'manifest', String(slot)))
+    await jetstream(link.connection).publish(older!, 'some of it')
+    expect(await sequences()).toEqual([8])
+    await put(9, [8])
+    expect(await sequences()).toEqual([9, 8])
+    await put(10, [])
+    expect(await sequences()).toEqual([10])
+  })
+
   test('JC1 blobs and chunks: what was changed in the stream is not given out', async () => {
     const journal = await owner('one')
     const hash = '5'.repeat(64)
@@ -301,7 +339,7 @@ describe('JetStream journal', () => {
     const manifest = { shard: 'a', sequence: 1, hash: new Uint8Array(32), bytes: Buffer.from('m'), chunks: [hash] }
     await journal.putSnapshot(manifest, new Map([[hash, Buffer.from('of another hash')]]), [])
     await expect(journal.getChunks('a', [hash])).rejects.toEqual(code('JOURNAL_CORRUPT'))
-    await jetstream(link.connection).publish(stage.subjects.content('a', 'manifest', '1'), 'nothing sealed')
+    await jetstream(link.connection).publish(stage.subjects.content('a', 'manifest', '0'), 'nothing sealed')
     expect(await journal.snapshots('a')).toEqual([])
   })
 

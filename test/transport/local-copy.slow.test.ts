@@ -72,7 +72,13 @@ async function write(journal: Journal, all: readonly string[], shard = 'a'): Pro
 }
 function manifestOf(hash: Uint8Array, sequence: number, chunk: Buffer): SnapshotManifest {
   const name = createHash('sha256').update(chunk).digest('hex')
-  return { shard: 'a', sequence, hash, bytes: Buffer.from(`manifest ${chunk.toString()}`), chunks: [name] }
+  return {
+    shard: 'a',
+    sequence,
+    hash,
+    bytes: Buffer.from(`manifest ${chunk.toString('latin1', 0, 5)}`),
+    chunks: [name],
+  }
 }
 const chunksOf = ({ chunks }: SnapshotManifest, chunk: Buffer) => new Map([[chunks[0]!, chunk]])
 
@@ -101,6 +107,24 @@ describe('local copy', () => {
     expect(await fetched(() => texts(last, 'a'))).toBeLessThan(5_000)
     expect(await texts(last, 'a', 205)).toEqual(numbers(205, 210))
     expect(warnings).toEqual([])
+  })
+
+  test('CPR2 asking: what proves a copy is asked for once, and what it has not at all', async () => {
+    const first = await owner(1, 'copy')
+    await write(first, numbers(1, 40))
+    await first.close()
+    const other = await owner(2, null)
+    await write(other, numbers(41, 44))
+    const again = await owner(3, 'copy')
+    await again.head('a')
+    const asked = async (from: number): Promise<number> => {
+      const before = link.connection.stats().outMsgs
+      await texts(again, 'a', from)
+      return link.connection.stats().outMsgs - before
+    }
+    // The records behind those here, and that there is no more.
+    expect(await asked(30)).toBe(4)
+    expect(await asked(30)).toBe(0)
   })
 
   test('CPR1 foreign: a folder of another namespace changes nothing', async () => {
@@ -198,6 +222,28 @@ describe('local copy', () => {
     expect(found.map(({ first }) => first)).toEqual(found.map((_, index) => index + 1))
     expect(found.length).toBeGreaterThan(10)
     expect(found.length).toBeLessThan(20)
+  })
+
+  test('LC3 reading: it has what was kept before it, and does not wait for what is kept all the time', async () => {
+    const copy = (await LocalCopy.open({ path: join(folder, 'copy'), log }))!
+    closing.push(() => copy.close())
+    await copy.enter('a', '')
+    const record = nextRecord({ shard: 'a', sequence: 0, hash: new Uint8Array(32) }, 'first')
+    copy.keepRecord('a', record)
+    let reading = true
+    let kept = 0
+    const keeping = (async () => {
+      for (; reading && kept < 20_000; kept++) {
+        copy.keepPiece('b', 'chunk', String(kept % 10).repeat(64), Buffer.alloc(1_000))
+        await Promise.resolve()
+        if (kept % 20 === 0) await new Promise((resolve) => setImmediate(resolve))
+      }
+    })()
+    const found = await collect(copy.records('a', 1))
+    reading = false
+    await keeping
+    expect(found.map(({ first }) => first)).toEqual([1])
+    expect(kept).toBeLessThan(20_000)
   })
 
   test('LC4 room: shards that were not used for longest go first', async () => {

@@ -192,6 +192,8 @@ const matrix: readonly (readonly [what: string, subject: string, publish: Who, s
   ['reading the journal', '$JS.API.CONSUMER.CREATE.troupe_shop_journal', 'w', '-'],
   ['a message of the journal', '$JS.API.STREAM.MSG.GET.troupe_shop_journal', 'w', '-'],
   ['a message of the journal, direct', '$JS.API.DIRECT.GET.troupe_shop_journal', 'w', '-'],
+  ['the last message of a crew', '$JS.API.DIRECT.GET.troupe_shop_journal.troupe.shop.journal.25.q3', 'w', '-'],
+  ['a piece of the content, direct', '$JS.API.DIRECT.GET.troupe_shop_content.troupe.shop.content.q3', 'w', '-'],
   ['a message of the content', '$JS.API.STREAM.MSG.GET.troupe_shop_content', 'w', '-'],
   ['leases, direct', '$JS.API.DIRECT.GET.KV_troupe_shop_workers.$KV.troupe_shop_workers.w1', 'wt', '-'],
   ['how far mail is read', '$JS.API.CONSUMER.INFO.troupe_shop_mail.p7', 'w', '-'],
