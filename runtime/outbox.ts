@@ -10,10 +10,11 @@
  * - OB2 Letters to one receiver are handed over one after the other, in the order of their numbers; a receiver that takes
  *   nothing holds up nobody else.
  * - OB3 A letter that its receiver will never take comes back to its actor as `mail.returned`.
+ * - OB4 A letter whose content cannot be read now waits until it can; the shard goes on. One whose content is damaged stops it.
  */
 import { textsOf } from './content.js'
 import type { Draft } from './envelope.js'
-import { type ErrorCode, type TroupeError, toTroupeError } from './errors.js'
+import { type ErrorCode, isStoreTrouble, type TroupeError, toTroupeError } from './errors.js'
 import type { Journal } from './journal.js'
 import { causeOf, type OutboxRow, partsOf } from './mail.js'
 import type { Clock } from './ports.js'
@@ -123,20 +124,27 @@ export class Outbox {
   }
 
   async #hand(receiver: string, row: OutboxRow): Promise<void> {
-    const { id, journal, clock } = this.#shard
-    const values = await textsOf(journal, id, row.entries)
-    const [, to] = partsOf(row.to)
-    const cause = causeOf(this.#shard.state().mail, row)
-    const draft = { from: `${id}/${row.from}`, to, cause, body: row.body, values }
+    const { clock } = this.#shard
+    let draft: Draft | null = null
     for (let delayMs = againMs; !this.#closed; delayMs = Math.min(maxAgainMs, delayMs * 2)) {
       try {
+        draft ??= await this.#draftOf(row)
         return await this.#shard.send(receiver, draft)
       } catch (error) {
         const why = toTroupeError(error, 'STORE_FAILED')
-        if (finalCodes.includes(why.code) && !why.retryable) return this.#giveUp(receiver, row, draft, why)
+        if (draft === null && !isStoreTrouble(error)) throw why
+        if (draft !== null && finalCodes.includes(why.code) && !why.retryable)
+          return this.#giveUp(receiver, row, draft, why)
       }
       await new Promise<void>((resolve) => clock.after(delayMs, resolve))
     }
+  }
+
+  async #draftOf(row: OutboxRow): Promise<Draft> {
+    const { id, journal } = this.#shard
+    const values = await textsOf(journal, id, row.entries)
+    const cause = causeOf(this.#shard.state().mail, row)
+    return { from: `${id}/${row.from}`, to: partsOf(row.to)[1], cause, body: row.body, values }
   }
 
   async #giveUp(receiver: string, row: OutboxRow, draft: Draft, why: TroupeError): Promise<void> {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { defineAgent, defineCrew } from '../../runtime/define.js'
+import { TroupeError } from '../../runtime/errors.js'
 import type { Journal } from '../../runtime/journal.js'
 import { type ModelRequest } from '../../runtime/ports.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
@@ -222,6 +223,45 @@ describe('mail: letters that come twice, late or not at all', () => {
       expect(await events(next, 'b', 'mail.taken')).toHaveLength(1)
       await next.runtime.close()
     }
+  })
+
+  test('OB4 mail: a letter whose content cannot be read now waits until it can, and the crew goes on', async () => {
+    const store = createMemoryStore()
+    // The other crew takes nothing: the letter stays.
+    const stuck = (journal: Journal) =>
+      override(journal, {
+        append: (record) =>
+          record.shard === 'b' && record.first > 1 ? new Promise(() => undefined) : journal.append(record),
+      })
+    const first = await openStage({ store, model: scripted, journal: stuck })
+    await first.runtime.spawn(asked, { id: 'b' })
+    const crew = await first.runtime.spawn(asking, { id: 'a' })
+    void crew.start('go', { key: 'k' }).result.catch(() => undefined)
+    await until(() => (store.shards.get('a')?.head.pending.outbox ?? 0) === 1)
+    await quiet()
+    // What is rebuilt from a snapshot has no texts in memory.
+    await (await first.worker.shard('a')).snapshot()
+    first.crash()
+    let reads = 0
+    const away = (journal: Journal) =>
+      override(journal, {
+        read: (id, from) => {
+          if (id === 'a' && (reads += 1) < 4) throw new TroupeError('STORE_FAILED', 'the link is lost')
+          return journal.read(id, from)
+        },
+      })
+    const next = await openStage({ store, model: scripted, clock: first.clock, unclean: true, journal: away })
+    await next.runtime.spawn(asked, { id: 'b' })
+    const ended = (await next.runtime.spawn(asking, { id: 'a' })).ask('go', { key: 'k' })
+    let isOver = false
+    void ended.finally(() => (isOver = true)).catch(() => undefined)
+    await until(() => {
+      next.clock.advance(50)
+      return isOver
+    })
+    expect((await ended).output).toBe('told: found it')
+    expect(reads).toBeGreaterThanOrEqual(4)
+    await next.runtime.close()
   })
 
   const letter = (number: number, sequence: number, life = 1) => ({
