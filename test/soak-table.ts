@@ -138,6 +138,15 @@ function tables(
   ]
 }
 
+/** Parts that were run on another commit than the last ones. */
+function elsewhere(parts: object): string {
+  const all = Object.entries(parts as Record<string, { readonly commit?: string }>)
+  const commits = new Set(all.flatMap(([, { commit }]) => commit ?? []))
+  const runOn = (commit: string): string =>
+    all.flatMap(([name, part]) => (part.commit === commit ? name : [])).join(', ')
+  return [...commits].map((commit) => `; ${runOn(commit)}: \`${commit.slice(0, 12)}\``).join('')
+}
+
 function workersTable({ commit, node, parts }: WorkersReport): string[] {
   const { failover, stops, cluster, links, rolling, moves, mail, mutants, bench } = parts
   const noticed = Math.max(...Object.values(links.noticedMs))
@@ -147,7 +156,7 @@ function workersTable({ commit, node, parts }: WorkersReport): string[] {
     violations.length,
   ]
   return tables(
-    `Workers over NATS, commit \`${commit.slice(0, 12)}\`, Node ${node}:`,
+    `Workers over NATS, commit \`${commit.slice(0, 12)}\`${elsewhere(parts)}, Node ${node}:`,
     [
       row(
         '`kill -9` of workers and of the server under load',

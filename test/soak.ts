@@ -1,7 +1,8 @@
 /**
- * `npm run soak [-- AREA [PART …]] [--scale N]`: the full counts of what `npm test` runs at a tenth, written to
+ * `npm run soak [-- AREA [PART …]] [--scale N] [--keep]`: the full counts of what `npm test` runs at a tenth, written to
  * `test/soak.json` together with the commit they were run on; an area that is not run stays as it was, and so do parts that
- * are not named, if nothing but what is told of them has changed since. Of `core` the simulation runs beside the
+ * are not named, if nothing but what is told of them has changed since, or, with `--keep`, whatever has: then each of them
+ * names the commit that it was run on. Of `core` the simulation runs beside the
  * other parts; the faults of `workers` are judged by time too, and run one after the other. The benchmarks run alone at the end.
  */
 import { execFileSync, spawn } from 'node:child_process'
@@ -15,7 +16,11 @@ import { type Soaks, soakTable, withTable } from './soak-table.js'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { scale: { type: 'string', default: '1' }, bench: { type: 'boolean', default: true } },
+  options: {
+    scale: { type: 'string', default: '1' },
+    bench: { type: 'boolean', default: true },
+    keep: { type: 'boolean' },
+  },
   allowNegative: true,
 })
 /** Benches of each area. */
@@ -216,13 +221,19 @@ const write = (): Soaks => {
   writeFileSync(file, `${JSON.stringify(all, null, 2)}\n`)
   return all
 }
-/** Parts of this area that were run on the same code, by the same counts. */
+/** Parts of this area that were run by the same counts: on the same code, or each with its commit. */
 function keptParts(): Record<string, object> {
   const soaks = JSON.parse(readFileSync(file, 'utf8')) as Partial<
     Record<string, { commit: string; dirty: boolean; scale: number; parts: Record<string, object> }>
   >
   const before = soaks[area]
   if (before === undefined || before.dirty || before.scale !== scale) return {}
+  if (values.keep === true) {
+    const named = Object.entries(before.parts).map(
+      ([name, part]) => [name, { commit: before.commit, ...part }] as const,
+    )
+    return Object.fromEntries(named)
+  }
   const difference = ['diff', '--name-only', before.commit, 'HEAD', '--', ...others]
   return execFileSync('git', difference, { cwd: root, encoding: 'utf8' }).trim() === '' ? before.parts : {}
 }
