@@ -7,6 +7,7 @@ import {
   type Amounts,
   type CallVerdict,
   type LoopCheck,
+  type RouteAsk,
   steeringsOf,
   to,
 } from './messages.js'
@@ -25,13 +26,14 @@ export type Learned = LoopCheck['learned'][number]
 export interface AgentContext extends AgentInput {
   /** Rounds done. */
   round: number
-  /** Failed tries of this round. */
+  /** Calls that failed in this round. */
   tries: number
   /** Grants asked for so far: the next grant's number. */
   grants: number
-  /** Index of the deployment to ask. */
-  deployment: number
-  delayMs: number
+  /** The deployment to ask; empty for the first one. */
+  deployment: string
+  /** The router has named it for the next call. */
+  routed: boolean
   /** Tokens of the last reply. */
   answer: number
   /** Answers that did not fit the output. */
@@ -67,7 +69,7 @@ export type AgentEvent =
       outputTokens: number
       nanoUsd: number
     }
-  | { type: 'model.failed'; round: number; kind: string; advice: string; reason: string }
+  | { type: 'model.failed'; round: number; deployment: string; kind: string; reason: string }
   | { type: 'tool.refused'; callId: string; tool: string; reason: string }
   | { type: 'delegate.called'; callId: string; agent: string }
   | { type: 'budget.exhausted'; account: string; dimension: string }
@@ -85,8 +87,18 @@ export const isRefused = (call: CallVerdict): call is Refused => call.verdict ==
 export const log = (context: AgentContext) => to(`log/${context.conversation}`)
 export const steerings = (context: AgentContext) => to(`log/${steeringsOf(context.conversation)}`)
 export const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
-export const deploymentOf = (context: AgentContext) =>
-  context.data.deployments[context.deployment % context.data.deployments.length] ?? context.data.deployments[0]!
+/** A deployment that its definition does not name any more is not asked. */
+export const deploymentOf = ({ data, deployment }: AgentContext) =>
+  (data.deployments.find(({ name }) => name === deployment) ?? data.deployments[0]!).name
+/** What the router is asked. */
+export const routeAskOf = (context: AgentContext, failure: RouteAsk['failure']): RouteAsk => ({
+  type: 'route.ask',
+  replyTo: context.self,
+  round: `${context.run} ${context.round}`,
+  deployments: context.data.deployments.map(({ name }) => name),
+  attempts: context.data.attempts,
+  failure,
+})
 export const executorOf = (sequence: number, index: number) => `tool/${sequence}-${index}`
 export const dearest = (context: AgentContext) => ({
   input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),

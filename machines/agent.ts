@@ -4,9 +4,9 @@
  * A round asks the budget keeper for leave, the model port for a reply, the loop detector whether the reply's calls lead
  * anywhere, and hands them to tool executors and delegates. It holds positions, counts and verdicts, never content.
  *
- *     ready ─► reserving ─► thinking ─► (checking ─►) (authorizing ─►) acting ─► ready …
- *                 │            │  └► backoff ─► ready
- *             exhausted        └► answered · failed
+ *     ready ─► (routing ─►) reserving ─► thinking ─► (checking ─►) (authorizing ─►) acting ─► ready …
+ *                               │           │  └► routing ─► ready
+ *                           exhausted       └► answered · failed
  *
  * What a user says meanwhile waits beside the conversation and joins it on the way to the next round: behind the results
  * of a round, and behind the reply that is on its way. With such a message waiting an answer is not the last word, as long
@@ -30,6 +30,7 @@ import {
   maxMisfits,
   nameOf,
   opened,
+  routeAskOf,
   steerings,
 } from './agent-context.js'
 import { type AgentInput, type AgentMessage, type CallVerdict, nothing, steeringsOf, to } from './messages.js'
@@ -54,10 +55,8 @@ const agent = setup({
       context.misfits < maxMisfits &&
       context.round + 1 < context.data.rounds,
     finalMisfit: ({ event }) => event.type === 'model.replied' && event.fits === false,
-    mayRetry: ({ context, event }) =>
-      event.type === 'model.failed' &&
-      context.tries + 1 < context.data.attempts &&
-      (event.advice === 'again' || (event.advice === 'next' && context.tries + 1 < context.data.deployments.length)),
+    /** Which deployment to begin with is the router's to say. */
+    chooses: ({ context }) => context.data.deployments.length > 1 && !context.routed,
     callsWait: ({ context }) => context.verdicts.length > 0,
     steered: ({ context }) => context.steered > 0,
     /** No answer to a message that it does not know of yet. */
@@ -76,7 +75,24 @@ const agent = setup({
     resume: assign({ paused: false }),
     redefine: assign({
       data: ({ context, event }) => (event.type === 'agent.redefined' ? event.data : context.data),
-      deployment: 0,
+      deployment: '',
+      routed: false,
+    }),
+
+    askRoute: sendTo(
+      ({ context }) => to(context.router),
+      ({ context }) => routeAskOf(context, null),
+    ),
+    askAnother: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'model.failed')
+      const { kind, delayMs, retryAfterMs, reason } = event
+      const failure = { deployment: deploymentOf(context), kind, delayMs, retryAfterMs }
+      enqueue.sendTo(to(context.router), routeAskOf(context, failure))
+      enqueue.assign({ reason: `${kind}: ${reason}` })
+    }),
+    takeRoute: assign(({ event }) => {
+      assertEvent(event, 'route.next')
+      return { deployment: event.deployment, tries: event.tries, routed: true, reason: '' }
     }),
 
     reserve: sendTo(
@@ -100,7 +116,7 @@ const agent = setup({
         agent: context.data.name,
         run: context.run,
         conversation: context.conversation,
-        deployment: deploymentOf(context).name,
+        deployment: deploymentOf(context),
         maxOutputTokens,
         grant: grantOf(context),
         keeper: context.keeper,
@@ -108,7 +124,7 @@ const agent = setup({
         tries: context.tries,
         worst,
       })
-      enqueue.assign({ worst })
+      enqueue.assign({ worst, routed: false })
     }),
 
     takeReply: enqueueActions(({ context, event, enqueue }) => {
@@ -134,7 +150,7 @@ const agent = setup({
         round: context.round + 1,
         tries: 0,
         grants: context.grants + 1,
-        deployment: 0,
+        deployment: '',
         length: context.length + 1,
         tokens: event.usage.inputTokens + event.usage.outputTokens,
         answer: event.usage.outputTokens,
@@ -291,16 +307,11 @@ const agent = setup({
       enqueue.emit({
         type: 'model.failed',
         round: context.round + 1,
+        deployment: deploymentOf(context),
         kind: event.kind,
-        advice: event.advice,
         reason: event.reason,
       })
-      enqueue.assign({
-        grants: context.grants + 1,
-        tries: context.tries + 1,
-        deployment: context.deployment + 1,
-        delayMs: event.delayMs,
-      })
+      enqueue.assign({ grants: context.grants + 1 })
     }),
     settleWorst: enqueueActions(({ context, enqueue }) => {
       const settle = { type: 'budget.settle', grant: grantOf(context), spent: context.worst, real: false, toolCalls: 0 }
@@ -371,10 +382,7 @@ const agent = setup({
       code: 'OUTPUT_INVALID',
       reason: ({ event }) => (event.type === 'model.replied' ? event.reason : ''),
     }),
-    endModel: assign({
-      code: 'MODEL_FAILED',
-      reason: ({ event }) => (event.type === 'model.failed' ? `${event.kind}: ${event.reason}` : ''),
-    }),
+    endModel: assign({ code: 'MODEL_FAILED' }),
     endCrashed: assign({ code: 'EFFECT_CRASHED', reason: 'the process died three times over one model call' }),
     endCancelled: assign({ code: 'RUN_CANCELLED', reason: 'cancelled' }),
     finish: sendTo(
@@ -394,20 +402,19 @@ const agent = setup({
       }),
     ),
   },
-  delays: { wait: ({ context }) => context.delayMs },
 })
 
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '3',
+  version: '4',
   context: ({ input }) => ({
     ...input,
     round: 0,
     tries: 0,
     grants: 0,
-    deployment: 0,
-    delayMs: 0,
+    deployment: '',
+    routed: false,
     answer: 0,
     misfits: 0,
     worst: nothing,
@@ -438,9 +445,17 @@ export const agentMachine = agent.createMachine({
       always: [
         { guard: 'paused', target: 'held' },
         { guard: 'roundsSpent', target: 'failed', actions: 'endRounds' },
-        { guard: 'steered', target: 'reserving', actions: 'join' },
-        { target: 'reserving' },
+        { guard: 'steered', target: 'choosing', actions: 'join' },
+        { target: 'choosing' },
       ],
+    },
+    choosing: { always: [{ guard: 'chooses', target: 'routing', actions: 'askRoute' }, { target: 'reserving' }] },
+    /** Until it may try a deployment: at once, or when a wait is over. */
+    routing: {
+      on: {
+        'route.next': { target: 'ready', actions: 'takeRoute' },
+        'route.ended': { target: 'failed', actions: 'endModel' },
+      },
     },
     held: { on: { 'run.resume': { target: 'ready', actions: 'resume' } } },
     reserving: {
@@ -464,16 +479,12 @@ export const agentMachine = agent.createMachine({
           { guard: 'finalMisfit', target: 'failed', actions: ['takeReply', 'endMisfit'] },
           { target: 'answered', actions: 'takeReply' },
         ],
-        'model.failed': [
-          { guard: 'mayRetry', target: 'backoff', actions: 'settleFailure' },
-          { target: 'failed', actions: ['settleFailure', 'endModel'] },
-        ],
+        'model.failed': { target: 'routing', actions: ['settleFailure', 'askAnother'] },
         'effect.interrupted': { target: 'ready', actions: 'settleWorst' },
         'effect.crashed': { target: 'failed', actions: ['settleWorst', 'endCrashed'] },
         'run.cancel': { target: 'failed', actions: ['stopModel', 'settleWorst', 'endCancelled'] },
       },
     },
-    backoff: { after: { wait: 'ready' } },
     /** Whether these calls lead anywhere. */
     checking: {
       entry: 'check',
@@ -501,7 +512,7 @@ export const agentMachine = agent.createMachine({
         { guard: 'nothingOpen', target: 'ready', actions: 'sealRound' },
       ],
       on: {
-        'tool.finished': [{ guard: 'endsRound', target: 'reserving', actions: 'endRound' }, { actions: 'closeCall' }],
+        'tool.finished': [{ guard: 'endsRound', target: 'choosing', actions: 'endRound' }, { actions: 'closeCall' }],
         'delegate.finished': { actions: 'closeCall' },
         'actor.failed': { actions: 'closeFailedCall' },
         'run.cancel': { target: 'failed', actions: ['stopCalls', 'abandonCalls', 'endCancelled'] },

@@ -65,6 +65,8 @@ export interface CrewContext {
   readonly keeper: string | null
   /** The loop detector of this run; null: there is none. */
   readonly detector: string | null
+  /** The model router, which outlives a run; null until there is one. */
+  readonly router: string | null
   /** For a budget of the crew: what was spent before this run. */
   readonly before: Amounts
   /** Keys of the last messages of its user that were passed on, this run's and earlier ones'. */
@@ -191,6 +193,7 @@ export function startOf(
     paused: context.paused,
     counted: counted(context, agent),
     detector: context.detector,
+    router: context.router,
     trail: [...part.trail, agent],
     data,
   }

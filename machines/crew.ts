@@ -59,6 +59,8 @@ const crew = setup({
     crewKeeperFailed: ({ context, event }) =>
       event.type === 'actor.failed' && keptByCrew(context) && event.address === keeperOf(context),
     detects: ({ context }) => Object.values(context.data.agents).some(({ loops }) => loops !== null),
+    needsRouter: ({ context }) => context.router === null,
+    routerFailed: ({ context, event }) => event.type === 'actor.failed' && event.address === context.router,
     detectorFailed: ({ context, event }) => event.type === 'actor.failed' && event.address === context.detector,
     isKept: ({ context }) => keptByCrew(context),
     isWorker: ({ context, event }) =>
@@ -119,6 +121,11 @@ const crew = setup({
       const self = `loop/${runOf(context)}`
       enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'loop', name: runOf(context), input: { self } })
       enqueue.assign({ detector: self })
+    }),
+    startRouter: enqueueActions(({ enqueue }) => {
+      const self = 'router/main'
+      enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'router', name: 'main', input: { self } })
+      enqueue.assign({ router: self })
     }),
     startLead: enqueueActions(({ context, enqueue }) => {
       const task = context.task!
@@ -326,6 +333,7 @@ const crew = setup({
     endCancelled: assign({ end: () => endOf('RUN_CANCELLED', 'cancelled') }),
     goBankrupt: assign({ bankrupt: true }),
     dropDetector: assign({ detector: null }),
+    dropRouter: assign({ router: null }),
     /** A budget of the crew outlives its keeper's failure: another one would know nothing of what was spent. */
     resumeKeeper: enqueueActions(({ context, enqueue }) => {
       enqueue.sendTo(to('shard/actors'), { type: 'actor.resume', address: keeperOf(context) })
@@ -371,7 +379,7 @@ const crew = setup({
 /** The crew machine. Bump `version` with any change of its decisions. */
 export const crewMachine = crew.createMachine({
   id: 'crew',
-  version: '3',
+  version: '4',
   context: ({ input: { self, data, keeper } }) => ({
     self,
     data,
@@ -385,6 +393,7 @@ export const crewMachine = crew.createMachine({
     bankrupt: false,
     keeper: keeper ?? null,
     detector: null,
+    router: null,
     before: nothing,
     steers: [],
   }),
@@ -408,7 +417,10 @@ export const crewMachine = crew.createMachine({
     idle: {
       always: { guard: 'isQueued', target: 'running', actions: 'nextTask' },
       on: {
-        'actor.failed': { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
+        'actor.failed': [
+          { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
+          { guard: 'routerFailed', actions: 'dropRouter' },
+        ],
         'budget.closed': { actions: 'recall' },
       },
     },
@@ -424,6 +436,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
           { guard: 'detectorFailed', target: 'closing', actions: ['endFailed', 'dropDetector'] },
+          { guard: 'routerFailed', target: 'closing', actions: ['endFailed', 'dropRouter'] },
           { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropSteerings', 'dropWorker'] },
         ],
         'agent.exhausted': [
@@ -448,7 +461,10 @@ export const crewMachine = crew.createMachine({
           always: [{ guard: 'needsKeeper', target: 'detecting', actions: 'startKeeper' }, { target: 'detecting' }],
         },
         detecting: {
-          always: [{ guard: 'detects', target: 'leading', actions: 'startDetector' }, { target: 'leading' }],
+          always: [{ guard: 'detects', target: 'routing', actions: 'startDetector' }, { target: 'routing' }],
+        },
+        routing: {
+          always: [{ guard: 'needsRouter', target: 'leading', actions: 'startRouter' }, { target: 'leading' }],
         },
         leading: {
           always: [
@@ -479,6 +495,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'crewKeeperFailed', actions: 'resumeKeeper' },
           { guard: 'keeperFailed', actions: 'goBankrupt' },
           { guard: 'detectorFailed', actions: 'dropDetector' },
+          { guard: 'routerFailed', actions: 'dropRouter' },
         ],
         'agent.exhausted': {},
         'delegate.call': { actions: 'dropCall' },

@@ -4,6 +4,7 @@ import { budgetMachine } from './budget-keeper.js'
 import { crewMachine } from './crew.js'
 import { envoyMachine } from './envoy.js'
 import { loopMachine } from './loop-detector.js'
+import { routerMachine } from './model-router.js'
 import { toolMachine } from './tool-executor.js'
 
 export { type AgentEvent, agentMachine } from './agent.js'
@@ -12,14 +13,18 @@ export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
 export { type LoopEvent, loopMachine } from './loop-detector.js'
 export * from './messages.js'
+export { type RouterEvent, routerMachine } from './model-router.js'
 export { type ToolEvent, toolMachine } from './tool-executor.js'
 
 /** The shipped machines by actor kind. */
-export const machines: Readonly<Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'loop', AnyStateMachine>> = {
+export const machines: Readonly<
+  Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'loop' | 'router', AnyStateMachine>
+> = {
   agent: agentMachine,
   tool: toolMachine,
   budget: budgetMachine,
   crew: crewMachine,
   envoy: envoyMachine,
   loop: loopMachine,
+  router: routerMachine,
 }

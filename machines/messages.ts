@@ -1,3 +1,4 @@
+/* eslint max-lines: "off" -- one vocabulary, in one file on purpose */
 /**
  * The message vocabulary of the shipped machines: one zod schema a message, and the data they share.
  *
@@ -143,6 +144,8 @@ export const agentInput = z.object({
   counted: z.boolean(),
   /** Whom each round with calls must ask whether they lead anywhere; null: nobody. */
   detector: address.nullable(),
+  /** Whom it asks which deployment to try. */
+  router: address,
   /** Agents that wait for each other, this one last. */
   trail: z.array(z.string()),
   data: agentData,
@@ -339,13 +342,33 @@ export const modelReplied = z.object({
   result: z.string().default(''),
   sequence: count.default(0),
 })
-/** No reply. `advice`: may the same deployment be tried again, only another one, or none. */
+/** Why a model call brought no reply. */
+const failureKind = z.enum([
+  'auth',
+  'rate_limited',
+  'quota',
+  'context_window',
+  'content_policy',
+  'bad_request',
+  'not_found',
+  'timeout',
+  'overloaded',
+  'server',
+  'network',
+  'invalid_reply',
+  'cancelled',
+  'config',
+])
+export type FailureKind = z.infer<typeof failureKind>
+/** No reply. */
 export const modelFailed = z.object({
   type: z.literal('model.failed'),
-  kind: z.string(),
+  kind: failureKind,
   reason: z.string(),
-  advice: z.enum(['again', 'next', 'never']),
+  /** Wait before the same deployment is tried again, with jitter; at least what the provider asks for. */
   delayMs: count,
+  /** What the provider asks for; null for nothing. */
+  retryAfterMs: count.nullable(),
   spent: amounts,
   /** False when the counts of `spent` are a guess. */
   real: z.boolean(),
@@ -532,6 +555,31 @@ export const loopVerdict = z.object({
 })
 export type LoopVerdict = z.infer<typeof loopVerdict>
 
+// ---------------------------------------------------------------------------------------------- agent ↔ model router
+
+/** What a model router is started with. */
+export const routerInput = z.object({ self: address })
+export type RouterInput = z.infer<typeof routerInput>
+/** Asks which deployment to try, and tells of the one that failed last in this round. */
+export const routeAsk = z.object({
+  type: z.literal('route.ask'),
+  replyTo: address,
+  /** Another one for each round of an agent. */
+  round: z.string(),
+  /** Names, in the order in which they are to be tried. */
+  deployments: z.array(z.string()).min(1),
+  attempts: z.int().min(1),
+  failure: z
+    .object({ deployment: z.string(), kind: failureKind, delayMs: count, retryAfterMs: count.nullable() })
+    .nullable(),
+})
+export type RouteAsk = z.infer<typeof routeAsk>
+/** To be tried now; `tries` calls have failed in this round. */
+export const routeNext = z.object({ type: z.literal('route.next'), deployment: z.string(), tries: count })
+/** No other try would do better. */
+export const routeEnded = z.object({ type: z.literal('route.ended') })
+export type RouteAnswer = z.infer<typeof routeNext> | z.infer<typeof routeEnded>
+
 // ---------------------------------------------------------------------------------------------- shard, log
 
 /** To `shard/actors`, in the commit in which it failed: an actor goes on from before the message that it failed over. */
@@ -541,7 +589,7 @@ export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
-  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop']),
+  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop', 'router']),
   name: z.string(),
   input: z.unknown(),
 })
@@ -619,6 +667,8 @@ export type AgentMessage =
   | M<typeof effectInterrupted>
   | M<typeof effectCrashed>
   | M<typeof loopVerdict>
+  | M<typeof routeNext>
+  | M<typeof routeEnded>
   | M<typeof toolFinished>
   | M<typeof delegateFinished>
   | M<typeof runPause>
@@ -652,6 +702,9 @@ export type BudgetMessage =
 
 /** What a loop detector takes. */
 export type LoopMessage = M<typeof loopCheck>
+
+/** What a model router takes. */
+export type RouterMessage = M<typeof routeAsk>
 
 /** What an envoy takes. */
 export type EnvoyMessage = M<typeof delegateAnswered> | M<typeof mailReturned> | M<typeof runCancel>

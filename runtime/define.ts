@@ -147,7 +147,7 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
   readonly limits?: {
     /** Model calls in one task, retries not counted. @default 20 */
     readonly rounds?: number
-    /** Tries of one model call over all deployments. @default 4 */
+    /** Tries of one model call; each deployment beside the first gives one more. @default 4 */
     readonly attempts?: number
     /** Tool calls taken from one reply; the rest are told to be too many. @default 64 */
     readonly callsPerRound?: number

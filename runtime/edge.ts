@@ -1,7 +1,7 @@
 /**
  * The edge: turns what a port brought into the message of an outcome.
  *
- * Owns: the judgement of replies, the choice whether and when a failure may be tried again, the sizes of what comes in.
+ * Owns: the judgement of replies, how long a failure waits before another try, the sizes of what comes in.
  * Does not own: calling the ports (`dispatcher.ts`), what actors make of it.
  *
  * - ED1 Everything of the user's that has to look at a reply (schemas, dynamic instructions) runs here, before the
@@ -11,7 +11,7 @@
 import { type Amounts, type CallVerdict, type ModelCall, nothing, type ToolCall } from '../machines/index.js'
 import { canonicalJson, shortHash, type Value } from './codec.js'
 import type { ErrorCode } from './errors.js'
-import type { FailureKind, ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
+import type { ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
 import { estimateTokens, type PreparedAgent, type PreparedCrew, systemMessage } from './prepared-crew.js'
 import type { Message } from './scope.js'
 import { judgeCalls, judgeOutput, type Verdict } from './verdict.js'
@@ -155,8 +155,8 @@ export function failed(
       type: 'model.failed',
       kind: failure.kind,
       reason: failure.message,
-      advice: advice[failure.kind],
       delayMs,
+      retryAfterMs: failure.retryAfterMs === null ? null : Math.min(maxRetryAfterMs, failure.retryAfterMs),
       spent: failure.billed && failure.usage === null ? call.worst : spent,
       real,
     },
@@ -176,24 +176,6 @@ function absurd({ toolCalls, usage, costNanoUsd }: ModelReply): ModelFailure {
     usage,
     costNanoUsd,
   }
-}
-
-/** May the call be made again: by the same deployment, by another one only, or not at all. */
-const advice: Readonly<Record<FailureKind, 'again' | 'next' | 'never'>> = {
-  rate_limited: 'again',
-  timeout: 'again',
-  overloaded: 'again',
-  server: 'again',
-  network: 'again',
-  invalid_reply: 'again',
-  auth: 'next',
-  quota: 'next',
-  not_found: 'next',
-  context_window: 'next',
-  content_policy: 'next',
-  config: 'next',
-  bad_request: 'never',
-  cancelled: 'never',
 }
 
 /** Exponential with full jitter. */
@@ -251,8 +233,8 @@ export function broken(
         type: 'model.failed',
         kind: 'config',
         reason: `${code}: ${reason}`,
-        advice: 'never',
         delayMs: 0,
+        retryAfterMs: null,
         spent: worst,
         real: false,
       },

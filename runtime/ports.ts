@@ -6,6 +6,10 @@
  * dispatcher turns into an outcome.
  */
 
+import type { FailureKind } from '../machines/index.js'
+
+export type { FailureKind }
+
 /** Time for the shard's owner. Machines never see it; they see the `at` of an envelope. */
 export interface Clock {
   /** Epoch milliseconds. May step; the shard never lets `at` run backwards. */
@@ -36,23 +40,6 @@ export interface Price {
   readonly input: number
   readonly output: number
 }
-
-/** Why a model call failed. */
-export type FailureKind =
-  | 'auth'
-  | 'rate_limited'
-  | 'quota'
-  | 'context_window'
-  | 'content_policy'
-  | 'bad_request'
-  | 'not_found'
-  | 'timeout'
-  | 'overloaded'
-  | 'server'
-  | 'network'
-  | 'invalid_reply'
-  | 'cancelled'
-  | 'config'
 
 /** Token counts of one model call. */
 export interface Usage {

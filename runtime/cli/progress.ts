@@ -90,7 +90,7 @@ export class Progress {
       case 'troupe.model.failed':
         return {
           who,
-          text: paint('yellow', `model ${text(data['kind'])} (${text(data['advice'])}): ${text(data['reason'])}`),
+          text: paint('yellow', `${text(data['deployment'])} ${text(data['kind'])}: ${text(data['reason'])}`),
         }
       default:
         return this.#rare(event.type, data, who)
@@ -100,6 +100,18 @@ export class Progress {
   #rare(type: string, data: TroupeEvent['data'], who: string): { who: string; text: string } | null {
     const paint = this.#paint
     switch (type) {
+      case 'troupe.model.rerouted': {
+        const wanted = `${text(data['to'])} is tried ${data['waitMs'] === 0 ? 'next' : `in ${wait(data['waitMs'])}`}`
+        return { who: this.#names.get(text(data['address'])) ?? 'router', text: paint('yellow', wanted) }
+      }
+      case 'troupe.deployment.out':
+        return {
+          who: 'router',
+          text: paint(
+            'yellow',
+            `${text(data['deployment'])} (${text(data['kind'])}) is left out for ${wait(data['ms'])}`,
+          ),
+        }
       case 'troupe.budget.exhausted':
         return {
           who,

@@ -78,7 +78,7 @@ export async function writeCrew(
       type: 'model.failed',
       kind: 'overloaded',
       reason: 'busy',
-      advice: 'again',
+      retryAfterMs: null,
       delayMs: 1_000,
       spent: { ...spent, nanoUsd: 0, tokens: 0 },
       real: true,

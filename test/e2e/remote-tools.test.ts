@@ -36,6 +36,8 @@ interface Entry {
 /** Where each execution says that it begins: an outside ledger. It answers at once, but holds those that are named. */
 async function ledger(held: readonly string[]) {
   const entries: Entry[] = []
+  /** What every execution is answered from now on. */
+  let answered: string | null = null
   const waiting = new Set<() => void>()
   const server = createServer((request, response: ServerResponse) => {
     const { searchParams } = new URL(request.url ?? '', 'http://ledger')
@@ -44,7 +46,7 @@ async function ledger(held: readonly string[]) {
     )
     const answer = (text: string): void => void response.end(text)
     entries.push({ name, word, key, worker, answer, gone: once(response, 'close') })
-    if (!held.includes(name)) answer('done')
+    if (answered !== null || !held.includes(name)) answer(answered ?? 'done')
     for (const look of [...waiting]) look()
   })
   server.listen(0, '127.0.0.1')
@@ -62,7 +64,11 @@ async function ledger(held: readonly string[]) {
       }
       look()
     })
-  return { entries, reaches, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
+  const answerAll = (text: string): void => {
+    answered = text
+    for (const each of entries) each.answer(text)
+  }
+  return { entries, reaches, answerAll, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
 }
 
 /** Calls the tools one after the other, then says what they said. */
@@ -169,7 +175,8 @@ describe('tool workers', () => {
       const second = await all.book.reaches(2)
       expect(all.nameOf(second)).not.toBe(all.nameOf(first))
       expect(second.key).toBe(first.key)
-      second.answer('again')
+      // One that loses its lease for a moment, as on a machine that is busy, has its call made once more.
+      all.book.answerAll('again')
       const end = await running.end
       expect(end, end.stderr).toMatchObject({ code: 0, stdout: `${name} again\n` })
     }

@@ -2,11 +2,14 @@
 import { expect, test } from 'vitest'
 import { type AgentInput, agentMachine, type CallVerdict, defaultLoops, nothing } from '../../machines/index.js'
 import {
+  choice,
   data,
   delegation,
+  ended,
   failed,
   granted,
   input,
+  next,
   refusal,
   refused,
   replied,
@@ -33,7 +36,7 @@ const checking = (calls: readonly CallVerdict[], more: Partial<AgentInput> = {})
 const end = (driver: Driver) => driver.to('crew/main').find(({ type }) => type === 'agent.finished')
 
 test('agent: it asks for leave at the dearest price before its first call', () => {
-  const agent = start()
+  const agent = start({ data: choice }).send(next('a:one'))
   expect(agent.state).toBe('reserving')
   expect(agent.sent).toEqual([
     [
@@ -207,45 +210,65 @@ test('agent: a misfit in the last round is not sent back', () => {
   expect(end(agent)).toMatchObject({ code: 'OUTPUT_INVALID', rounds: 1 })
 })
 
-test('agent: a failure that may pass waits, then asks the next deployment under a new grant', () => {
-  const agent = thinking().send(failed('again'))
-  expect(agent.state).toBe('backoff')
+test('agent: with one deployment it asks the router behind a failure only, and goes on under a new grant', () => {
+  const agent = thinking().send(failed({ retryAfterMs: 30 }))
+  expect(agent.state).toBe('routing')
   expect(agent.to('budget/r1')).toMatchObject([
     { type: 'budget.settle', grant: 'agent/writer-r1#0', real: true, spent: { nanoUsd: 0, modelCalls: 1 } },
   ])
-  expect([...agent.timers.values()].map(({ delayMs }) => delayMs)).toEqual([40])
-  agent.fire()
+  const failure = { deployment: 'a:one', kind: 'server', delayMs: 40, retryAfterMs: 30 }
+  expect(agent.to('router/main')).toEqual([
+    {
+      ...{ type: 'route.ask', replyTo: 'agent/writer-r1', round: 'r1 0' },
+      ...{ deployments: ['a:one'], attempts: 3, failure },
+    },
+  ])
+  expect(agent.emitted).toEqual([
+    { type: 'model.failed', round: 1, deployment: 'a:one', kind: 'server', reason: 'oops' },
+  ])
+  agent.send(next('a:one', 1))
   expect(agent.to('budget/r1')).toMatchObject([{ grant: 'agent/writer-r1#1' }])
   agent.send(granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'b:two', grant: 'agent/writer-r1#1' }])
-  agent.send(failed('again')).fire()
-  agent.send(granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one', grant: 'agent/writer-r1#2' }])
-  agent.send(failed('again', { kind: 'timeout', reason: 'late' }))
-  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED', reason: 'timeout: late', rounds: 0 })
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one', grant: 'agent/writer-r1#1', tries: 1 }])
 })
 
-test('agent: what only another deployment may mend ends with the last of them', () => {
-  const agent = thinking().send(failed('next', { kind: 'auth' }))
-  expect(agent.state).toBe('backoff')
-  agent.fire().send(granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'b:two' }])
-  agent.send(failed('next', { kind: 'auth' }))
-  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED' })
+test('agent: with a choice it asks the router before each round, and takes what it is told', () => {
+  const agent = start({ data: choice })
+  expect(agent.state).toBe('routing')
+  expect(agent.sent).toMatchObject([['router/main', { deployments: ['a:one', 'b:two'], failure: null }]])
+  agent.send(next('b:two'), granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'b:two', tries: 0 }])
+  agent.send(failed())
+  expect(agent.to('router/main')).toMatchObject([{ round: 'r1 0', failure: { deployment: 'b:two' } }])
+  agent.send(next('a:one', 1), granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one', tries: 1 }])
+  agent.send(replied({ calls: [refusal(0)] }))
+  expect(agent.state).toBe('routing')
+  expect(agent.to('router/main')).toMatchObject([{ round: 'r1 1', failure: null }])
 })
 
-test('agent: what nothing may mend ends it at once, and its cost is settled', () => {
-  const agent = thinking().send(failed('never', { spent, real: false }))
-  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED', reason: 'server: oops' })
+test('agent: what the router has named is asked although its user pauses it or speaks meanwhile', () => {
+  const agent = start({ data: choice }).send({ type: 'run.pause' }, { type: 'run.steer', tokens: 6 }, next('b:two'))
+  expect(agent.state).toBe('held')
+  agent.send({ type: 'run.resume' })
+  expect(agent.state).toBe('reserving')
+  expect(agent.send(granted).to('port/model')).toMatchObject([{ deployment: 'b:two' }])
+})
+
+test('agent: when the router has no other try for it, it ends with the last failure', () => {
+  const agent = thinking().send(failed({ kind: 'timeout', reason: 'late', spent, real: false }))
   expect(agent.to('budget/r1')).toMatchObject([{ spent: { nanoUsd: 90, modelCalls: 1 }, real: false }])
+  expect(end(agent.send(ended))).toMatchObject({ code: 'MODEL_FAILED', reason: 'timeout: late', rounds: 0 })
+})
+
+test('agent: a deployment that its definition does not name any more is not asked', () => {
+  const agent = start({ data: choice }).send({ type: 'agent.redefined', data }, next('b:two'), granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one' }])
 })
 
 test('agent: a reply resets tries and deployment', () => {
-  const agent = thinking()
-    .send(failed('again'))
-    .fire()
-    .send(granted, replied({ calls: [refusal(0)] }))
-  expect(agent.context).toMatchObject({ tries: 0, deployment: 0, round: 1 })
+  const agent = thinking().send(failed(), next('a:one', 1), granted, replied({ calls: [refusal(0)] }))
+  expect(agent.context).toMatchObject({ tries: 0, deployment: '', round: 1 })
 })
 
 test('agent: an interrupted call is settled at its maximum and asked for anew', () => {
@@ -311,8 +334,7 @@ test('agent: a raise that it does not wait for changes nothing', () => {
 
 test('agent: a new definition counts from the next round, with its first deployment', () => {
   const other = { ...data, deployments: [{ name: 'c:three', price: { input: 1, output: 1 } }] }
-  const agent = thinking().send(failed('again'), { type: 'agent.redefined', data: other })
-  agent.fire().send(granted)
+  const agent = thinking().send(failed(), { type: 'agent.redefined', data: other }, next('a:one', 1), granted)
   expect(agent.to('port/model')).toMatchObject([{ deployment: 'c:three' }])
 })
 
@@ -403,7 +425,7 @@ const places: Readonly<Record<string, () => Driver>> = {
   held: () => start({ paused: true }),
   reserving: () => start(),
   thinking: () => thinking(),
-  backoff: () => thinking().send(failed('again')),
+  routing: () => thinking().send(failed()),
   checking: () => checking([toolCall(0)]),
   authorizing: () => acting([toolCall(0)], { counted: true }),
   acting: () => acting([toolCall(0), delegation(1), refusal(2)]),
@@ -438,7 +460,7 @@ const onward: Readonly<Record<string, (agent: Driver) => Driver>> = {
   held: (agent) => agent,
   reserving: (agent) => agent.send(granted, replied({ calls: [refusal(0)] })),
   thinking: (agent) => agent.send(replied({ calls: [refusal(0)] })),
-  backoff: (agent) => agent.fire(),
+  routing: (agent) => agent.send(next('a:one', 1)),
   authorizing: (agent) =>
     agent.send(granted, { type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' }),
   acting: (agent) =>
@@ -558,7 +580,6 @@ test('agent: an answer that does not fit is corrected first; one that may not be
 test.each([
   ['an answer in its last round', replied(), null],
   ['calls in its last round', replied({ calls: [toolCall(0)] }), 'ROUND_LIMIT'],
-  ['its failure', failed('never'), 'MODEL_FAILED'],
   ['its cancel', { type: 'run.cancel' }, 'RUN_CANCELLED'],
 ] as const)(
   'agent: with %s a message that waits has no round left to join: it goes, and an event says so',
@@ -572,9 +593,15 @@ test.each([
   },
 )
 
+test('agent: with a failure that is its last a message that waits has no round left to join, either', () => {
+  const agent = thinking().send(steer, failed(), ended)
+  expect(end(agent)).toMatchObject({ code: 'MODEL_FAILED' })
+  expect(agent.emitted).toMatchObject([{ type: 'agent.unsteered', messages: 1 }])
+})
+
 test('agent: a message that its state does not take changes nothing and is not taken', () => {
   const agent = start()
-  for (const message of [replied(), failed('again'), { type: 'effect.crashed' }, { type: 'something.else' }]) {
+  for (const message of [replied(), failed(), next('a:one'), { type: 'effect.crashed' }, { type: 'something.else' }]) {
     const before = agent.persisted()
     expect(agent.send(message).taken).toBe(false)
     expect(agent.persisted()).toEqual(before)
@@ -593,10 +620,9 @@ test('agent: grants are never asked for twice and never left open', () => {
     }
   }
   look()
-  const steps = [granted, failed('again'), 'fire', granted, { type: 'effect.interrupted', started: true }, granted]
+  const steps = [granted, failed(), next('a:one', 1), granted, { type: 'effect.interrupted', started: true }, granted]
   for (const step of [...steps, replied({ calls: [refusal(0)] }), granted, replied()]) {
-    if (typeof step === 'string') agent.fire()
-    else agent.send(step)
+    agent.send(step)
     look()
   }
   expect(agent.done).toBe(true)

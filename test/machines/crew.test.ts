@@ -23,7 +23,11 @@ const resumed = { type: 'actor.resume', address: 'budget/crew' }
 const ofType = (driver: Driver, type: string) =>
   driver.sent.filter(([, message]) => message.type === type).map(([, message]) => message)
 const end = (driver: Driver) => driver.to('shard/runs').find(({ type }) => type === 'run.finished')
-const started = (driver: Driver) => ofType(driver, 'actor.start').map(({ name }) => name)
+/** Of each run; the router outlives them. */
+const started = (driver: Driver) =>
+  ofType(driver, 'actor.start')
+    .filter(({ kind }) => kind !== 'router')
+    .map(({ name }) => name)
 
 describe('crew: runs', () => {
   test('crew: a task starts a keeper with the limits and the lead with the conversation', () => {
@@ -36,6 +40,7 @@ describe('crew: runs', () => {
     expect(crew.to('log/r1')).toEqual([{ type: 'log.append', values: [0] }])
     expect(crew.to('shard/actors')).toMatchObject([
       { kind: 'budget', name: 'r1', input: { self: 'budget/r1', limits: { tokens: 1_000 } } },
+      { kind: 'router' },
       {
         kind: 'agent',
         name: 'writer-r1',
@@ -83,15 +88,15 @@ describe('crew: runs', () => {
   test('crew: a task with several messages brings all of them', () => {
     const crew = start().send(task(1, { messages: 3 }))
     expect(crew.to('log/r1')).toEqual([{ type: 'log.append', values: [0, 1, 2] }])
-    expect(ofType(crew, 'actor.start')[1]).toMatchObject({ input: { length: 3 } })
+    expect(ofType(crew, 'actor.start').at(-1)).toMatchObject({ input: { length: 3 } })
   })
 
   test('crew: a limit of tool calls makes its agents ask, the crew’s or their own', () => {
-    const counted = (driver: Driver) =>
-      ofType(driver, 'actor.start').map(({ input }) => (input as { counted?: boolean }).counted)
-    expect(counted(running({ limits: { toolCalls: 3 } }))).toEqual([undefined, true])
+    const counted = (driver: Driver) => (ofType(driver, 'actor.start').at(-1)!['input'] as { counted: boolean }).counted
+    expect(counted(running())).toBe(false)
+    expect(counted(running({ limits: { toolCalls: 3 } }))).toBe(true)
     const agents = { ...data.agents, writer: agentData('writer', { limits: { toolCalls: 1 } }) }
-    expect(counted(running({ agents }))).toEqual([undefined, true])
+    expect(counted(running({ agents }))).toBe(true)
   })
 })
 
@@ -369,7 +374,7 @@ describe('crew: pause and definition', () => {
 
   test('crew: a pause between runs holds the next one', () => {
     const crew = start().send({ type: 'crew.pause' }, task(1))
-    expect(ofType(crew, 'actor.start')[1]).toMatchObject({ input: { paused: true } })
+    expect(ofType(crew, 'actor.start').at(-1)).toMatchObject({ input: { paused: true } })
   })
 
   test('crew: a new definition reaches agents and keeper; lead and limits of the next run are its own', () => {
@@ -504,6 +509,29 @@ describe('crew: messages of its user', () => {
   })
 })
 
+describe('crew: router', () => {
+  test('crew: its first run starts a router, which all its agents know and which outlives the run', () => {
+    const crew = running()
+    const routers = () => ofType(crew, 'actor.start').filter(({ kind }) => kind === 'router')
+    expect(routers()).toEqual([{ type: 'actor.start', kind: 'router', name: 'main', input: { self: 'router/main' } }])
+    expect(ofType(crew, 'actor.start').at(-1)).toMatchObject({ kind: 'agent', input: { router: 'router/main' } })
+    crew.send(finished('agent/writer-r1'), closed, task(2))
+    expect(routers()).toEqual([])
+    expect(ofType(crew, 'actor.start').at(-1)).toMatchObject({ kind: 'agent', input: { router: 'router/main' } })
+  })
+
+  test('crew: a router that fails ends the run, and the next run has another one', () => {
+    for (const before of [[], [{ type: 'crew.cancel' }], [finished('agent/writer-r1'), closed]]) {
+      const crew = running().send(...before, actorFailed('router/main'))
+      if (before.length === 0) expect(crew.state).toBe('closing.stopping')
+      if (crew.state !== 'idle') crew.send(finished('agent/writer-r1'), closed)
+      if (before.length === 0) expect(end(crew)).toMatchObject({ code: 'ACTOR_FAILED' })
+      crew.send(task(2))
+      expect(ofType(crew, 'actor.start').map(({ kind }) => kind)).toContain('router')
+    }
+  })
+})
+
 describe('crew: loops', () => {
   const loops = { agents: { ...data.agents, writer: agentData('writer', { loops: defaultLoops }) } }
 
@@ -512,6 +540,7 @@ describe('crew: loops', () => {
     expect(crew.to('shard/actors')).toMatchObject([
       { kind: 'budget' },
       { kind: 'loop', name: 'r1', input: { self: 'loop/r1' } },
+      { kind: 'router' },
       { kind: 'agent', input: { detector: 'loop/r1', trail: ['writer'] } },
     ])
     crew.send(call('helper-5-0', { trail: ['writer'] }))
@@ -554,6 +583,7 @@ describe('crew: tasks of other crews', () => {
     const crew = start().send(given(1))
     expect(crew.to('shard/actors')).toMatchObject([
       { kind: 'budget' },
+      { kind: 'router' },
       { kind: 'agent', name: 'helper-r1', input: { depth: 3, run: 'r1' } },
     ])
     crew.send(finished('agent/helper-r1'), closed)

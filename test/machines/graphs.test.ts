@@ -12,6 +12,7 @@ import {
   envoyMachine,
   loopMachine,
   nothing,
+  routerMachine,
   type ToolInput,
   toolMachine,
 } from '../../machines/index.js'
@@ -100,6 +101,30 @@ test('graph of the loop detector: the runtime takes each step as the model does,
   covers<Tracks>(cover(loopMachine), [model], 40)
 })
 
+test('graph of the model router: the runtime takes each step as the model does, and none is left out', () => {
+  interface Routes {
+    readonly rounds: readonly { readonly tried: readonly string[] }[]
+  }
+  const ask = (
+    deployment: string | null,
+    kind = 'server',
+    retryAfterMs: number | null = null,
+    replyTo = 'agent/a',
+  ) => ({
+    ...{ type: 'route.ask', replyTo, round: 'r1 0', deployments: ['a:one', 'b:two'], attempts: 2 },
+    failure: deployment === null ? null : { deployment, kind, delayMs: 40, retryAfterMs },
+  })
+  const failures = ['a:one', 'b:two'].flatMap((deployment) => [
+    ...[ask(deployment), ask(deployment, 'rate_limited', 9_000), ask(deployment, 'context_window')],
+    ...[ask(deployment, 'auth'), ask(deployment, 'bad_request')],
+  ])
+  const back = ['a:one', 'b:two'].map((deployment) => ({ type: 'route.back', deployment }))
+  const messages = [...failures, ...back, ask(null), ask(null, '', null, 'agent/b')]
+  const isFar = ({ rounds }: Routes): boolean => rounds.some(({ tried }) => tried.length > 2)
+  const model = { inputs: [{ self: 'router/main' }], messages: (known: Routes) => (isFar(known) ? [] : messages) }
+  covers<Routes>(cover(routerMachine), [model], 40)
+})
+
 test('graph of the budget keeper: the runtime takes each step as the model does, and none is left out', () => {
   interface Books {
     readonly accounts: Readonly<
@@ -167,13 +192,17 @@ test('graph of the agent: the runtime takes each step as the model does, and non
   const attempts: Message[] = [
     ...[agent.granted, agent.refused, agent.replied(), agent.replied({ calls }), one],
     ...[agent.replied({ fits: false, reason: 'no object' }), agent.replied({ calls: [agent.refusal(0)] })],
-    ...['again', 'next', 'stop'].map((advice) => agent.failed(advice)),
+    ...[agent.failed(), agent.next('a:one', 1), agent.ended],
     ...[...ends, ...bare('effect.interrupted', 'effect.crashed', 'run.cancel', 'budget.raise')],
   ]
   const loops: Message[] = [
     ...[agent.granted, agent.refused, agent.replied({ calls }), ...ends],
     ...[verdict('pass'), verdict('warn'), verdict('block', [0, 1]), verdict('stop')],
     ...bare('run.cancel', 'budget.raise', 'run.pause', 'run.resume'),
+  ]
+  const routes: Message[] = [
+    ...[agent.granted, agent.replied(), one, agent.failed(), agent.next('a:one'), agent.next('b:two', 1), agent.ended],
+    ...[...ends, ...bare('run.cancel', 'run.pause', 'run.resume', 'effect.interrupted')],
   ]
   const users: Message[] = [
     ...[agent.granted, agent.replied(), one, ends[0]!, { type: 'run.steer', tokens: 6 }],
@@ -194,6 +223,7 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     { inputs: [plain, counted], messages: within(1, attempts) },
     { inputs: [plain, counted].map((each) => ({ ...each, detector: 'loop/r1' })), messages: within(1, loops) },
     { inputs: [plain], messages: within(1, users) },
+    { inputs: [{ ...plain, data: { ...data, deployments: agent.choice.deployments } }], messages: within(1, routes) },
     { inputs: [plain], messages: within(1, [agent.granted, one, ends[0]!, redefined]) },
   ]
   covers(cover(agentMachine), models, 500)
@@ -208,19 +238,20 @@ test('graph of the crew: the runtime takes each step as the model does, and none
     readonly steers: readonly string[]
     readonly keeper: string | null
     readonly detector: string | null
+    readonly router: string | null
   }
   const bare = (...types: readonly string[]): Message[] => types.map((type) => ({ type }))
   const isKnown = (known: Known, run: string): boolean =>
     known.task?.run === run || known.queue.some((task) => task.run === run)
-  /** What the actors of a crew may say: those that work, and its keeper and detector. */
-  const actorsOf = ({ workers, keeper, detector, task }: Known): Message[] => [
+  /** What the actors of a crew may say: those that work, and its keeper, detector and router. */
+  const actorsOf = ({ workers, keeper, detector, router, task }: Known): Message[] => [
     ...Object.keys(workers).flatMap((address) => {
       const accounts = address.includes('saver') ? ['run', 'saver'] : ['run']
       const ends = [crew.finished(address), crew.actorFailed(address)]
       return [...ends, ...accounts.map((account) => crew.exhausted(address, account))]
     }),
     ...(task === null && keeper !== 'crew' ? [] : [crew.actorFailed(`budget/${keeper ?? task?.run}`)]),
-    ...(detector === null ? [] : [crew.actorFailed(detector)]),
+    ...[detector, router].filter((each) => each !== null).map((each) => crew.actorFailed(each)),
     { type: 'budget.closed', spent: nothing },
   ]
   const tasks = (known: Known, ...sequences: readonly number[]): Message[] =>

@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { modelReplied, nothing, outcomes } from '../../machines/index.js'
 import { type AnyTool, type Crew, defineAgent, defineCrew, defineTool, toCrew } from '../../runtime/define.js'
 import { broken, failed, maxCalls, replied, toolOutcome, verified } from '../../runtime/edge.js'
-import type { FailureKind } from '../../runtime/ports.js'
+import type {} from '../../runtime/ports.js'
 import { type PreparedCrew, prepareCrew } from '../../runtime/prepared-crew.js'
 import { startScript } from '../support/child.js'
 import { call, failure, openStage, say } from '../support/crew-stage.js'
@@ -121,7 +121,6 @@ describe('edge', () => {
     expect(body).toMatchObject({
       type: 'model.failed',
       kind: 'invalid_reply',
-      advice: 'again',
       real: true,
       spent: { tokens: 30 },
     })
@@ -138,25 +137,11 @@ describe('edge', () => {
     ).toMatchObject({ retryMs: 250 })
   })
 
-  const advice: Readonly<Record<FailureKind, string>> = {
-    rate_limited: 'again',
-    timeout: 'again',
-    overloaded: 'again',
-    server: 'again',
-    network: 'again',
-    invalid_reply: 'again',
-    auth: 'next',
-    quota: 'next',
-    not_found: 'next',
-    context_window: 'next',
-    content_policy: 'next',
-    config: 'next',
-    bad_request: 'never',
-    cancelled: 'never',
-  }
-  test.each(Object.entries(advice))('edge: after %s the call may be made %s', (kind, expected) => {
-    const { body } = failed(failure(kind as FailureKind), asked(), crew, run)
-    expect(body).toMatchObject({ kind, advice: expected, spent: nothing, real: true })
+  test('edge: what a provider asks for travels, up to ten minutes', () => {
+    const asks = (retryAfterMs: number | null) =>
+      failed(failure('rate_limited', { retryAfterMs }), asked(), crew, run).body['retryAfterMs']
+    expect([asks(null), asks(0), asks(7_000), asks(10 ** 9)]).toEqual([null, 0, 7_000, 600_000])
+    expect(failed(failure('auth'), asked(), crew, run).body).toMatchObject({ kind: 'auth', spent: nothing, real: true })
   })
 
   test('edge: a call that may have been billed without a bill costs its worst, as an estimate', () => {

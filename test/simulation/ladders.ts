@@ -66,7 +66,7 @@ export class Ladders {
 }
 
 /** The message of a decision, if it is one of this type. */
-function messageOf<Message>(line: string, type: string): Message | null {
+export function messageOf<Message>(line: string, type: string): Message | null {
   const at = line.indexOf(' {"type":"')
   return at > 0 && line.startsWith(`${type}"`, at + 10) ? (JSON.parse(line.slice(at + 1)) as Message) : null
 }

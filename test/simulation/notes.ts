@@ -33,6 +33,7 @@ export const invariants = {
   decided: 'a message of a client is decided once',
   owner: 'one owner: only who took the shard last writes',
   answer: 'the answer of a run is what its model answered',
+  route: 'a deployment is tried as long as it is worth it, and a call that fails has had all of them',
   ladder: 'rounds that bring nothing new add up, and only what is learned takes from them',
 } as const
 
@@ -147,6 +148,7 @@ export const branches = [
   'child budget refused',
   'grant expired',
   'estimate replaced by the real bill',
+  'model call rerouted',
   'model call retried',
   'tool call retried',
   'call repaired',

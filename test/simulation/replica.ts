@@ -26,6 +26,7 @@ import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
 import { Ladders } from './ladders.js'
+import { Routes } from './routes.js'
 import { Steers } from './steers.js'
 
 /** What the replica needs of its world. */
@@ -115,6 +116,7 @@ export class Replica {
   readonly #crashesAt: number[] = []
   readonly #steers: Steers
   readonly #ladders: Ladders
+  readonly #routes: Routes
   /** Dead letters that were told and not told to have gone. */
   #letters = 0
   /** First commit that asked for a piece of work. */
@@ -128,6 +130,7 @@ export class Replica {
     this.accounts = new Accounts(shard, world.notes)
     this.#steers = new Steers(world.notes)
     this.#ladders = new Ladders(shard, world.notes)
+    this.#routes = new Routes(shard, world.notes)
   }
 
   get crew(): CrewContext | null {
@@ -205,6 +208,7 @@ export class Replica {
     this.accounts.check(this.state, commit.decisions)
     this.#steers.take(this.state, commit)
     this.#ladders.take(commit)
+    this.#routes.take(commit)
     this.#countLetters(commit)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')
@@ -396,7 +400,10 @@ export class Replica {
     const { notes } = this.#world
     const crew = this.crew
     if (crew !== null && crew.waiting.length > 0) notes.reached('delegation waited')
-    if (body.type === 'model.failed' && decisions.some((line) => line.startsWith('timer agent/')))
+    if (
+      body.type === 'model.failed' &&
+      decisions.some((line) => /^(timer agent\/.* route|agent\/.*route\.next)/.test(line))
+    )
       notes.reached('model call retried')
     for (const { id } of cancelled) this.#onceDoubted.delete(this.#callOf(id))
   }

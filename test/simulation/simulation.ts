@@ -309,7 +309,7 @@ class Simulation implements World {
     const pending = () => [...this.#replicas.values()].some(({ state }) => state.timers.size > 0)
     await this.#passUntil(() => this.timeline.now > until || !pending() || this.timeline.next === null)
     for (const { shard, state } of this.#replicas.values()) {
-      const left = [...state.actors.keys()].filter((address) => address !== 'crew/main' && address !== 'budget/crew')
+      const left = [...state.actors.keys()].filter((address) => !/^((crew|router).main|budget.crew)$/.test(address))
       this.notes.check('rest', left.length === 0 && state.timers.size === 0, () => `${shard}: ${left.join()} are left`)
     }
   }

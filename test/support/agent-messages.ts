@@ -4,10 +4,7 @@ import type { Message } from './machine-driver.js'
 
 export const data: AgentData = {
   name: 'writer',
-  deployments: [
-    { name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } },
-    { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 } },
-  ],
+  deployments: [{ name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } }],
   rounds: 3,
   attempts: 3,
   maxOutputTokens: 1_000,
@@ -16,6 +13,11 @@ export const data: AgentData = {
   limits: null,
   keep: false,
   loops: null,
+}
+/** An agent's that has a choice. */
+export const choice: AgentData = {
+  ...data,
+  deployments: [...data.deployments, { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 } }],
 }
 export const input: AgentInput = {
   self: 'agent/writer-r1',
@@ -30,6 +32,7 @@ export const input: AgentInput = {
   paused: false,
   counted: false,
   detector: null,
+  router: 'router/main',
   trail: ['writer'],
   data,
 }
@@ -83,13 +86,15 @@ export const replied = (more: Record<string, unknown> = {}): Message => ({
   sequence: 7,
   ...more,
 })
-export const failed = (advice: string, more: Record<string, unknown> = {}): Message => ({
+export const failed = (more: Record<string, unknown> = {}): Message => ({
   type: 'model.failed',
   kind: 'server',
   reason: 'oops',
-  advice,
   delayMs: 40,
+  retryAfterMs: null,
   spent: nothing,
   real: true,
   ...more,
 })
+export const next = (deployment: string, tries = 0): Message => ({ type: 'route.next', deployment, tries })
+export const ended: Message = { type: 'route.ended' }

@@ -28,6 +28,8 @@ export interface Driver {
   readonly done: boolean
   /** What the last step sent at once, in order. */
   readonly sent: readonly Sent[]
+  /** What the last step sent to others for later, and in how many milliseconds. */
+  readonly later: readonly (readonly [to: string, message: Message, delayMs: number])[]
   /** What the last step emitted. */
   readonly emitted: readonly Message[]
   /** Whether a transition took the last message. */
@@ -127,8 +129,7 @@ export function drive(machine: AnyStateMachine, input: { readonly self: string }
   function keepTimers(actions: readonly Action[]): void {
     for (const action of actions) {
       if (action.kind === 'cancel') timers.delete(action.id)
-      if (action.kind === 'send' && action.delayMs !== null) {
-        expect(action.to).toBe(address)
+      if (action.kind === 'send' && action.delayMs !== null && action.to === address) {
         timers.set(action.id ?? 'unnamed', { delayMs: action.delayMs, message: action.message })
       }
     }
@@ -163,6 +164,13 @@ export function drive(machine: AnyStateMachine, input: { readonly self: string }
     get sent() {
       return step.actions.flatMap((action): Sent[] =>
         action.kind === 'send' && action.delayMs === null ? [[action.to, action.message]] : [],
+      )
+    },
+    get later() {
+      return step.actions.flatMap((action): Driver['later'][number][] =>
+        action.kind === 'send' && action.delayMs !== null && action.to !== address
+          ? [[action.to, action.message, action.delayMs]]
+          : [],
       )
     },
     get emitted() {

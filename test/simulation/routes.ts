@@ -1,0 +1,75 @@
+/** Which deployments each round tries, counted apart from the model router. */
+import type { RouteAsk } from '../../machines/messages.js'
+import type { Commit } from '../../runtime/commit.js'
+import { messageOf } from './ladders.js'
+import type { Notes } from './notes.js'
+
+/** A round of one agent, as far as calls failed in it. */
+interface Round {
+  readonly ask: RouteAsk
+  readonly failed: readonly string[]
+  /** Deployments that nobody may try again in it. */
+  readonly dead: ReadonlySet<string>
+}
+
+const passing = new Set(['rate_limited', 'timeout', 'overloaded', 'server', 'network', 'invalid_reply'])
+const hopeless = new Set(['bad_request', 'cancelled'])
+
+/** The routes of one shard. */
+export class Routes {
+  readonly #shard: string
+  readonly #notes: Notes
+  readonly #rounds = new Map<string, Round>()
+
+  constructor(shard: string, notes: Notes) {
+    this.#shard = shard
+    this.#notes = notes
+  }
+
+  /** Looks at a commit: what is tried next must be worth a try, and who ends must have had all of them. */
+  take({ sequence, decisions }: Commit): void {
+    for (const line of decisions) {
+      const ask = messageOf<RouteAsk>(line, 'route.ask')
+      if (ask !== null) this.#rounds.set(ask.replyTo, this.#advance(ask))
+      const next = messageOf<{ readonly deployment: string }>(line, 'route.next')
+      const round = this.#rounds.get(/agent\/\S+/.exec(line)?.[0] ?? '')
+      if (round === undefined) continue
+      const detail = (): string => `${this.#shard} ${sequence}: ${line.slice(0, 200)} behind ${round.failed.join()}`
+      if (next !== null) this.#notes.check('route', isWorth(round, next.deployment), detail)
+      else if (messageOf(line, 'route.ended') !== null) this.#notes.check('route', isOver(round), detail)
+      if (next !== null && round.failed.length > 0 && next.deployment !== round.failed.at(-1))
+        this.#notes.reached('model call rerouted')
+    }
+  }
+
+  #advance(ask: RouteAsk): Round {
+    const before = this.#rounds.get(ask.replyTo)
+    const { failed, dead } = before?.ask.round === ask.round ? before : { failed: [], dead: new Set<string>() }
+    const { failure } = ask
+    if (failure === null) return { ask, failed, dead }
+    const isDead = !passing.has(failure.kind)
+    return {
+      ask,
+      failed: [...failed, failure.deployment],
+      dead: isDead ? new Set([...dead, failure.deployment]) : dead,
+    }
+  }
+}
+
+/** Each deployment has one try, and a call some more. */
+function isSpent({ ask, failed }: Round): boolean {
+  return failed.length - new Set(failed).size >= ask.attempts - 1
+}
+
+function isWorth(round: Round, deployment: string): boolean {
+  const { ask, failed, dead } = round
+  const isFresh = !failed.includes(deployment)
+  return ask.deployments.includes(deployment) && !dead.has(deployment) && (isFresh || !isSpent(round))
+}
+
+function isOver(round: Round): boolean {
+  const { ask, failed, dead } = round
+  if (hopeless.has(ask.failure?.kind ?? '')) return true
+  const left = ask.deployments.filter((each) => !dead.has(each))
+  return left.length === 0 || (isSpent(round) && left.every((each) => failed.includes(each)))
+}
