@@ -12,6 +12,7 @@
  * - ML3 A letter goes to a worker that owns its shard, in whatever order those who read its partition ask, and waits while
  *   there is none.
  * - ML4 A large letter's body lies beside the mail, and is deleted only after the server has the acknowledgement.
+ * - ML6 Whoever asks whether a shard's letters were taken does not wait for one that is counted and is not there.
  * - ML5 What is no letter, and what a shard will never take, is a dead letter; the mail behind it goes on.
  */
 import { randomUUID } from 'node:crypto'
@@ -235,7 +236,7 @@ export class NatsMail {
     for (const until = performance.now() + patienceMs; performance.now() < until && this.#state !== 'closed'; ) {
       this.#nextLook ??= this.#look()
       const waiting = await this.#nextLook
-      if (waiting !== null && !waiting.has(shard)) return
+      if (waiting !== null && (!waiting.has(shard) || (await this.#hasNone(shard)))) return
       await wait(takenAgainMs)
     }
   }
@@ -352,12 +353,21 @@ export class NatsMail {
   }
 
   async #isFirst(shard: string, seq: number): Promise<boolean> {
+    const first = await this.#first(shard)
+    return first === null || first.seq >= seq
+  }
+
+  /** Whether no letter of a shard can be had. A server that was killed may count one that it does not have (2.9.10). */
+  async #hasNone(shard: string): Promise<boolean> {
+    return (await this.#first(shard).catch(() => undefined)) === null
+  }
+
+  async #first(shard: string): Promise<{ readonly seq: number } | null> {
     const { link, subjects } = this.#options
     try {
       // The client's type does not know that a stream may be asked so, too.
       const query = { seq: 1, next_by_subj: subjects.mailsOf(shard) } as MsgRequest
-      const first = await link.manager.streams.getMessage(this.#stream, query)
-      return first === null || first.seq >= seq
+      return await link.manager.streams.getMessage(this.#stream, query)
     } catch (error) {
       throw storeError(error)
     }

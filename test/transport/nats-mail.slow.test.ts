@@ -165,6 +165,31 @@ test('JST1 open: a stream that is there and no work queue is CONFIG_INVALID, one
   expect((await link.manager.streams.info(name)).config.max_bytes).toBe(1_000_000)
 })
 
+test('ML6 taken: a letter that the server counts and does not have is not waited for; one that is there is', async () => {
+  const { streams } = link.manager
+  const info = async (...asked: Parameters<typeof streams.info>) => {
+    const found = await streams.info(...asked)
+    // As 2.9.10 does after some kills.
+    return {
+      ...found,
+      state: { ...found.state, subjects: { [subjects.mail('b', 'crew/main')]: 1, ...found.state.subjects } },
+    }
+  }
+  const lying = Object.create(streams, { info: { value: info } }) as typeof streams
+  const manager = Object.create(link.manager, { streams: { value: lying } }) as typeof link.manager
+  const mail = await opened({ link: { ...link, manager }, ackWaitMs: 60_000 })
+  const begun = performance.now()
+  await mail.taken('b')
+  expect(performance.now() - begun).toBeLessThan(5_000)
+  await mail.send('b', letter('one'))
+  let isOver = false
+  const waiting = mail.taken('b').then(() => (isOver = true))
+  await expect.poll(stored, patient).toBe(1)
+  expect(isOver).toBe(false)
+  await link.manager.streams.purge(subjects.stream('mail'))
+  await waiting
+})
+
 test('ML2 take: what is not taken when its receiver closes goes to another one', async () => {
   const begun: string[] = []
   const one = await receiving({
