@@ -64,6 +64,7 @@ const agent = setup({
     /** The last result of a round that is followed by another one: the common case, in one step. */
     endsRound: ({ context, event }) =>
       closesLast(context, event) &&
+      context.data.deployments.length === 1 &&
       context.warning === '' &&
       !context.paused &&
       context.steered === 0 &&
@@ -445,11 +446,11 @@ export const agentMachine = agent.createMachine({
       always: [
         { guard: 'paused', target: 'held' },
         { guard: 'roundsSpent', target: 'failed', actions: 'endRounds' },
-        { guard: 'steered', target: 'choosing', actions: 'join' },
-        { target: 'choosing' },
+        { guard: 'steered', target: 'ready', actions: 'join' },
+        { guard: 'chooses', target: 'routing', actions: 'askRoute' },
+        { target: 'reserving' },
       ],
     },
-    choosing: { always: [{ guard: 'chooses', target: 'routing', actions: 'askRoute' }, { target: 'reserving' }] },
     /** Until it may try a deployment: at once, or when a wait is over. */
     routing: {
       on: {
@@ -512,7 +513,7 @@ export const agentMachine = agent.createMachine({
         { guard: 'nothingOpen', target: 'ready', actions: 'sealRound' },
       ],
       on: {
-        'tool.finished': [{ guard: 'endsRound', target: 'choosing', actions: 'endRound' }, { actions: 'closeCall' }],
+        'tool.finished': [{ guard: 'endsRound', target: 'reserving', actions: 'endRound' }, { actions: 'closeCall' }],
         'delegate.finished': { actions: 'closeCall' },
         'actor.failed': { actions: 'closeFailedCall' },
         'run.cancel': { target: 'failed', actions: ['stopCalls', 'abandonCalls', 'endCancelled'] },
