@@ -30,10 +30,8 @@ export interface AgentContext extends AgentInput {
   tries: number
   /** Grants asked for so far: the next grant's number. */
   grants: number
-  /** The deployment to ask; empty for the first one. */
+  /** The deployment that the router has named for this round; empty for the first one. */
   deployment: string
-  /** The router has named it for the next call. */
-  routed: boolean
   /** Tokens of the last reply. */
   answer: number
   /** Answers that did not fit the output. */

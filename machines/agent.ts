@@ -56,7 +56,7 @@ const agent = setup({
       context.round + 1 < context.data.rounds,
     finalMisfit: ({ event }) => event.type === 'model.replied' && event.fits === false,
     /** Which deployment to begin with is the router's to say. */
-    chooses: ({ context }) => context.data.deployments.length > 1 && !context.routed,
+    chooses: ({ context }) => context.data.deployments.length > 1 && context.deployment === '',
     callsWait: ({ context }) => context.verdicts.length > 0,
     steered: ({ context }) => context.steered > 0,
     /** No answer to a message that it does not know of yet. */
@@ -77,7 +77,6 @@ const agent = setup({
     redefine: assign({
       data: ({ context, event }) => (event.type === 'agent.redefined' ? event.data : context.data),
       deployment: '',
-      routed: false,
     }),
 
     askRoute: sendTo(
@@ -93,7 +92,7 @@ const agent = setup({
     }),
     takeRoute: assign(({ event }) => {
       assertEvent(event, 'route.next')
-      return { deployment: event.deployment, tries: event.tries, routed: true, reason: '' }
+      return { deployment: event.deployment, tries: event.tries, reason: '' }
     }),
 
     reserve: sendTo(
@@ -125,7 +124,7 @@ const agent = setup({
         tries: context.tries,
         worst,
       })
-      enqueue.assign({ worst, routed: false })
+      enqueue.assign({ worst })
     }),
 
     takeReply: enqueueActions(({ context, event, enqueue }) => {
@@ -415,7 +414,6 @@ export const agentMachine = agent.createMachine({
     tries: 0,
     grants: 0,
     deployment: '',
-    routed: false,
     answer: 0,
     misfits: 0,
     worst: nothing,

@@ -143,7 +143,7 @@ export interface Journal {
   getBlob(shard: string, hash: string): Promise<Uint8Array>
   listBlobs(shard: string): Promise<readonly BlobInfo[]>
   deleteBlobs(shard: string, hashes: readonly string[]): Promise<void>
-  /** Chunks first (only those not yet stored), then the manifest; older manifests not in `keep` and their chunks go. */
+  /** Chunks first (only those not yet stored), then the manifest; older manifests not in `keep`, of one at most, and their chunks go. */
   putSnapshot(
     manifest: SnapshotManifest,
     chunks: ReadonlyMap<string, Uint8Array>,

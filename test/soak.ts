@@ -229,10 +229,8 @@ function keptParts(): Record<string, object> {
   const before = soaks[area]
   if (before === undefined || before.dirty || before.scale !== scale) return {}
   if (values.keep === true) {
-    const named = Object.entries(before.parts).map(
-      ([name, part]) => [name, { commit: before.commit, ...part }] as const,
-    )
-    return Object.fromEntries(named)
+    const { commit: at, parts: all } = before
+    return Object.fromEntries(Object.entries(all).map(([name, part]) => [name, { commit: at, ...part }]))
   }
   const difference = ['diff', '--name-only', before.commit, 'HEAD', '--', ...others]
   return execFileSync('git', difference, { cwd: root, encoding: 'utf8' }).trim() === '' ? before.parts : {}

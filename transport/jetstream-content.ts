@@ -232,10 +232,12 @@ export class JetStreamContent {
     }
     const slot = slotFor(sequence, before, keep)
     await this.#put(shard, kind.manifest, slot, rows.seal(slot, rows.encodeManifest(manifest), sequence))
-    const others = before.filter((each, index) => each !== null && slots[index] !== slot) as SnapshotManifest[]
-    const gone = others.filter((each) => !keep.includes(each.sequence))
-    for (const each of gone) await this.#dropManifest(shard, slots[before.indexOf(each)]!)
-    const named = new Set([manifest, ...others].filter((each) => !gone.includes(each)).flatMap((each) => each.chunks))
+    const named = new Set(manifest.chunks)
+    for (const [index, other] of before.entries()) {
+      if (other === null || slots[index] === slot) continue
+      if (keep.includes(other.sequence)) for (const hash of other.chunks) named.add(hash)
+      else await this.#dropManifest(shard, slots[index]!)
+    }
     for (const hash of stored) if (!named.has(hash)) await this.#dropKept(shard, kind.chunk, hash)
   }
 

@@ -6,7 +6,8 @@
  *
  * - LCP1 What is given out is what was kept: each row is checked against its hash, and records follow from each other.
  * - LCP2 A folder that is damaged, full, not writable or in use costs speed and nothing else. It is told once.
- * - LC3 Nobody waits for what is kept, and who reads not for what comes meanwhile; at most 16 MiB are on their way to the disk, and what does not fit is not kept.
+ * - LC3 Nobody waits for what is kept, and who reads not for what comes meanwhile; at most 16 MiB are on their way to the
+ *   disk, and what does not fit is not kept.
  * - LC4 It holds at most about `maxBytes`: the shards that were not used for longest go first.
  * - LC5 What was kept of a shard before it was cut or removed is gone when its new life is entered.
  */
@@ -302,9 +303,7 @@ async function shardsOf(db: Database): Promise<Map<string, Kept>> {
   const found = new Map<string, Kept>()
   try {
     for await (const [key, value] of entries(db, keys.kindRange(keys.kind.index))) {
-      // A folder of an earlier release does not say what the last commit is.
-      const kept = JSON.parse(value.toString()) as Omit<Kept, 'last'>
-      found.set(keys.keyShard(key), { last: Number.MAX_SAFE_INTEGER, ...kept })
+      found.set(keys.keyShard(key), JSON.parse(value.toString()) as Kept)
     }
     return found
   } catch (error) {

@@ -12,8 +12,8 @@
  * - ML3 A letter goes to a worker that owns its shard, in whatever order those who read its partition ask, and waits while
  *   there is none.
  * - ML4 A large letter's body lies beside the mail, and is deleted only after the server has the acknowledgement.
- * - ML6 Whoever asks whether a shard's letters were taken does not wait for one that is counted and is not there.
  * - ML5 What is no letter, and what a shard will never take, is a dead letter; the mail behind it goes on.
+ * - ML6 Whoever asks whether a shard's letters were taken does not wait for one that is counted and is not there.
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as wait } from 'node:timers/promises'

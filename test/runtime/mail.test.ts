@@ -38,6 +38,17 @@ const events = async ({ journal }: Stage, shard: string, type: string) => {
   return found.filter(({ event }) => event.type === type).map(({ event }) => event)
 }
 
+/** Lets time pass until something has ended. */
+async function inTime<T>({ clock }: Stage, ended: Promise<T>): Promise<T> {
+  let isOver = false
+  void ended.finally(() => (isOver = true)).catch(() => undefined)
+  await until(() => {
+    clock.advance(50)
+    return isOver
+  })
+  return ended
+}
+
 describe('mail: a task for an agent of another crew', () => {
   test('OB1 MA1 mail: the task is a run of the other crew, its answer the result of the call', async () => {
     const stage = await openStage({ model: scripted })
@@ -211,14 +222,8 @@ describe('mail: letters that come twice, late or not at all', () => {
       await next.runtime.spawn(asked, { id: 'b' })
       const again = await next.runtime.spawn(asking, { id: 'a' })
       const ended = again.ask('go', { key: 'k' })
-      let isOver = false
-      void ended.finally(() => (isOver = true)).catch(() => undefined)
-      await until(() => {
-        // What was refused while the code was not here comes again in time.
-        next.clock.advance(50)
-        return isOver
-      })
-      expect((await ended).output).toBe('told: found it')
+      // What was refused while the code was not here comes again in time.
+      expect((await inTime(next, ended)).output).toBe('told: found it')
       expect((await next.worker.shard('b')).state.runs.size).toBe(1)
       expect(await events(next, 'b', 'mail.taken')).toHaveLength(1)
       await next.runtime.close()
@@ -253,13 +258,7 @@ describe('mail: letters that come twice, late or not at all', () => {
     const next = await openStage({ store, model: scripted, clock: first.clock, unclean: true, journal: away })
     await next.runtime.spawn(asked, { id: 'b' })
     const ended = (await next.runtime.spawn(asking, { id: 'a' })).ask('go', { key: 'k' })
-    let isOver = false
-    void ended.finally(() => (isOver = true)).catch(() => undefined)
-    await until(() => {
-      next.clock.advance(50)
-      return isOver
-    })
-    expect((await ended).output).toBe('told: found it')
+    expect((await inTime(next, ended)).output).toBe('told: found it')
     expect(reads).toBeGreaterThanOrEqual(4)
     await next.runtime.close()
   })

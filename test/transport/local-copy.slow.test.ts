@@ -109,7 +109,7 @@ describe('local copy', () => {
     expect(warnings).toEqual([])
   })
 
-  test('CPR2 asking: what proves a copy is asked for once, and what it has not at all', async () => {
+  test('CPR2 asking: what proves the records here is asked for once, and what was proved not again', async () => {
     const first = await owner(1, 'copy')
     await write(first, numbers(1, 40))
     await first.close()
