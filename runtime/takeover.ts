@@ -8,7 +8,7 @@
  * - TA2 An effect that a living executor works on is left to it; one whose executor is gone is interrupted once.
  * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up, also by a later
  *   owner when the one that counted it left before it could. Among several workers three processes must have died over
- *   it: one that lost its lease and lives has not, and none dies twice.
+ *   it: one that lost its lease and lives has not, also when it has no other one yet, and none dies twice.
  * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
  * - TA5 A tool call that was given to another process is asked after from time to time, and is interrupted when nobody has
  *   it, and a while behind its time in any case: a message that was lost holds up no run.
@@ -32,6 +32,8 @@ const askAgainMs = 250
 export const lookAgainMs = 10_000
 /** How long after its time a tool call's outcome may still be on its way. */
 export const lateMs = 5_000
+/** How long a process that has no lease may take to have one again: what it lost its lease over may have held it up, too. */
+export const returnMs = 5_000
 
 /** What a takeover needs of its process. */
 interface TakingHost {
@@ -205,6 +207,11 @@ export class Takeover {
       .filter(({ executor }) => !isGone || !ownership.isRunning(executor))
     while (!(await this.#countLost(effects, ownership))) {
       await this.#wait(askAgainMs)
+      if (!this.#shard.isActive()) return
+    }
+    // What is given up is over for good: whoever only seems dead may come back before that.
+    if (effects.some(({ from, length }) => this.#isGivenUp(workOf(from, length)))) {
+      await this.#wait(returnMs)
       if (!this.#shard.isActive()) return
     }
     await this.#interruptAll(effects).catch(() => undefined)

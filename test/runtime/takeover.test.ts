@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { defineAgent, defineCrew, defineTool, type EffectClass } from '../../runtime/define.js'
 import type { Journal } from '../../runtime/journal.js'
 import { fromRecord } from '../../runtime/record.js'
+import { returnMs } from '../../runtime/takeover.js'
 import { TroupeError } from '../../runtime/errors.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { call, gate, openStage, override, quiet, resultsIn, say, type Stage, until } from '../support/crew-stage.js'
@@ -226,7 +227,7 @@ describe('takeover', () => {
   })
 
   test('TA3 takeover: an owner that is gone counts a crash for what it left open; at the third it is given up', async () => {
-    const { owners, crew, started, worker } = await two()
+    const { owners, clock, crew, started, worker } = await two()
     let stage = await worker('w0')
     await (await stage.runtime.spawn(crew)).start('go').id
     for (const name of ['w1', 'w2', 'w3']) {
@@ -238,12 +239,37 @@ describe('takeover', () => {
       await until(() => next.worker.active.has('pair'))
       stage = next
     }
+    await quiet()
+    clock.advance(returnMs)
     await until(() => finished(stage) != null)
     expect(started).toEqual([])
   })
 
+  test('TA3 takeover: one of three that is back before anything is given up has not died over it', async () => {
+    const { owners, clock, store, crew, works, started, worker } = await two()
+    await (await (await worker('w0')).runtime.spawn(crew)).start('go').id
+    let last = await worker('w1')
+    for (const name of ['w1', 'w2', 'w3']) {
+      await until(() => started.length > 0)
+      started.length = 0
+      owners.expire(owners.current)
+      last = name === 'w1' ? last : await worker(name)
+      owners.moveTo(name)
+      await until(() => last.worker.active.has('pair'))
+    }
+    await quiet()
+    expect(commits(store)).not.toContain('effect.crashed')
+    // It had lost its lease when the server was away, as everybody had.
+    owners.renew('w1')
+    clock.advance(returnMs)
+    await until(() => started.length > 0)
+    works.open('result')
+    await until(() => finished(last) != null)
+    expect(finished(last)).toMatchObject({ code: null })
+  })
+
   test('TA3 takeover: a crash that an owner counted counts, also when it left in order before anything came of it', async () => {
-    const { owners, crew, started, worker } = await two()
+    const { owners, clock, crew, started, worker } = await two()
     await (await (await worker('w0')).runtime.spawn(crew)).start('go').id
     for (const name of ['w1', 'w2', 'w3']) {
       await until(() => started.length > 0)
@@ -257,6 +283,8 @@ describe('takeover', () => {
     }
     const last = await worker('w4')
     owners.moveTo('w4')
+    await quiet()
+    clock.advance(returnMs)
     await until(() => finished(last) != null)
     expect(started).toEqual([])
   })
@@ -306,7 +334,7 @@ describe('takeover', () => {
   })
 
   test('TA3 takeover: a process that dies over what it was left with counts a crash, too', async () => {
-    const { owners, crew, started, worker } = await two()
+    const { owners, clock, crew, started, worker } = await two()
     let last = await worker('w0')
     await (await last.runtime.spawn(crew)).start('go').id
     for (const name of ['w1', 'w2', 'w3']) {
@@ -321,6 +349,8 @@ describe('takeover', () => {
       owners.expire(before)
       owners.moveTo(name)
     }
+    await quiet()
+    clock.advance(returnMs)
     await until(() => finished(last) != null)
     expect(started).toEqual([])
   })
