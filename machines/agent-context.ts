@@ -5,9 +5,11 @@ import {
   type AgentInput,
   type AgentMessage,
   type Amounts,
+  type BreakerChange,
   type CallVerdict,
   type LoopCheck,
   type RouteAsk,
+  type Skipped,
   steeringsOf,
   to,
 } from './messages.js'
@@ -30,8 +32,8 @@ export interface AgentContext extends AgentInput {
   tries: number
   /** Grants asked for so far: the next grant's number. */
   grants: number
-  /** The deployment that the router has named for this round; empty for the first one. */
-  deployment: string
+  /** The deployments that the router has named for this round; empty for all of them. */
+  deployments: readonly string[]
   /** Tokens of the last reply. */
   answer: number
   /** Answers that did not fit the output. */
@@ -61,6 +63,7 @@ export type AgentEvent =
   | {
       type: 'model.replied'
       round: number
+      deployment: string
       calls: number
       finish: string
       inputTokens: number
@@ -68,6 +71,10 @@ export type AgentEvent =
       nanoUsd: number
     }
   | { type: 'model.failed'; round: number; deployment: string; kind: string; reason: string }
+  /** Deployments that would not take a call: why, and for how long. */
+  | { type: 'model.skipped'; round: number; skipped: readonly Skipped[] }
+  /** This agent's call has opened or closed the breaker of its deployment, or it cools down. */
+  | { type: 'breaker.changed'; deployment: string; to: BreakerChange['to']; ms: number }
   | { type: 'tool.refused'; callId: string; tool: string; reason: string }
   | { type: 'delegate.called'; callId: string; agent: string }
   | { type: 'budget.exhausted'; account: string; dimension: string }
@@ -85,18 +92,44 @@ export const isRefused = (call: CallVerdict): call is Refused => call.verdict ==
 export const log = (context: AgentContext) => to(`log/${context.conversation}`)
 export const steerings = (context: AgentContext) => to(`log/${steeringsOf(context.conversation)}`)
 export const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
-/** A deployment that its definition does not name any more is not asked. */
-export const deploymentOf = ({ data, deployment }: AgentContext) =>
-  (data.deployments.find(({ name }) => name === deployment) ?? data.deployments[0]!).name
+/** Whom to ask. A deployment that its definition does not name any more is not. */
+export const deploymentsOf = ({ data, deployments }: AgentContext): string[] => {
+  const all = data.deployments.map(({ name }) => name)
+  const named = deployments.filter((each) => all.includes(each))
+  return named.length === 0 ? all : named
+}
 /** What the router is asked. */
-export const routeAskOf = (context: AgentContext, failure: RouteAsk['failure']): RouteAsk => ({
+export const routeAskOf = (
+  context: AgentContext,
+  { failure, delayMs, skipped }: Pick<RouteAsk, 'failure' | 'delayMs' | 'skipped'>,
+): RouteAsk => ({
   type: 'route.ask',
   replyTo: context.self,
   round: `${context.run} ${context.round}`,
-  deployments: context.data.deployments.map(({ name }) => name),
+  groups: groupsOf(context.data),
   attempts: context.data.attempts,
   failure,
+  delayMs,
+  skipped,
 })
+const groupsOf = ({ deployments }: AgentInput['data']): string[][] => {
+  const groups = [...new Set(deployments.map(({ group }) => group))]
+  return groups.map((group) => deployments.filter((each) => each.group === group).map(({ name }) => name))
+}
+/** What is told of how the deployment of a call was found. */
+export const admissionOf = (
+  context: AgentContext,
+  {
+    deployment,
+    skipped,
+    changes,
+  }: { deployment: string; skipped: readonly Skipped[]; changes: readonly BreakerChange[] },
+): AgentEvent[] => [
+  ...skippedOf(context, skipped),
+  ...changes.map(({ to, ms }) => ({ type: 'breaker.changed' as const, deployment, to, ms })),
+]
+export const skippedOf = (context: AgentContext, skipped: readonly Skipped[]): AgentEvent[] =>
+  skipped.length === 0 ? [] : [{ type: 'model.skipped', round: context.round + 1, skipped }]
 export const executorOf = (sequence: number, index: number) => `tool/${sequence}-${index}`
 export const dearest = (context: AgentContext) => ({
   input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),

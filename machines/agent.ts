@@ -4,9 +4,9 @@
  * A round asks the budget keeper for leave, the model port for a reply, the loop detector whether the reply's calls lead
  * anywhere, and hands them to tool executors and delegates. It holds positions, counts and verdicts, never content.
  *
- *     ready ─► (routing ─►) reserving ─► thinking ─► (checking ─►) (authorizing ─►) acting ─► ready …
- *                               │           │  └► routing ─► ready
- *                           exhausted       └► answered · failed
+ *     ready ─► reserving ─► thinking ─► (checking ─►) (authorizing ─►) acting ─► ready …
+ *                  │           │  └► routing ─► ready
+ *              exhausted       └► answered · failed
  *
  * What a user says meanwhile waits beside the conversation and joins it on the way to the next round: behind the results
  * of a round, and behind the reply that is on its way. With such a message waiting an answer is not the last word, as long
@@ -16,9 +16,10 @@ import { assertEvent, assign, enqueueActions, sendTo, setup } from 'xstate'
 import {
   type AgentContext,
   type AgentEvent,
+  admissionOf,
   closesLast,
   dearest,
-  deploymentOf,
+  deploymentsOf,
   executorOf,
   grantOf,
   isCalling,
@@ -31,6 +32,7 @@ import {
   nameOf,
   opened,
   routeAskOf,
+  skippedOf,
   steerings,
 } from './agent-context.js'
 import { type AgentInput, type AgentMessage, type CallVerdict, nothing, steeringsOf, to } from './messages.js'
@@ -55,8 +57,6 @@ const agent = setup({
       context.misfits < maxMisfits &&
       context.round + 1 < context.data.rounds,
     finalMisfit: ({ event }) => event.type === 'model.replied' && event.fits === false,
-    /** Which deployment to begin with is the router's to say. */
-    chooses: ({ context }) => context.data.deployments.length > 1 && context.deployment === '',
     callsWait: ({ context }) => context.verdicts.length > 0,
     steered: ({ context }) => context.steered > 0,
     /** No answer to a message that it does not know of yet. */
@@ -64,7 +64,6 @@ const agent = setup({
     /** The last result of a round that is followed by another one: the common case, in one step. */
     endsRound: ({ context, event }) =>
       closesLast(context, event) &&
-      context.data.deployments.length === 1 &&
       context.warning === '' &&
       !context.paused &&
       context.steered === 0 &&
@@ -76,23 +75,26 @@ const agent = setup({
     resume: assign({ paused: false }),
     redefine: assign({
       data: ({ context, event }) => (event.type === 'agent.redefined' ? event.data : context.data),
-      deployment: '',
+      deployments: [],
     }),
 
-    askRoute: sendTo(
-      ({ context }) => to(context.router),
-      ({ context }) => routeAskOf(context, null),
-    ),
     askAnother: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'model.failed')
-      const { kind, delayMs, retryAfterMs, reason } = event
-      const failure = { deployment: deploymentOf(context), kind, delayMs, retryAfterMs }
-      enqueue.sendTo(to(context.router), routeAskOf(context, failure))
+      const { deployment, kind, retryAfterMs, reason } = event
+      enqueue.sendTo(to(context.router), routeAskOf(context, { ...event, failure: { deployment, kind, retryAfterMs } }))
       enqueue.assign({ reason: `${kind}: ${reason}` })
+    }),
+    /** Nothing was asked of anybody, and nothing is spent. */
+    askElse: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'model.refused')
+      for (const each of skippedOf(context, event.skipped)) enqueue.emit(each)
+      enqueue.sendTo(to(context.router), routeAskOf(context, { ...event, failure: null }))
+      const names = event.skipped.map(({ deployment }) => deployment).join(', ')
+      enqueue.assign({ reason: `no deployment takes a call: ${names}` })
     }),
     takeRoute: assign(({ event }) => {
       assertEvent(event, 'route.next')
-      return { deployment: event.deployment, tries: event.tries, reason: '' }
+      return { deployments: event.deployments, tries: event.tries, reason: '' }
     }),
 
     reserve: sendTo(
@@ -116,7 +118,7 @@ const agent = setup({
         agent: context.data.name,
         run: context.run,
         conversation: context.conversation,
-        deployment: deploymentOf(context),
+        deployments: deploymentsOf(context),
         maxOutputTokens,
         grant: grantOf(context),
         keeper: context.keeper,
@@ -137,9 +139,11 @@ const agent = setup({
         toolCalls: context.counted ? 0 : event.calls.length,
       })
       enqueue.sendTo(log(context), { type: 'log.append', values: [0] })
+      for (const each of admissionOf(context, event)) enqueue.emit(each)
       enqueue.emit({
         type: 'model.replied',
         round: context.round + 1,
+        deployment: event.deployment,
         calls: event.calls.length,
         finish: event.finish,
         inputTokens: event.usage.inputTokens,
@@ -150,7 +154,7 @@ const agent = setup({
         round: context.round + 1,
         tries: 0,
         grants: context.grants + 1,
-        deployment: '',
+        deployments: [],
         length: context.length + 1,
         tokens: event.usage.inputTokens + event.usage.outputTokens,
         answer: event.usage.outputTokens,
@@ -304,10 +308,11 @@ const agent = setup({
       const spent = { ...event.spent, modelCalls: 1 }
       const settle = { type: 'budget.settle', grant: grantOf(context), spent, real: event.real, toolCalls: 0 }
       enqueue.sendTo(to(context.keeper), settle)
+      for (const each of admissionOf(context, event)) enqueue.emit(each)
       enqueue.emit({
         type: 'model.failed',
         round: context.round + 1,
-        deployment: deploymentOf(context),
+        deployment: event.deployment,
         kind: event.kind,
         reason: event.reason,
       })
@@ -318,10 +323,6 @@ const agent = setup({
       enqueue.sendTo(to(context.keeper), settle)
       enqueue.assign({ grants: context.grants + 1 })
     }),
-    release: sendTo(
-      ({ context }) => to(context.keeper),
-      ({ context }) => ({ type: 'budget.release', grant: grantOf(context) }),
-    ),
     stopModel: sendTo(to('port/model'), { type: 'effect.cancel' }),
     stopCalls: enqueueActions(({ context, enqueue }) => {
       for (const call of context.open.filter((open) => open.executor !== null)) {
@@ -362,7 +363,7 @@ const agent = setup({
         enqueue.emit({ type: 'agent.unsteered', agent: context.data.name, run: context.run, messages })
       }
     }),
-    /** The next request counts what has joined since. */
+    /** Nothing was spent on it; the next request counts what has joined since. */
     withdraw: enqueueActions(({ context, enqueue }) => {
       enqueue.sendTo(to(context.keeper), { type: 'budget.release', grant: grantOf(context) })
       enqueue.assign({ grants: context.grants + 1 })
@@ -407,13 +408,13 @@ const agent = setup({
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '4',
+  version: '5',
   context: ({ input }) => ({
     ...input,
     round: 0,
     tries: 0,
     grants: 0,
-    deployment: '',
+    deployments: [],
     answer: 0,
     misfits: 0,
     worst: nothing,
@@ -445,7 +446,6 @@ export const agentMachine = agent.createMachine({
         { guard: 'paused', target: 'held' },
         { guard: 'roundsSpent', target: 'failed', actions: 'endRounds' },
         { guard: 'steered', target: 'ready', actions: 'join' },
-        { guard: 'chooses', target: 'routing', actions: 'askRoute' },
         { target: 'reserving' },
       ],
     },
@@ -462,7 +462,7 @@ export const agentMachine = agent.createMachine({
       on: {
         'budget.granted': { target: 'thinking', actions: 'callModel' },
         'budget.refused': { target: 'exhausted', actions: 'tellExhausted' },
-        'run.cancel': { target: 'failed', actions: ['release', 'endCancelled'] },
+        'run.cancel': { target: 'failed', actions: ['withdraw', 'endCancelled'] },
         'run.steer': { target: 'ready', actions: ['withdraw', 'steer'] },
       },
     },
@@ -479,6 +479,7 @@ export const agentMachine = agent.createMachine({
           { target: 'answered', actions: 'takeReply' },
         ],
         'model.failed': { target: 'routing', actions: ['settleFailure', 'askAnother'] },
+        'model.refused': { target: 'routing', actions: ['withdraw', 'askElse'] },
         'effect.interrupted': { target: 'ready', actions: 'settleWorst' },
         'effect.crashed': { target: 'failed', actions: ['settleWorst', 'endCrashed'] },
         'run.cancel': { target: 'failed', actions: ['stopModel', 'settleWorst', 'endCancelled'] },

@@ -9,6 +9,7 @@ import { toolMachine } from './tool-executor.js'
 
 export { type AgentEvent, agentMachine } from './agent.js'
 export { budgetMachine } from './budget-keeper.js'
+export { type BreakerEvent, breakerMachine } from './circuit-breaker.js'
 export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
 export { type LoopEvent, loopMachine } from './loop-detector.js'

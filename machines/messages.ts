@@ -61,7 +61,8 @@ export const defaultLoops: Loops = { warn: 2, block: 3, stop: 4 }
 /** An agent's definition as far as machines need it. */
 export const agentData = z.object({
   name: z.string(),
-  deployments: z.array(z.object({ name: z.string(), price })).min(1),
+  /** In the order in which they are tried. Those of one `group` are as good as each other, and next to each other. */
+  deployments: z.array(z.object({ name: z.string(), price, group: count })).min(1),
   rounds: z.int().min(1),
   attempts: z.int().min(1),
   maxOutputTokens: z.int().min(1),
@@ -269,6 +270,9 @@ export const mailReturned = z.object({
 
 // ---------------------------------------------------------------------------------------------- agent ↔ model port
 
+/** What a person is asked: whether a call may be made, or what the model wants to know. `waitMs`: for how long. */
+const askData = z.object({ kind: z.enum(['approval', 'question']), waitMs: z.int().min(1) })
+export type AskData = z.infer<typeof askData>
 /** Which call it is, whoever makes it: name and arguments as a hash. Empty: it may be repeated at will. */
 const callHash = z.string().default('')
 /** The edge's verdict on one tool call of a reply. */
@@ -282,6 +286,8 @@ export const callVerdict = z.discriminatedUnion('verdict', [
     timeoutMs: z.int().min(1),
     retries: count,
     onUnknown: z.enum(['tell', 'verify']),
+    /** Only when a person has to say something to it first. */
+    ask: askData.optional(),
     /** Only when the model's own text had to be repaired. */
     arguments: z.string().optional(),
     call: callHash,
@@ -313,7 +319,8 @@ export const modelCall = z.object({
   agent: z.string(),
   run: z.string(),
   conversation: z.string(),
-  deployment: z.string(),
+  /** The first of them that admits it is asked. */
+  deployments: z.array(z.string()).min(1),
   maxOutputTokens: z.int().min(1),
   grant: z.string(),
   keeper: address,
@@ -327,9 +334,29 @@ export type ModelCall = z.infer<typeof modelCall>
 
 const usage = z.object({ inputTokens: count, outputTokens: count, cachedInputTokens: count, estimated: z.boolean() })
 
+/** Who would not take a call, why, and for how long that is known to be so. */
+const skipped = z.object({
+  deployment: z.string(),
+  reason: z.enum(['open', 'probing', 'asked', 'fault']),
+  waitMs: count,
+})
+export type Skipped = z.infer<typeof skipped>
+/** What its call has changed for everybody: the deployment's breaker, or that it cools down. `ms`: for how long. */
+const breakerChange = z.object({ to: z.enum(['opened', 'closed', 'cooled']), ms: count })
+export type BreakerChange = z.infer<typeof breakerChange>
+/** How the deployment of a call was found. */
+const admission = {
+  /** The one that was asked. */
+  deployment: z.string(),
+  /** Those before it that would not take it. */
+  skipped: z.array(skipped),
+  changes: z.array(breakerChange),
+}
+
 /** A reply; the assistant message is value 0. `sequence` is filled in by the commit. */
 export const modelReplied = z.object({
   type: z.literal('model.replied'),
+  ...admission,
   calls: z.array(callVerdict),
   /** Only without calls: does the text fit the agent's output? `null`: it asks for no shape. */
   fits: z.boolean().nullable(),
@@ -363,15 +390,24 @@ export type FailureKind = z.infer<typeof failureKind>
 /** No reply. */
 export const modelFailed = z.object({
   type: z.literal('model.failed'),
+  ...admission,
   kind: failureKind,
   reason: z.string(),
-  /** Wait before the same deployment is tried again, with jitter; at least what the provider asks for. */
+  /** Wait before the same deployment is tried again, with jitter, unless the provider asks for more. */
   delayMs: count,
   /** What the provider asks for; null for nothing. */
   retryAfterMs: count.nullable(),
   spent: amounts,
   /** False when the counts of `spent` are a guess. */
   real: z.boolean(),
+})
+
+/** No call: none of its deployments would take it. */
+export const modelRefused = z.object({
+  type: z.literal('model.refused'),
+  skipped: z.array(skipped).min(1),
+  /** Wait before one that failed is tried again, with jitter. */
+  delayMs: count,
 })
 
 // ---------------------------------------------------------------------------------------------- agent ↔ tool executor ↔ tool port
@@ -390,6 +426,7 @@ export const toolInput = z.object({
   timeoutMs: z.int().min(1),
   retries: count,
   onUnknown: z.enum(['tell', 'verify']),
+  ask: askData.optional(),
   arguments: z.string().optional(),
   /** Position of the assistant message in the conversation. */
   position: count,
@@ -416,6 +453,22 @@ export const toolCall = z.object({
 })
 export type ToolCall = z.infer<typeof toolCall>
 
+/** Asks a person. The call that it is about is named as in `tool.call`: nobody else's arguments can be meant. */
+export const humanAsk = z.object({
+  type: z.literal('human.ask'),
+  kind: askData.shape.kind,
+  waitMs: askData.shape.waitMs,
+  agent: z.string(),
+  run: z.string(),
+  conversation: z.string(),
+  position: count,
+  index: count,
+  callId: z.string(),
+  tool: z.string(),
+  arguments: z.string().optional(),
+})
+export type HumanAsk = z.infer<typeof humanAsk>
+
 /** What a tool said, as a hash. */
 const resultHash = z.string().default('')
 /** The tool's answer is value 0. */
@@ -434,6 +487,18 @@ export const toolVerified = z.object({
   done: z.boolean().nullable(),
   bytes: count,
   result: resultHash,
+})
+/**
+ * What a person said, and who it was. What the model is told is value 0, except of an approval. `arguments`: those to be used
+ * instead of the model's.
+ */
+export const humanAnswered = z.object({
+  type: z.literal('human.answered'),
+  decision: z.enum(['approved', 'denied', 'answered']),
+  by: z.string().max(256),
+  bytes: count,
+  result: resultHash,
+  arguments: z.string().optional(),
 })
 export const toolCancel = z.object({ type: z.literal('tool.cancel') })
 /** The result is staged in the owner's conversation. */
@@ -560,25 +625,90 @@ export type LoopVerdict = z.infer<typeof loopVerdict>
 /** What a model router is started with. */
 export const routerInput = z.object({ self: address })
 export type RouterInput = z.infer<typeof routerInput>
-/** Asks which deployment to try, and tells of the one that failed last in this round. */
+/** Asks whom to try next, and tells of the call that failed last in this round, or that nobody would take. */
 export const routeAsk = z.object({
   type: z.literal('route.ask'),
   replyTo: address,
   /** Another one for each round of an agent. */
   round: z.string(),
-  /** Names, in the order in which they are to be tried. */
-  deployments: z.array(z.string()).min(1),
+  /** Deployments in the order in which they are to be tried, by groups of those that are as good as each other. */
+  groups: z.array(z.array(z.string()).min(1)).min(1),
   attempts: z.int().min(1),
-  failure: z
-    .object({ deployment: z.string(), kind: failureKind, delayMs: count, retryAfterMs: count.nullable() })
-    .nullable(),
+  /** Null: none would take it. */
+  failure: z.object({ deployment: z.string(), kind: failureKind, retryAfterMs: count.nullable() }).nullable(),
+  /** Wait before one that has failed is tried again. */
+  delayMs: count,
+  /** Those that would not take it. */
+  skipped: z.array(skipped),
 })
 export type RouteAsk = z.infer<typeof routeAsk>
-/** To be tried now; `tries` calls have failed in this round. */
-export const routeNext = z.object({ type: z.literal('route.next'), deployment: z.string(), tries: count })
+/** To be tried now, the first that admits it; `tries` calls have failed in this round. */
+export const routeNext = z.object({
+  type: z.literal('route.next'),
+  deployments: z.array(z.string()).min(1),
+  tries: count,
+})
 /** No other try would do better. */
 export const routeEnded = z.object({ type: z.literal('route.ended') })
 export type RouteAnswer = z.infer<typeof routeNext> | z.infer<typeof routeEnded>
+
+// ---------------------------------------------------------------------------------------------- ports ↔ circuit breaker
+
+/** When a breaker opens, and for how long. */
+export const breakerSettings = z.object({
+  /** Failures in a row that open it. */
+  failures: z.int().min(1),
+  /** Share of the calls of a window above which it opens, when there were `minCalls` or more. */
+  rate: z.number().min(0).max(1),
+  minCalls: z.int().min(1),
+  windowMs: z.int().min(1),
+  /** How long nobody may call. */
+  cooldownMs: z.int().min(1),
+  /** How long one probe is waited for. */
+  probeMs: z.int().min(1),
+})
+export type BreakerSettings = z.infer<typeof breakerSettings>
+/** What a circuit breaker is started with. `target`: a deployment, or a server of tools. */
+export const breakerInput = z.object({ self: z.string(), target: z.string(), settings: breakerSettings })
+export type BreakerInput = z.infer<typeof breakerInput>
+/** Whether whoever asks has others: he has, they would not do it either, or there are none. */
+export type PermitNeed = 'choice' | 'last' | 'only'
+/** May this call be made now? `at`: epoch milliseconds. */
+export const permitAsk = z.object({
+  type: z.literal('permit.ask'),
+  replyTo: z.string(),
+  call: z.string(),
+  at: count,
+  need: z.enum(['choice', 'last', 'only']),
+})
+export const permitGranted = z.object({ type: z.literal('permit.granted'), probe: z.boolean() })
+export const permitRefused = z.object({
+  type: z.literal('permit.refused'),
+  reason: skipped.shape.reason,
+  waitMs: count,
+})
+export type PermitAnswer = z.infer<typeof permitGranted> | z.infer<typeof permitRefused>
+/** What came of a call that was permitted: an answer, be it a refusal; no answer; or it was not made to its end. */
+export const permitDone = z.object({
+  type: z.literal('permit.done'),
+  call: z.string(),
+  at: count,
+  verdict: z.enum(['answered', 'failed', 'none']),
+  /** How long others are to leave it alone, because it asked for that, or is at fault. */
+  cooling: z.object({ ms: count, why: z.enum(['asked', 'fault']) }).nullable(),
+})
+/** What of a breaker outlives its process, and others are told of. */
+export const storedBreaker = z.object({
+  state: z.enum(['closed', 'open', 'halfOpen']),
+  /** Nobody may call before that. */
+  until: count,
+  /** The call that is to find out, and how long it is waited for. */
+  probe: z.object({ call: z.string(), until: count }).nullable(),
+  cooling: z.object({ until: count, why: z.enum(['asked', 'fault']) }).nullable(),
+})
+export type StoredBreaker = z.infer<typeof storedBreaker>
+/** What is stored, by this process or another. */
+export const breakerTold = storedBreaker.extend({ type: z.literal('breaker.told') })
 
 // ---------------------------------------------------------------------------------------------- shard, log
 
@@ -639,9 +769,11 @@ export const logDrop = z.object({ type: z.literal('log.drop') })
 export const outcomes = {
   'model.replied': modelReplied,
   'model.failed': modelFailed,
+  'model.refused': modelRefused,
   'tool.succeeded': toolSucceeded,
   'tool.failed': toolFailed,
   'tool.verified': toolVerified,
+  'human.answered': humanAnswered,
   'effect.interrupted': effectInterrupted,
   'effect.crashed': effectCrashed,
 } as const
@@ -664,6 +796,7 @@ export type AgentMessage =
   | M<typeof budgetRaise>
   | M<typeof modelReplied>
   | M<typeof modelFailed>
+  | M<typeof modelRefused>
   | M<typeof effectInterrupted>
   | M<typeof effectCrashed>
   | M<typeof loopVerdict>
@@ -683,6 +816,7 @@ export type ToolMessage =
   | M<typeof toolSucceeded>
   | M<typeof toolFailed>
   | M<typeof toolVerified>
+  | M<typeof humanAnswered>
   | M<typeof effectInterrupted>
   | M<typeof effectCrashed>
   | M<typeof toolCancel>
@@ -705,6 +839,9 @@ export type LoopMessage = M<typeof loopCheck>
 
 /** What a model router takes. */
 export type RouterMessage = M<typeof routeAsk>
+
+/** What a circuit breaker takes. */
+export type BreakerMessage = M<typeof permitAsk> | M<typeof permitDone> | M<typeof breakerTold>
 
 /** What an envoy takes. */
 export type EnvoyMessage = M<typeof delegateAnswered> | M<typeof mailReturned> | M<typeof runCancel>

@@ -29,11 +29,14 @@ export type ToolEvent =
       bytes: number
       attempts: number
     }
+  | { type: 'human.answered'; callId: string; tool: string; decision: string; by: string; edited: boolean }
+  | { type: 'human.expired'; callId: string; tool: string }
   | { type: 'tool.retried'; callId: string; tool: string; kind: string; delayMs: number }
 
 const unknownText =
   'The outcome of this call is unknown: the process died while it ran. It may or may not have happened; it was not tried again.'
 const crashedText = 'The call was given up: the process died three times over it.'
+const expiredText = 'Not done: nobody answered in time.'
 /** Rough tokens of a text of so many bytes. */
 const tokensOf = (bytes: number) => Math.ceil(bytes / 3)
 
@@ -45,6 +48,8 @@ const tool = setup({
       event.retryMs !== null &&
       context.effect !== 'once' &&
       context.failures < context.retries,
+    asks: ({ context }) => context.ask !== undefined,
+    approved: ({ event }) => event.type === 'human.answered' && event.decision === 'approved',
     /** A lost call that must not be made again without being asked for. */
     doubtful: ({ context, event }) => event.type === 'effect.interrupted' && event.started && context.effect === 'once',
     verifies: ({ context }) => context.onUnknown === 'verify',
@@ -52,6 +57,19 @@ const tool = setup({
     didNot: ({ event }) => event.type === 'tool.verified' && event.done === false,
   },
   actions: {
+    ask: sendTo(to('port/human'), ({ context }) => askOf(context)),
+    /** Nobody is asked any more, and the call may have other arguments than the model wrote. */
+    takeApproval: assign(({ event }) => {
+      assertEvent(event, 'human.answered')
+      return event.arguments === undefined ? {} : { arguments: event.arguments }
+    }),
+    showAnswer: emit(({ context, event }) => {
+      assertEvent(event, 'human.answered')
+      const { decision, by } = event
+      const { callId, tool } = context
+      return { type: 'human.answered', callId, tool, decision, by, edited: event.arguments !== undefined }
+    }),
+    showExpired: emit(({ context: { callId, tool } }) => ({ type: 'human.expired', callId, tool })),
     countAttempt: assign({ attempt: ({ context }) => context.attempt + 1 }),
     call: sendTo(to('port/tool'), ({ context }) => callOf(context, 'tool.call')),
     verify: sendTo(to('port/tool'), ({ context }) => callOf(context, 'tool.verify')),
@@ -71,8 +89,8 @@ const tool = setup({
       }
     }),
     tellValue: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, ['tool.succeeded', 'tool.failed', 'tool.verified'])
-      const status = event.type === 'tool.failed' ? 'failed' : 'ok'
+      assertEvent(event, ['tool.succeeded', 'tool.failed', 'tool.verified', 'human.answered'])
+      const status = hasFailed(event) ? 'failed' : 'ok'
       const { index, callId, tool } = context
       enqueue.sendTo(to(`log/${context.conversation}`), { type: 'log.stage', index, callId, value: 0 })
       enqueue.sendTo(to(context.owner), {
@@ -93,8 +111,21 @@ const tool = setup({
       enqueue.emit({ type: 'tool.finished', callId, tool, status, bytes, attempts: context.attempt })
     }),
   },
-  delays: { retry: ({ context }) => context.retryMs },
+  delays: {
+    retry: ({ context }) => context.retryMs,
+    expiry: ({ context }) => context.ask?.waitMs ?? 0,
+  },
 })
+
+function hasFailed(event: ToolMessage): boolean {
+  return event.type === 'tool.failed' || (event.type === 'human.answered' && event.decision === 'denied')
+}
+
+function askOf(context: ToolContext) {
+  const { agent, run, conversation, position, index, callId, tool, ask } = context
+  const asked = { type: 'human.ask', ...ask, agent, run, conversation, position, index, callId, tool }
+  return context.arguments === undefined ? asked : { ...asked, arguments: context.arguments }
+}
 
 function callOf(context: ToolContext, type: 'tool.call' | 'tool.verify') {
   const { agent, run, conversation, position, index, callId, tool, effect, timeoutMs, key, attempt } = context
@@ -105,13 +136,30 @@ function callOf(context: ToolContext, type: 'tool.call' | 'tool.verify') {
 /** The tool executor machine. Bump `version` with any change of its decisions. */
 export const toolMachine = tool.createMachine({
   id: 'tool',
-  version: '2',
+  version: '3',
   context: ({ input }) => ({ ...input, attempt: 1, failures: 0, retryMs: 0 }),
-  initial: 'running',
+  initial: 'starting',
   on: {
     'tool.cancel': { target: '.done', actions: 'stop' },
   },
   states: {
+    starting: { always: [{ guard: 'asks', target: 'asking' }, { target: 'running' }] },
+    /** For as long as nobody says anything: over restarts, too. */
+    asking: {
+      entry: 'ask',
+      on: {
+        'human.answered': [
+          { guard: 'approved', target: 'running', actions: ['takeApproval', 'showAnswer'] },
+          { target: 'done', actions: ['showAnswer', 'tellValue'] },
+        ],
+      },
+      after: {
+        expiry: {
+          target: 'done',
+          actions: ['stop', 'showExpired', { type: 'tellText', params: { text: expiredText, status: 'failed' } }],
+        },
+      },
+    },
     running: {
       entry: 'call',
       on: {

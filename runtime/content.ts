@@ -6,6 +6,7 @@
  *
  * - CT1 Text that is returned was in the record that the entry names, and that record is in the chain.
  */
+import type { ToolCall } from '../machines/index.js'
 import type { Value } from './codec.js'
 import { type Entry, render } from './conversation.js'
 import type { Journal } from './journal.js'
@@ -18,6 +19,20 @@ export async function textsOf(journal: Journal, shard: string, entries: readonly
   const missing = entries.filter((entry) => entry.text === null)
   const loaded = missing.length === 0 ? null : await load(journal, shard, missing)
   return texts.map((text, index) => text ?? loaded!.get(entries[index]!)!)
+}
+
+/** The arguments of a tool call: the model's, from its message, unless there are others. @param entries that message */
+export async function argumentsOf(
+  journal: Journal,
+  shard: string,
+  call: Pick<ToolCall, 'index' | 'arguments'>,
+  entries: readonly Entry[],
+): Promise<string> {
+  if (call.arguments !== undefined) return call.arguments
+  const [text] = await textsOf(journal, shard, entries)
+  const message = JSON.parse(text ?? '{}') as { tool_calls?: { function?: { arguments?: string } }[] }
+  const written = message.tool_calls?.[call.index]?.function?.arguments ?? ''
+  return written.trim() === '' ? '{}' : written
 }
 
 /** The values of one commit's envelope. */

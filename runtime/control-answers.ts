@@ -33,12 +33,14 @@ export interface AnswerTarget {
 /**
  * Does what is asked, and yields the answers: `{item}` any number of times, then one `{result}`.
  * @param signal whoever asked has left: a stream or a wait ends
+ * @param client who asks, where that is known
  * @throws TroupeError what the runtime refuses; `STORE_BUSY` for a crew that is not here, or with another definition.
  */
 export async function* answerRequest(
   target: AnswerTarget,
   request: ControlRequest,
   signal: AbortSignal,
+  client?: string,
 ): AsyncGenerator<object, void, void> {
   const { runtime } = target
   switch (request.method) {
@@ -68,6 +70,18 @@ export async function* answerRequest(
     case 'steer': {
       const options = { key: request.key, ...whomOf(request) }
       return yield { result: (await runtime.steer(request.crew, request.input as SteerInput, options)) ?? null }
+    }
+    case 'asks':
+      return yield { result: await runtime.asks(request.crew) }
+    case 'answer': {
+      // Whoever comes over NATS is known by its subject; who may open the store's socket may say who it is.
+      const { ask, decision, text, arguments: edited, by } = request
+      const said = {
+        decision,
+        ...(text === undefined ? {} : { text }),
+        ...(edited === undefined ? {} : { arguments: edited }),
+      }
+      return yield { result: (await runtime.respond(request.crew, ask, said, client ?? by)) ?? null }
     }
     case 'letters':
       for await (const item of runtime.deadLetters.list(request.crew)) yield { item }

@@ -9,6 +9,7 @@
  * - R3 Somebody who waits for a run keeps the process alive and the shard in memory; leaving cancels nothing.
  */
 import { randomUUID } from 'node:crypto'
+import { type AnswerOptions, type ApproveOptions, type PendingAsk, pendingAsks, respond } from './asks.js'
 import { crewAddress } from './commit.js'
 import { textsOf, valuesAt } from './content.js'
 import { textOf } from './conversation.js'
@@ -122,6 +123,27 @@ export class CrewHandle<Output = unknown> {
   /** Lets paused agents go on. */
   resume(): Promise<void> {
     return command(this.#shard(), { type: 'crew.resume' })
+  }
+
+  /** What it waits for a person to say. */
+  async asks(): Promise<readonly PendingAsk[]> {
+    return pendingAsks(await this.#shard(), this.#worker.journal)
+  }
+
+  /** As `Runtime.approve`. */
+  approve(ask: string, { arguments: edited, by }: ApproveOptions = {}): Promise<void> {
+    const said = edited === undefined ? {} : { arguments: edited }
+    return respond(this.#shard(), ask, { decision: 'approved', ...said }, by)
+  }
+
+  /** As `Runtime.deny`. */
+  deny(ask: string, reason?: string, { by }: AnswerOptions = {}): Promise<void> {
+    return respond(this.#shard(), ask, { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }, by)
+  }
+
+  /** As `Runtime.answer`. */
+  answer(ask: string, text: string, { by }: AnswerOptions = {}): Promise<void> {
+    return respond(this.#shard(), ask, { decision: 'answered', text }, by)
   }
 
   /** Ends the current run, or the given one, with `RUN_CANCELLED`. */

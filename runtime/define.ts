@@ -44,6 +44,14 @@ export interface ToolContext<Deps = unknown, Data = unknown> {
   readonly log: ToolLog
 }
 
+/** What an approval predicate gets beside the arguments. */
+export interface ApprovalContext<Data = unknown> {
+  readonly agent: string
+  readonly runId: string
+  /** The run's `data`. */
+  readonly data: Data
+}
+
 /** A tool as `defineTool` takes it. */
 export interface ToolOptions<Input extends z.ZodType = z.ZodType, Deps = unknown, Data = unknown> {
   /** `^[A-Za-z0-9_-]{1,64}$`: what models accept. */
@@ -77,6 +85,20 @@ export interface ToolOptions<Input extends z.ZodType = z.ZodType, Deps = unknown
    * @default false
    */
   readonly polling?: boolean
+  /**
+   * Name of the server that it speaks to, `^[A-Za-z0-9_-]{1,64}$`. Tools of one server share its circuit breaker: after many
+   * calls that threw or timed out none is made for a while, and the model is told so.
+   * @default none: it is always called
+   */
+  readonly server?: string
+  /**
+   * Ask a person before a call is made: always, or when this says so. It is asked once a call, outside of commits; when it
+   * throws, a person is asked. Until somebody answers (`approve`, `deny`) the agent waits, over restarts too.
+   * @default false
+   */
+  readonly approval?: boolean | ((input: z.output<Input>, context: ApprovalContext<Data>) => boolean | Promise<boolean>)
+  /** How long an approval is waited for; then the model is told that the call was not made. @default 7 days */
+  readonly approvalMs?: number
   /** Bytes of output kept for the model; more is cut with a note. @default 1_048_576 */
   readonly maxBytes?: number
   /**
@@ -92,14 +114,18 @@ export interface ToolOptions<Input extends z.ZodType = z.ZodType, Deps = unknown
 
 /** A checked tool with its defaults filled in. */
 export interface Tool<Input extends z.ZodType = z.ZodType, Deps = unknown, Data = unknown>
-  extends Required<Omit<ToolOptions<Input, Deps, Data>, 'verify'>> {
+  extends Required<Omit<ToolOptions<Input, Deps, Data>, 'verify' | 'server'>> {
   readonly kind: 'tool'
+  readonly server: string | undefined
+  /** Its calls are questions to a person. */
+  readonly question?: true
   readonly verify: ToolOptions<Input, Deps, Data>['verify'] | undefined
 }
 
 // A tool of any input: method parameters of `run` are contravariant, so the general form takes `never`.
 /** Any tool, whatever its input. */
-export type AnyTool = Omit<Tool, 'run' | 'verify'> & {
+export type AnyTool = Omit<Tool, 'run' | 'verify' | 'approval'> & {
+  readonly approval: boolean | ((input: never, context: never) => unknown)
   readonly run: (input: never, context: never) => unknown
   readonly verify: ((input: never, context: never) => Promise<unknown>) | undefined
 }
@@ -133,13 +159,21 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
   readonly name?: string
   /** Told to agents that may delegate to this one. */
   readonly description?: string
-  /** `<provider>:<model>`, or a list in order of preference. */
-  readonly model: string | readonly string[]
+  /**
+   * `<provider>:<model>`, or a list in order of preference. A list in the list is a group of deployments that are as good as
+   * each other: the one with the fewest calls under way is asked, and the rest of its group before the next in the list.
+   */
+  readonly model: string | readonly (string | readonly string[])[]
   /** The system message. A function is called once per task, outside the commit, and its text recorded. */
   readonly instructions: string | ((context: InstructionsContext) => string | Promise<string>)
   readonly tools?: readonly AnyTool[]
   /** Agents that this one may call as tools: names of the crew's own, addresses (`<crew id>/agent/<name>`) of those of other crews. */
   readonly delegates?: readonly string[]
+  /**
+   * Give it a tool, `ask_person`, by which it asks its user a question and waits for the answer (`runtime.answer`).
+   * @default false
+   */
+  readonly questions?: boolean
   /** The answer must be JSON of this shape; what does not fit is sent back with the reason, at most twice. */
   readonly output?: Output
   readonly settings?: ModelSettings
@@ -168,7 +202,10 @@ export interface Agent<Output = unknown> {
   readonly kind: 'agent'
   readonly name: string | undefined
   readonly description: string
+  /** Every deployment, in order of preference. */
   readonly models: readonly string[]
+  /** The same, by groups. */
+  readonly groups: readonly (readonly string[])[]
   readonly instructions: AgentOptions['instructions']
   readonly tools: readonly AnyTool[]
   readonly delegates: readonly string[]
@@ -248,6 +285,9 @@ const maxMs = 2 ** 31 - 1
 const ms = z.int().min(1).max(maxMs)
 const count = z.int().min(0).max(1_000_000)
 
+/** How long a person has to answer. */
+const defaultAskMs = 7 * 86_400_000
+
 const rung = z.int().min(1).max(100_000).optional()
 
 const toolShape = z.strictObject({
@@ -265,8 +305,13 @@ const toolShape = z.strictObject({
     .min(256)
     .max(16 * 1_048_576)
     .default(1_048_576),
+  approval: z
+    .union([z.boolean(), z.custom<(input: never) => boolean>((value) => typeof value === 'function', 'a function')])
+    .default(false),
+  approvalMs: ms.default(defaultAskMs),
   remote: z.boolean().default(false),
   polling: z.boolean().default(false),
+  server: z.string().regex(namePattern).optional(),
   run: z.custom<AnyTool['run']>((value) => typeof value === 'function', 'a function'),
 })
 
@@ -295,13 +340,20 @@ const modelName = z.string().regex(/^[A-Za-z0-9_-]{1,64}:[^\s:][^\s]{0,255}$/, '
 const agentShape = z.strictObject({
   name: z.string().regex(namePattern).optional(),
   description: z.string().max(4_096).default(''),
-  model: z.union([modelName, z.array(modelName).min(1).max(16)]),
+  model: z.union([
+    modelName,
+    z
+      .array(z.union([modelName, z.array(modelName).min(1).max(16)]))
+      .min(1)
+      .max(16),
+  ]),
   instructions: z.union([
     z.string().max(262_144),
     z.custom<(context: InstructionsContext) => string>((value) => typeof value === 'function', 'text or a function'),
   ]),
   tools: z.array(z.custom<AnyTool>((value) => hasKind(value, 'tool'), 'a tool of defineTool')).default([]),
   delegates: z.array(z.union([z.string().regex(namePattern), z.string().regex(addressPattern)])).default([]),
+  questions: z.boolean().default(false),
   output: z.custom<z.ZodType>(isSchema, 'a zod schema').optional(),
   settings: settingsShape.default({}),
   budget: z.strictObject(budgetFields).optional(),
@@ -356,7 +408,7 @@ function isSchema(value: unknown): boolean {
 /** Made by `defineAgent`, of this or another copy of the package: a kind alone does not make one. */
 function isAgent(value: unknown): boolean {
   return (
-    hasKind(value, 'agent') && ['models', 'tools', 'delegates', 'limits'].every((field) => field in (value as object))
+    hasKind(value, 'agent') && ['groups', 'tools', 'delegates', 'limits'].every((field) => field in (value as object))
   )
 }
 
@@ -393,7 +445,13 @@ export function defineTool<Input extends z.ZodType, Deps = unknown, Data = unkno
   if (onUnknown === 'verify' && data.verify === undefined) {
     throw new TroupeError('CREW_INVALID', `tool ${data.name}: onUnknown 'verify' needs a verify function`)
   }
-  return Object.freeze({ ...data, kind: 'tool', onUnknown, verify: data.verify }) as unknown as Tool<Input, Deps, Data>
+  return Object.freeze({
+    ...data,
+    kind: 'tool',
+    onUnknown,
+    verify: data.verify,
+    server: data.server,
+  }) as unknown as Tool<Input, Deps, Data>
 }
 
 /**
@@ -404,16 +462,19 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
   options: AgentOptions<Output>,
 ): Agent<AgentOutput<Output>> {
   const data = check(agentShape, options, `agent ${describe(options)}`)
-  const names = [...data.tools.map((tool) => tool.name), ...data.delegates.map(delegateName)]
+  const tools = data.questions ? [...data.tools, askPerson] : data.tools
+  const names = [...tools.map((tool) => tool.name), ...data.delegates.map(delegateName)]
   const twice = names.find((name, index) => names.indexOf(name) !== index)
   if (twice !== undefined) throw new TroupeError('CREW_INVALID', `agent ${describe(options)}: two tools named ${twice}`)
+  const groups = [data.model].flat().map((each) => [each].flat())
   return Object.freeze({
     kind: 'agent',
     name: data.name,
     description: data.description,
-    models: typeof data.model === 'string' ? [data.model] : data.model,
+    models: groups.flat(),
+    groups,
     instructions: data.instructions,
-    tools: data.tools,
+    tools,
     delegates: data.delegates,
     output: data.output,
     settings: data.settings as ModelSettings,
@@ -427,6 +488,18 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
     continue: data.continue,
   }) as unknown as Agent<AgentOutput<Output>>
 }
+
+/** The tool of an agent with `questions`. It is never run: its result is what a person says. */
+const askPerson: AnyTool = Object.freeze({
+  ...defineTool({
+    name: 'ask_person',
+    description: 'Asks the user of this system a question and waits for the answer. Ask only what you cannot find out.',
+    input: z.object({ question: z.string().min(1).max(8_192) }),
+    effect: 'pure',
+    run: () => '',
+  }),
+  question: true as const,
+})
 
 /**
  * Defines a crew. Its output type is the lead's.

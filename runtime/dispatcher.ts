@@ -13,15 +13,27 @@
  * - X4 At most `maxInFlight` effects are with the ports; the rest wait here in order.
  */
 import type { ModelCall, ToolCall } from '../machines/index.js'
-import { textsOf } from './content.js'
+import { argumentsOf, textsOf } from './content.js'
 import type { Entry } from './conversation.js'
 import type { Draft } from './envelope.js'
-import { broken, type EdgeRun, failed, type Outcome, replied, toolOutcome, verified } from './edge.js'
+import { admit, underPermit } from './admission.js'
+import type { Breakers } from './breakers.js'
+import { broken, type EdgeRun, failed, type Outcome, refused, replied, toolOutcome, verified } from './edge.js'
 import { isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
+import { runGuarded } from './guarded-tools.js'
 import type { Journal } from './journal.js'
-import type { Clock, ModelDelta, ModelPort, ModelTimeouts, RemotePlace, ToolPort, ToolRequest } from './ports.js'
+import type {
+  Clock,
+  ModelDelta,
+  ModelPort,
+  ModelRequest,
+  ModelTimeouts,
+  RemotePlace,
+  ToolPort,
+  ToolRequest,
+} from './ports.js'
 import type { PreparedCrew } from './prepared-crew.js'
-import type { Effect, ShardState } from './state.js'
+import { type Effect, isPortWork, type PortEffect, type ShardState } from './state.js'
 
 /** Effects with the ports at once, in one shard. */
 export const maxInFlight = 256
@@ -51,6 +63,8 @@ export interface Ports {
   readonly clock: Clock
   /** Uniform in [0, 1); for jitter only. */
   readonly random: () => number
+  /** Who may be called now. @default everybody */
+  readonly breakers?: Breakers | undefined
 }
 
 /** What passes by while an effect runs: best effort, never stored. */
@@ -105,7 +119,7 @@ export interface DispatchingShard {
  * ahead by commits that drop the conversation and are not durable yet.
  */
 interface Given {
-  readonly effect: Effect
+  readonly effect: PortEffect
   readonly entries: readonly Entry[]
 }
 
@@ -139,8 +153,9 @@ export class Dispatcher {
 
   /** Takes effects of a durable commit. */
   dispatch(effects: readonly Effect[]): void {
-    if (effects.length === 0) return
-    this.#waiting.push(...effects.map((effect) => ({ effect, entries: this.#entriesOf(effect) })))
+    const work = effects.filter(isPortWork)
+    if (work.length === 0) return
+    this.#waiting.push(...work.map((effect) => ({ effect, entries: this.#entriesOf(effect) })))
     this.pump()
   }
 
@@ -155,7 +170,7 @@ export class Dispatcher {
   }
 
   /** What a model is sent, or the message that has a tool's arguments. */
-  #entriesOf({ body, length }: Effect): readonly Entry[] {
+  #entriesOf({ body, length }: PortEffect): readonly Entry[] {
     const entries = this.#shard.state().logs.get(body.conversation)?.entries ?? []
     return body.type === 'model.call' ? entries.slice(0, length) : entries.slice(body.position, body.position + 1)
   }
@@ -230,7 +245,7 @@ export class Dispatcher {
     await this.#shard.send(draft)
   }
 
-  #break(effect: Effect, error: unknown): Outcome | null {
+  #break(effect: PortEffect, error: unknown): Outcome | null {
     const reason = toTroupeError(error, 'ACTOR_FAILED')
     if (reason.code === 'JOURNAL_CORRUPT' || reason.code === 'BLOB_MISSING') {
       this.#shard.stop(reason)
@@ -257,10 +272,18 @@ export class Dispatcher {
     const messages = await this.#read(signal, () => textsOf(shard.journal, shard.id, entries))
     if (messages === null) return signal.aborted ? null : notStarted
     if (agent.system !== null) messages.unshift(agent.system)
+    const { breakers } = shard.ports
+    const id = `${shard.id}.${effect.id}`
+    const signals = [signal, this.#leaving.signal]
+    const { deployment, skipped } = await admit(breakers, {
+      ...{ call: id, deployments: call.deployments, groups: agent.groups, signals },
+    })
+    if (deployment === null)
+      return signal.aborted ? null : this.#hasDeparted() ? notStarted : refused(skipped, call, shard.ports)
     const watched = shard.watched()
-    const reply = await live.model.call({
+    const request: ModelRequest = {
       effect: effect.id,
-      deployment: call.deployment,
+      deployment,
       messages,
       tools: agent.schemas,
       responseFormat: agent.format,
@@ -272,11 +295,13 @@ export class Dispatcher {
       onDelta: watched
         ? (delta) => shard.show({ kind: 'delta', effect: effect.id, agent: call.agent, run: call.run, delta })
         : undefined,
-    })
-    if (!reply.ok) return failed(reply, call, live.prepared, shard.ports)
+    }
+    const { reply, changes } = await underPermit(breakers, deployment, id, () => live.model.call(request))
+    const admission = { deployment, skipped, changes }
+    if (!reply.ok) return failed(reply, admission, call, live.prepared, shard.ports)
     // The reply has been paid for: it is kept for as long as it takes to check it.
     const run = await this.#read(null, () => this.#run(call.run))
-    return run === null ? null : replied(reply, call, live.prepared, run)
+    return run === null ? null : replied(reply, admission, call, live.prepared, run)
   }
 
   async #tool(effect: Effect, call: ToolCall, entries: readonly Entry[], signal: AbortSignal): Promise<Outcome | null> {
@@ -284,7 +309,7 @@ export class Dispatcher {
     const { tools } = shard.crew()!
     const given = await this.#read(signal, async () => ({
       run: await this.#run(call.run),
-      text: call.arguments ?? (await this.#argumentsOf(call, entries)),
+      text: await argumentsOf(shard.journal, shard.id, call, entries),
     }))
     if (given === null) return signal.aborted ? null : notStarted
     const request: ToolRequest = {
@@ -312,7 +337,9 @@ export class Dispatcher {
           value,
         }),
     }
-    const outcome = await (call.type === 'tool.verify' ? tools.verify(request) : tools.run(request))
+    const outcome = await (call.type === 'tool.verify'
+      ? tools.verify(request)
+      : runGuarded(tools, shard.ports.breakers, this.#serverOf(call), request))
     if ('done' in outcome) return verified(outcome)
     if (outcome.status === 'given') {
       shard.given(effect.id)
@@ -342,12 +369,8 @@ export class Dispatcher {
     }
   }
 
-  /** The arguments that the model wrote, from its message in the conversation. */
-  async #argumentsOf(call: ToolCall, entries: readonly Entry[]): Promise<string> {
-    const [text] = await textsOf(this.#shard.journal, this.#shard.id, entries)
-    const message = JSON.parse(text ?? '{}') as { tool_calls?: { function?: { arguments?: string } }[] }
-    const written = message.tool_calls?.[call.index]?.function?.arguments ?? ''
-    return written.trim() === '' ? '{}' : written
+  #serverOf({ agent, tool }: ToolCall): string | undefined {
+    return this.#shard.crew()?.prepared.agents.get(agent)?.tools.get(tool)?.server
   }
 
   /** Writes the `dispatched` record of a `once` call or a remote one, then looks whether it may still start. */

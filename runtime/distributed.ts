@@ -10,10 +10,12 @@
 import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
+import { clusterClock } from '../transport/cluster-clock.js'
 import { createJetStreamJournal } from '../transport/jetstream-journal.js'
 import { connectNats, type NatsLink, type NatsOptions, watchDenied } from '../transport/nats-connection.js'
 import { type Door, openDoor } from '../transport/nats-door.js'
 import { createDoorClient } from '../transport/nats-door-client.js'
+import { NatsBreakers } from '../transport/nats-breakers.js'
 import { NatsEvents } from '../transport/nats-events.js'
 import { NatsLive } from '../transport/nats-live.js'
 import { NatsMail } from '../transport/nats-mail.js'
@@ -27,6 +29,7 @@ import { NatsTrace } from '../transport/nats-trace.js'
 import { StandingLease } from '../transport/standing-lease.js'
 import { Subjects } from '../transport/subjects.js'
 import { WorkerRequests } from '../transport/worker-requests.js'
+import type { Breakers, BreakerStore } from './breakers.js'
 import { answerRequest } from './control-answers.js'
 import type { CrewHandle as LocalHandle } from './crew-handle.js'
 import { nameIn } from './crew-version.js'
@@ -35,9 +38,10 @@ import { toCrew } from './define.js'
 import type { LiveCrew } from './dispatcher.js'
 import { TroupeError } from './errors.js'
 import type { CrewHandle, Runtime } from './face.js'
+import { runGuarded } from './guarded-tools.js'
 import type { Journal } from './journal.js'
 import type { Log } from './log.js'
-import type { ToolPort } from './ports.js'
+import type { Clock, ToolPort } from './ports.js'
 import { isRemoteOutcome, readRemoteOutcome } from './remote-outcome.js'
 import { isForeign, partsOf, stampOf } from './mail.js'
 import { returned } from './outbox.js'
@@ -84,6 +88,8 @@ export interface DistributedParts {
   /** Hash of a crew's definition. Whoever only uses crews needs no keys of their providers. */
   readonly hashOf: (crew: Crew) => string
   readonly newWorker: (journal: Journal, more: Partial<WorkerOptions>) => Worker
+  /** The circuit breakers of a worker; undefined when nobody is to be kept back. */
+  readonly newBreakers: (store: BreakerStore, clock: Clock) => Breakers | undefined
   /** A tool port for these tools, whoever asks. */
   readonly newTools: (tools: ReadonlyMap<string, AnyTool>) => ToolPort
   /** Ends the ports, when nothing runs any more. */
@@ -236,9 +242,11 @@ class Membership implements Member {
     const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch, copy })
     const crews = new Map<string, LiveCrew>()
     const trace = nats.trace === true ? new NatsTrace(link, subjects) : null
+    const kept = await NatsBreakers.open(shared)
+    const breakers = parts.newBreakers(kept, ownership.clock)
     const worker = parts.newWorker(journal, {
       ...(trace === null ? {} : { trace: (shard, commit) => trace.publish(shard, commit) }),
-      ports: { clock: ownership.clock, random: Math.random },
+      ports: { clock: ownership.clock, random: Math.random, breakers },
       executor: name,
       ownership,
       crewOf: (crew) => crews.get(crew),
@@ -282,6 +290,7 @@ class Membership implements Member {
       () => live.close(),
       () => events.close(),
       () => mail.close(),
+      () => kept.close(),
       () => ownership.close(),
     ]
     return new Membership(parts, name, ownership, crews, leaving, remote)
@@ -373,7 +382,7 @@ class ToolMembership implements Member {
   }
 
   static async join(
-    { nats, log, newTools }: DistributedParts,
+    { nats, log, newTools, newBreakers }: DistributedParts,
     link: NatsLink,
     subjects: Subjects,
   ): Promise<ToolMembership> {
@@ -381,16 +390,22 @@ class ToolMembership implements Member {
     const mail = await NatsMail.open({ link, subjects, replicas, log })
     const lease = await StandingLease.take(link, subjects, { worker: name, ttlMs: leaseMs, replicas })
     const tools = new Map<string, AnyTool>()
+    const port = newTools(tools)
+    const kept = await NatsBreakers.open({ link, subjects, replicas })
+    const breakers = newBreakers(kept, clusterClock(lease.offsetMs))
     const worker = new NatsToolWorker({
       ...{ link, subjects, log, worker: name },
       owner: () => (lease.isHeld ? lease.owner : null),
-      tools: newTools(tools),
+      tools: {
+        verify: (request) => port.verify(request),
+        run: (request) => runGuarded(port, breakers, tools.get(request.tool)?.server, request),
+      },
       send: (shard, letter) => mail.send(shard, letter),
     })
     const requests = new WorkerRequests(link, subjects, leaseMs)
     const leaving = new Leaving(worker)
     // As long as it has a lease, whoever asks is told what it still works on.
-    leaving.ends = [() => lease.release(), () => requests.close(), () => mail.close()]
+    leaving.ends = [() => lease.release(), () => requests.close(), () => kept.close(), () => mail.close()]
     requests.serve(name, () => (lease.isHeld ? lease.epoch : null), {
       leave: () => worker.leave(),
       take: (shard) => worker.take(shard),
@@ -506,8 +521,8 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refu
     log: parts.log,
     maxRequests,
     owns: (shard, crew) => worker.owns(shard, crew),
-    answer: (request, signal) =>
-      answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal),
+    answer: (request, signal, client) =>
+      answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal, client),
   })
 }
 

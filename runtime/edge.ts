@@ -8,7 +8,17 @@
  *   append; its verdict travels in the envelope.
  * - ED2 Randomness (jitter) is drawn here and travels as a number.
  */
-import { type Amounts, type CallVerdict, type ModelCall, nothing, type ToolCall } from '../machines/index.js'
+import {
+  type Amounts,
+  type AskData,
+  type BreakerChange,
+  type CallVerdict,
+  type ModelCall,
+  nothing,
+  type Skipped,
+  type ToolCall,
+} from '../machines/index.js'
+import type { AnyTool } from './define.js'
 import { canonicalJson, shortHash, type Value } from './codec.js'
 import type { ErrorCode } from './errors.js'
 import type { ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
@@ -35,12 +45,28 @@ const maxDelayMs = 30_000
 /** Waits that a provider asks for are honoured up to here. */
 const maxRetryAfterMs = 10 * 60_000
 
+/** Failures of tools that may go well another time. */
+const passing: ReadonlySet<string> = new Set(['threw', 'timeout', 'unavailable'])
+
 /** Calls in one reply above which it is no reply: each would need an answer in the conversation. */
 export const maxCalls = 1_024
 
+/** How a call was made: whom was asked, who before it would not take the call, what has changed for others. */
+export interface Admitted {
+  readonly deployment: string
+  readonly skipped: readonly Skipped[]
+  readonly changes: readonly BreakerChange[]
+}
+
 /** The outcome of a model call that brought a reply. */
-export async function replied(reply: ModelReply, call: ModelCall, crew: PreparedCrew, run: EdgeRun): Promise<Outcome> {
-  if (reply.toolCalls.length > maxCalls) return failed(absurd(reply), call, crew, run)
+export async function replied(
+  reply: ModelReply,
+  admitted: Admitted,
+  call: ModelCall,
+  crew: PreparedCrew,
+  run: EdgeRun,
+): Promise<Outcome> {
+  if (reply.toolCalls.length > maxCalls) return failed(absurd(reply), admitted, call, crew, run)
   const prepared = crew.agents.get(call.agent)
   const values: Value[] = [reply.message]
   const calls: CallVerdict[] = []
@@ -56,10 +82,19 @@ export async function replied(reply: ModelReply, call: ModelCall, crew: Prepared
     if (judged.ok) values.push(JSON.stringify(judged.value))
     else reason = judged.message
   }
-  const spent = bill(call, crew, reply.usage, reply.costNanoUsd)
+  const spent = bill(admitted.deployment, call, crew, reply.usage, reply.costNanoUsd)
   return {
     body: {
-      ...{ type: 'model.replied', calls, fits, reason, finish: reply.finishReason, usage: reply.usage, spent },
+      ...{
+        type: 'model.replied',
+        ...admitted,
+        calls,
+        fits,
+        reason,
+        finish: reply.finishReason,
+        usage: reply.usage,
+        spent,
+      },
       result: shortHash(reply.text),
     },
     values,
@@ -96,8 +131,12 @@ async function admit(
       return { verdict: 'refused', index, callId, name: verdict.name, message: verdict.message }
     case 'tool': {
       const { tool, effect, timeoutMs, retries, onUnknown } = verdict
-      const admitted = { verdict: 'tool' as const, index, callId, tool, effect, timeoutMs, retries, onUnknown }
-      return verdict.repaired ? { ...admitted, arguments: verdict.arguments } : admitted
+      const ask = await askOf(crew.agents.get(call.agent)?.tools.get(tool), verdict.arguments, call, run)
+      return {
+        ...{ verdict: 'tool', index, callId, tool, effect, timeoutMs, retries, onUnknown },
+        ...(ask === null ? {} : { ask }),
+        ...(verdict.repaired ? { arguments: verdict.arguments } : {}),
+      }
     }
     case 'delegate': {
       if (call.depth >= crew.crew.limits.depth) {
@@ -122,6 +161,24 @@ async function admit(
   }
 }
 
+/** What a person is asked before a call is made; null for nothing. */
+async function askOf(
+  tool: AnyTool | undefined,
+  written: string,
+  { agent, run: runId }: ModelCall,
+  { data }: EdgeRun,
+): Promise<AskData | null> {
+  const { question, approval = false, approvalMs: waitMs = 0 } = tool ?? {}
+  if (question === true) return { kind: 'question', waitMs }
+  if (typeof approval === 'boolean') return approval ? { kind: 'approval', waitMs } : null
+  try {
+    const input = await tool!.input.parseAsync(JSON.parse(written))
+    return (await approval(input as never, { agent, runId, data } as never)) ? { kind: 'approval', waitMs } : null
+  } catch {
+    return { kind: 'approval', waitMs }
+  }
+}
+
 /** The system message of an agent whose `instructions` is a function; null for text, which each request takes anew. */
 export async function instructionsOf(
   crew: PreparedCrew,
@@ -142,26 +199,34 @@ export function userMessage(text: string): string {
 /** The outcome of a model call that brought none. */
 export function failed(
   failure: ModelFailure,
+  admitted: Admitted,
   call: ModelCall,
   crew: PreparedCrew,
   run: Pick<EdgeRun, 'random'>,
 ): Outcome {
   const real = !failure.billed || failure.usage?.estimated === false
   const spent =
-    failure.billed && failure.usage !== null ? bill(call, crew, failure.usage, failure.costNanoUsd) : nothing
-  const delayMs = Math.min(maxRetryAfterMs, Math.max(failure.retryAfterMs ?? 0, backoff(call.tries, run.random())))
+    failure.billed && failure.usage !== null
+      ? bill(admitted.deployment, call, crew, failure.usage, failure.costNanoUsd)
+      : nothing
   return {
     body: {
       type: 'model.failed',
+      ...admitted,
       kind: failure.kind,
       reason: failure.message,
-      delayMs,
+      delayMs: backoff(call.tries, run.random()),
       retryAfterMs: failure.retryAfterMs === null ? null : Math.min(maxRetryAfterMs, failure.retryAfterMs),
       spent: failure.billed && failure.usage === null ? call.worst : spent,
       real,
     },
     values: [],
   }
+}
+
+/** The outcome of a model call that no deployment would take. */
+export function refused(skipped: readonly Skipped[], call: ModelCall, run: Pick<EdgeRun, 'random'>): Outcome {
+  return { body: { type: 'model.refused', skipped, delayMs: backoff(call.tries, run.random()) }, values: [] }
 }
 
 function absurd({ toolCalls, usage, costNanoUsd }: ModelReply): ModelFailure {
@@ -184,11 +249,16 @@ function backoff(tries: number, random: number): number {
 }
 
 /** What a call cost. A model that the price table does not know costs the crew's worst case. */
-function bill(call: ModelCall, crew: PreparedCrew, usage: Usage, costNanoUsd: number | null): Amounts {
+function bill(
+  deployment: string,
+  call: ModelCall,
+  crew: PreparedCrew,
+  usage: Usage,
+  costNanoUsd: number | null,
+): Amounts {
   const { inputTokens, outputTokens } = usage
   const price =
-    crew.data.agents[call.agent]?.deployments.find(({ name }) => name === call.deployment)?.price ??
-    crew.crew.unknownPrice
+    crew.data.agents[call.agent]?.deployments.find(({ name }) => name === deployment)?.price ?? crew.crew.unknownPrice
   const listed = Math.ceil((inputTokens * price.input + outputTokens * price.output) / 1_000)
   return { nanoUsd: costNanoUsd ?? listed, tokens: inputTokens + outputTokens, modelCalls: 1, toolCalls: 0 }
 }
@@ -201,9 +271,9 @@ export function toolOutcome(outcome: ToolOutcome, call: ToolCall, run: Pick<Edge
       return { body, values: [outcome.content] }
     }
     case 'failed': {
-      const retry = call.effect !== 'once' && (outcome.kind === 'threw' || outcome.kind === 'timeout')
-      const retryMs = retry ? backoff(call.attempt - 1, run.random()) : null
       const { kind, message } = outcome
+      const mayRetry = call.effect !== 'once' && passing.has(kind)
+      const retryMs = mayRetry ? Math.max(outcome.waitMs ?? 0, backoff(call.attempt - 1, run.random())) : null
       const body = { type: 'tool.failed', kind, bytes: message.length, retryMs, result: shortHash(message) }
       return { body, values: [outcome.message] }
     }
@@ -231,6 +301,7 @@ export function broken(
     return {
       body: {
         type: 'model.failed',
+        ...{ deployment: (call as ModelCall).deployments[0]!, skipped: [], changes: [] },
         kind: 'config',
         reason: `${code}: ${reason}`,
         delayMs: 0,

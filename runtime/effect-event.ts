@@ -4,12 +4,16 @@
  * Owns: its fields.
  * Does not own: when it is shown (`commit.ts`), its public form (`events.ts`).
  */
-import type { ModelCall, ToolCall } from '../machines/index.js'
+import type { HumanAsk, ModelCall, ToolCall } from '../machines/index.js'
 import type { Message } from './scope.js'
 
-/** The event of work that is asked for. */
-export function called(body: ModelCall | ToolCall): Message {
+/** The event of work that is asked for. @param id of the effect */
+export function called(body: ModelCall | ToolCall | HumanAsk, id: string): Message {
   const { type } = body
+  if (type === 'human.ask') {
+    const { kind, agent, callId, tool, waitMs } = body
+    return { type: 'human.asked', ask: id, kind, agent, callId, tool, waitMs }
+  }
   if (type !== 'model.call')
     return {
       type: type === 'tool.call' ? 'tool.called' : 'tool.verified',
@@ -18,5 +22,6 @@ export function called(body: ModelCall | ToolCall): Message {
       agent: body.agent,
       attempt: body.attempt,
     }
-  return { type: 'model.called', agent: body.agent, deployment: body.deployment, maxOutputTokens: body.maxOutputTokens }
+  const { agent, deployments, maxOutputTokens } = body
+  return { type: 'model.called', agent, deployments, maxOutputTokens }
 }

@@ -66,8 +66,9 @@ export function checkType(type: string): void {
 
 /** Which outcomes an effect may have. */
 const outcomesOf: Readonly<Record<string, readonly string[]>> = {
-  'model.call': ['model.replied', 'model.failed', 'effect.interrupted', 'effect.crashed'],
+  'model.call': ['model.replied', 'model.failed', 'model.refused', 'effect.interrupted', 'effect.crashed'],
   'tool.call': ['tool.succeeded', 'tool.failed', 'effect.interrupted', 'effect.crashed'],
+  'human.ask': ['human.answered'],
   'tool.verify': ['tool.verified', 'effect.interrupted', 'effect.crashed'],
 }
 

@@ -6,6 +6,7 @@
  *
  * - F1 Both runtimes keep every promise written here; what one cannot do, it refuses with a code.
  */
+import type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
 import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
@@ -41,6 +42,14 @@ export interface CrewHandle<Output = unknown> {
   cancel(run?: string): Promise<void>
   /** As `Runtime.steer`. */
   steer(input: SteerInput, options?: SteerOptions): Promise<void>
+  /** As `Runtime.asks`. */
+  asks(): Promise<readonly PendingAsk[]>
+  /** As `Runtime.approve`. */
+  approve(ask: string, options?: ApproveOptions): Promise<void>
+  /** As `Runtime.deny`. */
+  deny(ask: string, reason?: string, options?: AnswerOptions): Promise<void>
+  /** As `Runtime.answer`. */
+  answer(ask: string, text: string, options?: AnswerOptions): Promise<void>
   /** As `Runtime.move`. */
   move(to?: string): Promise<string>
 }
@@ -97,6 +106,18 @@ export interface Runtime extends AsyncDisposable {
    * @throws TroupeError `CREW_UNKNOWN`, `INPUT_INVALID`, `STEER_REFUSED` when there is nobody at work to hear it.
    */
   steer(id: string, input: SteerInput, options?: SteerOptions): Promise<void>
+  /** What a crew's agents wait for a person to say: approvals and questions, the oldest first. @throws TroupeError `CREW_UNKNOWN`. */
+  asks(id: string): Promise<readonly PendingAsk[]>
+  /**
+   * Lets a call be made that waits for approval: this one, with these arguments. Resolves when that is durable.
+   * @throws TroupeError `CREW_UNKNOWN`, `ASK_CLOSED` when nobody waits for this any more, `INPUT_INVALID` for arguments that
+   * the tool does not take, and for a question.
+   */
+  approve(id: string, ask: string, options?: ApproveOptions): Promise<void>
+  /** Has a call that waits for approval not be made; the model is told who said so, and why. @throws TroupeError as `approve`. */
+  deny(id: string, ask: string, reason?: string, options?: AnswerOptions): Promise<void>
+  /** Answers a question of an agent. @throws TroupeError as `approve`; `INPUT_INVALID` for an approval. */
+  answer(id: string, ask: string, text: string, options?: AnswerOptions): Promise<void>
   /**
    * Gives a crew to another worker: its owner takes nothing new, finishes its commit and hands it over; what runs goes on,
    * its outcomes follow. It stays there while that worker lives and has the crew's code.

@@ -3,11 +3,15 @@
  */
 import { mkdir, realpath } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
+import { z } from 'zod'
 import { createOpenAIModelPort, type OpenAIModelPortOptions } from '../actors/model-openai.js'
 import { createToolPort } from '../actors/tool.js'
-import { machines } from '../machines/index.js'
+import { type BreakerSettings, breakerSettings, machines } from '../machines/index.js'
+import { FileBreakers } from '../transport/file-breakers.js'
 import { createLevelJournal } from '../transport/level-journal.js'
+import { MemoryBreakers } from '../transport/memory-breakers.js'
 import { createMemoryJournal } from '../transport/memory-journal.js'
+import { Breakers, type BreakerStore } from './breakers.js'
 import { listenControl, type Unlisten } from './control.js'
 import type { Agent, AnyTool, Crew } from './define.js'
 import type { DistributedOptions } from './distributed.js'
@@ -16,7 +20,7 @@ import { isTroupeError, TroupeError } from './errors.js'
 import type { Runtime } from './face.js'
 import type { Journal } from './journal.js'
 import { createLog, type Log, type LogLevel } from './log.js'
-import type { ModelPort, ToolPort } from './ports.js'
+import type { Clock, ModelPort, ToolPort } from './ports.js'
 import { prepareCrew } from './prepared-crew.js'
 import type { RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
@@ -38,6 +42,7 @@ export {
 export {
   type Agent,
   type AgentOptions,
+  type ApprovalContext,
   type Budget,
   type Crew,
   type CrewOptions,
@@ -57,6 +62,7 @@ export type { CrewHandle, Runtime } from './face.js'
 export type { LogLevel } from './log.js'
 export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
+export type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
 export type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 export type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 export type { RepairReport } from './repair.js'
@@ -96,6 +102,13 @@ export interface RuntimeOptions {
    */
   readonly retainMs?: number
   /**
+   * When the circuit breaker of a deployment or tool server opens, and for how long; `false`: nobody is kept back. It opens
+   * after `failures` in a row, or when more than `rate` of the calls within `windowMs` failed, if there were `minCalls`. Nobody
+   * calls for `cooldownMs` then; behind that one call, the probe, finds out, and others wait for it for up to `probeMs`.
+   * @default { failures: 5, rate: 0.5, minCalls: 10, windowMs: 60_000, cooldownMs: 30_000, probeMs: 60_000 }
+   */
+  readonly breakers?: false | Partial<BreakerSettings>
+  /**
    * Decide every step twice and compare, so that an impure machine is found at once. Costs time that grows with the crew.
    * @default 'on' when NODE_ENV is `test` or `development`, else 'off'
    */
@@ -131,6 +144,7 @@ const noBound = Number.POSITIVE_INFINITY
  * @throws TroupeError `STORE_BUSY` when the owner cannot be reached, `STORE_CORRUPT`, `CONFIG_INVALID`.
  */
 export async function createRuntime(options: RuntimeOptions = {}): Promise<Runtime> {
+  checkBreakers(options)
   const log = createLog(options.log ?? 'warn')
   const model = createOpenAIModelPort({
     ...(options.providers === undefined ? {} : { providers: options.providers }),
@@ -167,11 +181,13 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
     }
     const hashOf = (crew: Crew): string => prepareCrew(crew, unchecked).hash
     const newTools = (tools: ReadonlyMap<string, AnyTool>): ToolPort => toolPort(() => tools, noBound)
+    const newBreakers = (store: BreakerStore, clock: Clock) => breakersOn(store, clock, options, log)
     const closePorts = (): Promise<void> => model.close()
-    return joinNamespace({ nats, store: options.store, log, bind, hashOf, newWorker, newTools, closePorts })
+    const parts = { nats, store: options.store, log, bind, hashOf, newWorker, newTools, newBreakers, closePorts }
+    return joinNamespace(parts)
   }
   if (options.store === undefined) {
-    const worker = await open(createMemoryJournal(), options, log)
+    const worker = await open(createMemoryJournal(), new MemoryBreakers(), options, log)
     const release = async (): Promise<void> => {
       await worker.close(runtime.graceMs)
       await model.close()
@@ -261,9 +277,10 @@ function openStore(path: string, options: RuntimeOptions, log: Log): SharedStore
         ?.crew(id)
     return listenControl({ store: path, runtime, crew, log })
   }
-  const opening = open(createLevelJournal({ path, durability: options.durability ?? 'power' }), options, log).then(
-    async (worker) => ({ worker, unlisten: await listen(worker) }),
-  )
+  const journal = createLevelJournal({ path, durability: options.durability ?? 'power' })
+  const opening = FileBreakers.open(path)
+    .then((breakers) => open(journal, breakers, options, log))
+    .then(async (worker) => ({ worker, unlisten: await listen(worker) }))
   const store: SharedStore = { opening, runtimes, ends: [], users: 0, closing: null }
   stores.set(path, store)
   opening.catch(() => stores.delete(path))
@@ -275,10 +292,24 @@ function onlySpawned(): never {
   throw new TroupeError('STORE_BUSY', 'only crews that were spawned here can be used from outside')
 }
 
-async function open(journal: Journal, options: RuntimeOptions, log: Log): Promise<Worker> {
-  const worker = workerOn(journal, options, log)
+async function open(journal: Journal, store: BreakerStore, options: RuntimeOptions, log: Log): Promise<Worker> {
+  const breakers = breakersOn(store, systemClock, options, log)
+  const worker = workerOn(journal, options, log, { ports: { clock: systemClock, random: Math.random, breakers } })
   await worker.open()
   return worker
+}
+
+/** The circuit breakers of a worker; none when they are not wanted. */
+function breakersOn(store: BreakerStore, clock: Clock, options: RuntimeOptions, log: Log): Breakers | undefined {
+  const { breakers: settings = {} } = options
+  return settings === false ? undefined : new Breakers({ store, clock, log, settings })
+}
+
+/** @throws TroupeError `CONFIG_INVALID` for settings of breakers that are none. */
+function checkBreakers({ breakers = {} }: RuntimeOptions): void {
+  const read = z.union([z.literal(false), breakerSettings.partial().strict()]).safeParse(breakers)
+  if (read.success) return
+  throw new TroupeError('CONFIG_INVALID', `breakers: ${z.prettifyError(read.error)}`)
 }
 
 function workerOn(journal: Journal, options: RuntimeOptions, log: Log, more: Partial<WorkerOptions> = {}): Worker {

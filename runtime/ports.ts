@@ -185,8 +185,11 @@ export type ToolOutcome =
   /** The tool said no in its own words (`ToolError`), or threw; the model is told `message`. */
   | {
       readonly status: 'failed'
-      readonly kind: 'told' | 'threw' | 'timeout' | 'unserialisable' | 'unserved'
+      /** `unserved`: no worker has this tool. `unavailable`: its server's breaker is open. */
+      readonly kind: 'told' | 'threw' | 'timeout' | 'unserialisable' | 'unserved' | 'unavailable'
       readonly message: string
+      /** Of `unavailable`: for how long that is known to be so. */
+      readonly waitMs?: number
     }
   /** It was cancelled; whether it ran is unknown when `started`. */
   | { readonly status: 'cancelled'; readonly started: boolean }

@@ -16,6 +16,8 @@ import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 /** One agent, ready for the edge. */
 export interface PreparedAgent extends JudgedAgent {
   readonly agent: Agent
+  /** Its deployments, by groups of those that are as good as each other. */
+  readonly groups: readonly (readonly string[])[]
   /** Addresses of agents of other crews that it may call, by the names of their tools. */
   readonly away: ReadonlyMap<string, string>
   /** The system message as JSON text; null when `instructions` is a function. */
@@ -78,6 +80,7 @@ function prepareAgent(agent: Agent, crew: Crew): PreparedAgent {
   const { instructions, output } = agent
   return {
     agent,
+    groups: agent.groups,
     tools: new Map<string, AnyTool>(agent.tools.map((tool) => [tool.name, tool])),
     delegates: new Set(agent.delegates.map(delegateName)),
     away: new Map(agent.delegates.filter(isAddress).map((address) => [delegateName(address), address])),
@@ -104,10 +107,13 @@ function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: Mod
   const maxOutputTokens = agent.settings.maxOutputTokens ?? defaultMaxOutputTokens
   return {
     name,
-    deployments: agent.models.map((deployment) => ({
-      name: deployment,
-      price: model.price(deployment) ?? crew.unknownPrice,
-    })),
+    deployments: agent.groups.flatMap((deployments, group) =>
+      deployments.map((deployment) => ({
+        name: deployment,
+        price: model.price(deployment) ?? crew.unknownPrice,
+        group,
+      })),
+    ),
     rounds: agent.limits.rounds,
     attempts: agent.limits.attempts,
     maxOutputTokens,
@@ -136,17 +142,34 @@ function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
     models,
     delegates,
     settings,
-    tools: agent.tools.map(({ name, description, effect, onUnknown, timeoutMs, retries, run, remote, polling }) => ({
-      ...(remote ? { remote } : {}),
-      ...(polling ? { polling } : {}),
-      name,
-      description,
-      effect,
-      onUnknown,
-      timeoutMs,
-      retries,
-      run: run.name,
-    })),
+    tools: agent.tools.map(
+      ({
+        name,
+        description,
+        effect,
+        onUnknown,
+        timeoutMs,
+        retries,
+        run,
+        remote,
+        polling,
+        server,
+        approval,
+        approvalMs,
+      }) => ({
+        ...(remote ? { remote } : {}),
+        ...(polling ? { polling } : {}),
+        ...(server === undefined ? {} : { server }),
+        ...(approval === false ? {} : { approval: approval === true ? true : `function ${approval.name}`, approvalMs }),
+        name,
+        description,
+        effect,
+        onUnknown,
+        timeoutMs,
+        retries,
+        run: run.name,
+      }),
+    ),
     schemas: prepared.schemas,
     output: agent.output === undefined ? null : z.toJSONSchema(agent.output, { unrepresentable: 'any' }),
   }

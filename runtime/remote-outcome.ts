@@ -9,6 +9,7 @@
  * - RMO2 Letters that come twice, or when the effect is closed, change nothing and are no error.
  */
 import { z } from 'zod'
+import type { ToolCall } from '../machines/index.js'
 import { type Outcome, toolOutcome, verified } from './edge.js'
 import type { Draft } from './envelope.js'
 import { TroupeError } from './errors.js'
@@ -19,7 +20,10 @@ import type { Effect, ShardState } from './state.js'
 /** What an executor says of a piece of work. The text that goes with it, if any, is the letter's one value. */
 const ended = z.discriminatedUnion('status', [
   z.object({ status: z.literal('ok'), truncated: z.boolean() }),
-  z.object({ status: z.literal('failed'), kind: z.enum(['told', 'threw', 'timeout', 'unserialisable']) }),
+  z.object({
+    status: z.literal('failed'),
+    kind: z.enum(['told', 'threw', 'timeout', 'unserialisable', 'unavailable']),
+  }),
   /** It was not started, for sure. */
   z.object({ status: z.literal('dropped') }),
   z.object({ status: z.literal('verified'), done: z.boolean().nullable() }),
@@ -89,12 +93,16 @@ export function readRemoteOutcome(
   return { from: 'port/tool', to: effect.from, cause, body: outcome.body, values: outcome.values }
 }
 
+function isToolCall(body: Effect['body']): body is ToolCall {
+  return body.type === 'tool.call' || body.type === 'tool.verify'
+}
+
 function outcomeOf(letter: Draft, { body: call }: Effect, random: () => number): Outcome {
   const told = ended.safeParse(letter.body)
   const [text = ''] = letter.values
   const fits = told.success && (told.data.status === 'verified') === (call.type === 'tool.verify')
   const isDropped = told.success && told.data.status === 'dropped'
-  if ((!fits && !isDropped) || call.type === 'model.call' || typeof text !== 'string') {
+  if ((!fits && !isDropped) || !isToolCall(call) || typeof text !== 'string') {
     throw new TroupeError('ENVELOPE_INVALID', `the outcome of ${letter.cause} is none of a ${call.type}`)
   }
   const content = cutBytes(wellFormed(text), maxTextBytes)

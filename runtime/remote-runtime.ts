@@ -7,6 +7,7 @@
  * - RM1 A remote handle keeps what the face promises, or refuses with `STORE_BUSY` and the owner's pid.
  */
 import { randomUUID } from 'node:crypto'
+import type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
 import { type ControlRequest, fromWireCommit } from './control-wire.js'
 import type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 import { type Agent, type Crew, toCrew } from './define.js'
@@ -158,6 +159,22 @@ export class RemoteRuntime implements Runtime {
     await steered(this.#channel, checkId(id, 'a crew id'), input, options)
   }
 
+  async asks(id: string): Promise<readonly PendingAsk[]> {
+    return asked(this.#channel, checkId(id, 'a crew id'))
+  }
+
+  async approve(id: string, ask: string, options: ApproveOptions = {}): Promise<void> {
+    await responded(this.#channel, checkId(id, 'a crew id'), ask, { decision: 'approved', ...options })
+  }
+
+  async deny(id: string, ask: string, reason?: string, options: AnswerOptions = {}): Promise<void> {
+    await responded(this.#channel, checkId(id, 'a crew id'), ask, { decision: 'denied', text: reason, ...options })
+  }
+
+  async answer(id: string, ask: string, text: string, options: AnswerOptions = {}): Promise<void> {
+    await responded(this.#channel, checkId(id, 'a crew id'), ask, { decision: 'answered', text, ...options })
+  }
+
   async move(id: string, to?: string): Promise<string> {
     return moved(this.#channel, checkId(id, 'a crew id'), to)
   }
@@ -175,6 +192,19 @@ export class RemoteRuntime implements Runtime {
 async function moved(channel: Channel, crew: string, to: string | undefined): Promise<string> {
   const worker = to === undefined ? {} : { to: checkId(to, 'a worker') }
   return (await channel.ask({ method: 'move', crew, ...worker })) as string
+}
+
+async function asked(channel: Channel, crew: string): Promise<readonly PendingAsk[]> {
+  return (await channel.ask({ method: 'asks', crew })) as PendingAsk[]
+}
+
+async function responded(
+  channel: Channel,
+  crew: string,
+  ask: string,
+  said: Pick<Extract<ControlRequest, { method: 'answer' }>, 'decision' | 'text' | 'arguments' | 'by'>,
+): Promise<void> {
+  await channel.ask({ method: 'answer', crew, ask, ...said })
 }
 
 /** The key makes asking again the same message. */
@@ -237,6 +267,22 @@ class RemoteCrew<Output> implements CrewHandle<Output> {
 
   async steer(input: SteerInput, options: SteerOptions = {}): Promise<void> {
     await steered(this.#channel, this.id, input, options)
+  }
+
+  asks(): Promise<readonly PendingAsk[]> {
+    return asked(this.#channel, this.id)
+  }
+
+  async approve(ask: string, options: ApproveOptions = {}): Promise<void> {
+    await responded(this.#channel, this.id, ask, { decision: 'approved', ...options })
+  }
+
+  async deny(ask: string, reason?: string, options: AnswerOptions = {}): Promise<void> {
+    await responded(this.#channel, this.id, ask, { decision: 'denied', text: reason, ...options })
+  }
+
+  async answer(ask: string, text: string, options: AnswerOptions = {}): Promise<void> {
+    await responded(this.#channel, this.id, ask, { decision: 'answered', text, ...options })
   }
 
   move(to?: string): Promise<string> {

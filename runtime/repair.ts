@@ -17,7 +17,7 @@ import { type Damage, isDamage, type Journal, type SnapshotManifest } from './jo
 import { checkChain, corrupt, fromRecord, toRecord } from './record.js'
 import { recover } from './recovery.js'
 import { loadSnapshot } from './snapshot.js'
-import { nextDueAt, type ShardState } from './state.js'
+import { nextDueAt, portWork, type ShardState } from './state.js'
 
 /** What is wrong with a crew's journal. */
 export interface Loss {
@@ -192,7 +192,7 @@ export async function acceptLoss(journal: Journal, loss: Loss, context: DecideCo
   // Behind the lost numbers: what it is told as, and the life that begins with it, have a number that was never used.
   const told = { type: 'shard.repaired', code, reason: reason.slice(0, 2_048), from, to }
   commits.push(own(state, told, context, now))
-  const pending = { nextDueAt: nextDueAt(state), openEffects: state.effects.size, outbox: 0 }
+  const pending = { nextDueAt: nextDueAt(state), openEffects: portWork(state), outbox: 0 }
   await journal.append(toRecord(crew, recovered.hash, commits, pending))
 }
 

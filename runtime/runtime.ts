@@ -7,6 +7,7 @@
  *
  * - R2 Bad input is refused with a code before anything is journalled.
  */
+import { type AnswerOptions, type ApproveOptions, type PendingAsk, pendingAsks, respond, type Said } from './asks.js'
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
 import { crewVersion, nameIn } from './crew-version.js'
@@ -21,7 +22,7 @@ import { fromRecord, type RecordedCommit } from './record.js'
 import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import type { RunState } from './runs.js'
-import { crewNameOf } from './state.js'
+import { crewNameOf, portWork } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import type { Worker } from './worker.js'
@@ -71,6 +72,8 @@ export interface CrewDetails extends CrewInfo {
   readonly stopped: { readonly code: ErrorCode; readonly reason: string } | null
   /** Letters to other crews that were not handed over. */
   readonly outgoing: readonly { readonly to: string; readonly message: string; readonly number: number }[]
+  /** What its agents wait for a person to say. */
+  readonly asks: readonly PendingAsk[]
   /** Its agents hold before their next model call, until `resume`. */
   readonly paused: boolean
   /** What an acknowledged step survives. */
@@ -178,7 +181,7 @@ export class Runtime {
       ...place?.(head),
       durability: this.worker.journal.durability,
       sequence: state.sequence,
-      openEffects: state.effects.size,
+      openEffects: portWork(state),
       crew: crewNameOf(state.definition),
       actors: [...state.actors].map(([address, actor]) => ({
         address,
@@ -188,6 +191,7 @@ export class Runtime {
       runs: [...state.runs.values()].map(runInfo),
       stopped: shard.stopped === null ? null : { code: shard.stopped.code, reason: shard.stopped.message },
       outgoing: [...state.mail.outbox.values()].map(({ to, body, number }) => ({ to, message: body.type, number })),
+      asks: await pendingAsks(shard, this.worker.journal),
       paused: (state.actors.get(crewAddress)?.snapshot.context as { paused?: boolean } | undefined)?.paused === true,
     }
   }
@@ -237,6 +241,34 @@ export class Runtime {
   async steer(id: string, input: SteerInput, options: SteerOptions = {}): Promise<void> {
     await this.#known(id)
     await steer(this.worker.shard(id), input, options)
+  }
+
+  /** What a crew waits for a person to say. @throws TroupeError `CREW_UNKNOWN`. */
+  async asks(id: string): Promise<readonly PendingAsk[]> {
+    await this.#known(id)
+    return pendingAsks(await this.worker.shard(id), this.worker.journal)
+  }
+
+  /** Lets a call be made. @throws TroupeError `CREW_UNKNOWN`, `ASK_CLOSED`, `INPUT_INVALID`. */
+  approve(id: string, ask: string, { arguments: edited, by }: ApproveOptions = {}): Promise<void> {
+    const said = edited === undefined ? {} : { arguments: edited }
+    return this.respond(id, ask, { decision: 'approved', ...said }, by)
+  }
+
+  /** Has a call not be made. @throws TroupeError as `approve`. */
+  deny(id: string, ask: string, reason?: string, { by }: AnswerOptions = {}): Promise<void> {
+    return this.respond(id, ask, { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }, by)
+  }
+
+  /** Answers a question. @throws TroupeError as `approve`. */
+  answer(id: string, ask: string, text: string, { by }: AnswerOptions = {}): Promise<void> {
+    return this.respond(id, ask, { decision: 'answered', text }, by)
+  }
+
+  /** @internal Says it, whatever it is. */
+  async respond(id: string, ask: string, said: Said, by?: string): Promise<void> {
+    await this.#known(id)
+    await respond(this.worker.shard(id), ask, said, by)
   }
 
   /** Gives a crew to another worker. @throws TroupeError `CREW_UNKNOWN` and as `Worker.move`. */
@@ -292,8 +324,14 @@ function infoOf(head: ShardHead): CrewInfo {
   }
 }
 
-function waitOf(body: { readonly type: string; readonly tool?: string; readonly deployment?: string }): string {
-  return body.type === 'model.call' ? `model ${body.deployment ?? ''}` : `tool ${body.tool ?? ''}`
+function waitOf(body: {
+  readonly kind?: string
+  readonly type: string
+  readonly tool?: string
+  readonly deployments?: readonly string[]
+}): string {
+  if (body.type === 'human.ask') return `${body.kind ?? ''} of ${body.tool ?? ''}`
+  return body.type === 'model.call' ? `model ${body.deployments?.join(' or ') ?? ''}` : `tool ${body.tool ?? ''}`
 }
 
 function stateName(value: unknown): string {

@@ -31,7 +31,7 @@ import { eventsOf, toRecord } from './record.js'
 import { type Recovered, recover } from './recovery.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
-import { crewVersionOf, type Effect, nextDueAt, type ShardState, timerKey } from './state.js'
+import { crewVersionOf, type Effect, nextDueAt, portWork, type ShardState, timerKey } from './state.js'
 import { byExecutor, recoverOwned, Takeover } from './takeover.js'
 
 /** Commits in one record at most. */
@@ -87,8 +87,8 @@ export class Shard {
     this.#sealed = recovered.sealed
     this.#tailBytes = recovered.tailBytes
     this.#snapshotAt = recovered.snapshot
-    const { effects, mail } = this.#state
-    this.#pending = { nextDueAt: nextDueAt(this.#state), openEffects: effects.size, outbox: mail.outbox.size }
+    const { mail } = this.#state
+    this.#pending = { nextDueAt: nextDueAt(this.#state), openEffects: portWork(this.#state), outbox: mail.outbox.size }
     this.lastUsed = host.ports.clock.monotonic()
     this.#dispatcher = new Dispatcher({
       id,
@@ -185,9 +185,9 @@ export class Shard {
     )
   }
 
-  /** Whether effects or runs are open. */
+  /** Whether effects or letters are open; what a person is asked may wait anywhere. */
   get busy(): boolean {
-    return !this.quiet || this.#state.effects.size > 0 || this.#state.mail.outbox.size > 0
+    return !this.quiet || portWork(this.#state) > 0 || this.#state.mail.outbox.size > 0
   }
 
   get crew(): LiveCrew | null {
@@ -407,7 +407,7 @@ export class Shard {
     const changed = commits.some((commit) => commit.timersChanged)
     return {
       nextDueAt: changed ? nextDueAt(this.#state) : this.#pending.nextDueAt,
-      openEffects: this.#state.effects.size,
+      openEffects: portWork(this.#state),
       outbox: this.#state.mail.outbox.size,
     }
   }

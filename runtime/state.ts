@@ -7,7 +7,7 @@
  * - T1 Two states that serve the same commits have the same plain data, byte for byte.
  * - T2 The plain data holds no content of messages: conversations name the records that have it.
  */
-import type { ModelCall, ToolCall } from '../machines/index.js'
+import type { HumanAsk, ModelCall, ToolCall } from '../machines/index.js'
 import { contentHash, encode } from './codec.js'
 import { crewVersion, type CrewVersion } from './crew-version.js'
 import type { DeadLetter } from './dead-letter.js'
@@ -37,7 +37,7 @@ export interface Effect {
   readonly id: Generation
   /** The actor that asked. */
   readonly from: string
-  readonly body: ModelCall | ToolCall
+  readonly body: ModelCall | ToolCall | HumanAsk
   /** Length and hash of the conversation that it names. */
   readonly length: number
   readonly hash: string
@@ -47,6 +47,23 @@ export interface Effect {
   startBy: number | null
   /** A clean stop left it before any port had it: it is dispatched as it is, not interrupted. */
   parked: boolean
+}
+
+/** Work for a port of some process: anything but a question to a person. */
+export interface PortEffect extends Effect {
+  readonly body: ModelCall | ToolCall
+}
+
+/** Whether some process has an effect, or will: what a person is asked no process does. */
+export function isPortWork(effect: Effect): effect is PortEffect {
+  return effect.body.type !== 'human.ask'
+}
+
+/** How many effects some process has, or will. */
+export function portWork({ effects }: Pick<ShardState, 'effects'>): number {
+  let count = 0
+  for (const effect of effects.values()) if (isPortWork(effect)) count += 1
+  return count
 }
 
 /** A message that is due later. */

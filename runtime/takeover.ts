@@ -21,7 +21,7 @@ import type { Journal } from './journal.js'
 import { elsewhere, type Ownership } from './ownership.js'
 import { type Recovered, recover } from './recovery.js'
 import type { Message } from './scope.js'
-import { type Effect, type ShardState, type Timer, versionsOf } from './state.js'
+import { type Effect, isPortWork, type PortEffect, type ShardState, type Timer, versionsOf } from './state.js'
 
 /** Crashes over one piece of work before it is given up. */
 export const maxCrashes = 3
@@ -116,7 +116,7 @@ export class Takeover {
     const taking = await this.#take(unclean)
     shard.taken()
     // What is asked for from here on is this process's own.
-    const left = [...shard.state().effects.keys()]
+    const left = this.#portWork().map(({ id }) => id)
     // Among several workers a blob that no record names yet may be another's: they go with the shard.
     if (this.#host.ownership === null) await this.#dropOrphans()
     if (diverged !== null) {
@@ -131,6 +131,11 @@ export class Takeover {
       if (this.#isGivenUp(timerWork(key, timer), taking.suspect)) await shard.own({ type: 'timer.crashed', timer: key })
     }
     await this.#settleEffects(left)
+  }
+
+  /** What is open and some process has, or will. */
+  #portWork(): PortEffect[] {
+    return [...this.#shard.state().effects.values()].filter(isPortWork)
   }
 
   /** Makes the shard this process's own, durably where there are others. Says how its last owner went. */
@@ -180,7 +185,7 @@ export class Takeover {
   /** Whether a tool call should long have ended, wherever it runs. */
   #isLate(id: string): boolean {
     const { startBy = null, body } = this.#shard.state().effects.get(id) ?? {}
-    if (startBy === null || body === undefined || body.type === 'model.call') return false
+    if (startBy === null || body === undefined || !('timeoutMs' in body)) return false
     return this.#host.ports.clock.now() > startBy + body.timeoutMs + lateMs
   }
 
@@ -247,7 +252,7 @@ export class Takeover {
   interruptLost(): void {
     const { ownership } = this.#host
     if (ownership === null) return
-    const lost = [...this.#shard.state().effects.values()].filter(
+    const lost = this.#portWork().filter(
       ({ id, executor, parked }) => !parked && !this.#shard.worksOn(id) && !ownership.isRunning(executor),
     )
     for (const [executor, ids] of byExecutor(lost)) void this.#settleWith(ownership, executor, ids)
@@ -293,10 +298,10 @@ export class Takeover {
    */
   async #countCrashes({ suspect }: Taking): Promise<void> {
     const { journal, ports, ownership } = this.#host
-    const { effects, timers } = this.#shard.state()
+    const { timers } = this.#shard.state()
     const now = ports.clock.now()
     const due = [...timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer))
-    const work = [...new Set([...effects.values()].map(({ from, length }) => workOf(from, length))), ...due]
+    const work = [...new Set(this.#portWork().map(({ from, length }) => workOf(from, length))), ...due]
     if (work.length === 0) return
     this.#crashes = await journal.getAttempts(this.#shard.id)
     if (suspect !== null) await this.#count(ownership === null ? work : due, suspect)
@@ -312,9 +317,9 @@ export class Takeover {
       .map((each) => crashRow(each, process))
       .filter((row) => ownership === null || !(row in this.#crashes))
     if (rows.length === 0) return
-    const { effects, timers } = this.#shard.state()
+    const { timers } = this.#shard.state()
     const open = new Set([
-      ...[...effects.values()].map(({ from, length }) => workOf(from, length)),
+      ...this.#portWork().map(({ from, length }) => workOf(from, length)),
       ...[...timers].map(([key, timer]) => timerWork(key, timer)),
     ])
     const counted = rows.map((row) => [row, (this.#crashes[row] ?? 0) + 1] as const)

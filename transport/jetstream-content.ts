@@ -324,6 +324,11 @@ export function storeError(thrown: unknown): TroupeError {
   return new TroupeError('STORE_FAILED', `the stream failed: ${message}`, { retryable: true, cause: thrown })
 }
 
+/** What was to be replaced is not the last one any more. */
+export function isOverwritten(error: unknown): boolean {
+  return /wrong last sequence/i.test((error as Error).message)
+}
+
 function chunkError(shard: string, hash: string, problem: string): TroupeError {
   return new TroupeError('JOURNAL_CORRUPT', `chunk ${hash} of ${shard} ${problem}`, { details: { shard, hash } })
 }

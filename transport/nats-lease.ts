@@ -15,7 +15,7 @@
 import { jetstream } from '@nats-io/jetstream'
 import { type KV, Kvm } from '@nats-io/kv'
 import { TroupeError } from '../runtime/errors.js'
-import { storeError } from './jetstream-content.js'
+import { isOverwritten, storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
 import { type Announcement, encodeAnnouncement, memberOf } from './nats-membership.js'
 import type { Subjects } from './subjects.js'
@@ -213,9 +213,4 @@ export class NatsLease {
     await this.#renewing
     await this.#bucket.delete(this.#worker, { previousSeq: this.#revision }).catch(() => undefined)
   }
-}
-
-/** The entry is not the one that was to be replaced. */
-function isOverwritten(error: unknown): boolean {
-  return /wrong last sequence/i.test((error as Error).message)
 }

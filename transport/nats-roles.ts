@@ -97,22 +97,23 @@ function crewStore(subjects: Subjects, api: Api): string[] {
     ...[api.create('events'), ...api.consumer('events', 'DELETE', 'MSG.NEXT')],
     ...api.stream('dead', 'INFO', 'CREATE', 'MSG.GET', 'PURGE'),
     ...[api.create('dead'), ...api.consumer('dead', 'DELETE', 'MSG.NEXT')],
-    ...(['workers', 'pins'] as const).flatMap((of) => [
+    ...(['workers', 'pins', 'breakers'] as const).flatMap((of) => [
       ...api.stream(`KV_${of}`, 'CREATE'),
       ...api.bucket(of),
-      subjects.entries(of),
+      of === 'breakers' ? subjects.breakers() : subjects.entries(of),
     ]),
   ]
 }
 
-/** It stores outcomes, the large ones beside the mail, and renews its lease. */
+/** It stores outcomes, the large ones beside the mail, renews its lease, and tells of the servers that its tools speak to. */
 function toolStore(subjects: Subjects, api: Api): string[] {
   const seen = [...api.stream('mail', 'INFO'), ...api.stream('content', 'INFO')]
-  return [api.info, ...seen, ...api.bucket('workers'), ...api.bucket('pins')]
+  const buckets = (['workers', 'pins', 'breakers'] as const).flatMap((of) => api.bucket(of))
+  return [api.info, ...seen, ...buckets, subjects.breakers('tool')]
 }
 
 type StreamName = Parameters<Subjects['stream']>[0]
-type Bucket = 'workers' | 'pins'
+type Bucket = 'workers' | 'pins' | 'breakers'
 
 /** Subjects of JetStream's API for the streams of a namespace. */
 class Api {

@@ -34,7 +34,7 @@ export class Subjects {
   }
 
   /** The name of a stream or bucket of this namespace. */
-  stream(of: 'journal' | 'content' | 'workers' | 'pins' | 'mail' | 'events' | 'dead'): string {
+  stream(of: 'journal' | 'content' | 'workers' | 'pins' | 'mail' | 'events' | 'dead' | 'breakers'): string {
     return `${this.#name}_${of}`
   }
 
@@ -178,6 +178,16 @@ export class Subjects {
   /** The entries of a bucket, or one of them. */
   entries(of: 'workers' | 'pins', key?: string): string {
     return `$KV.${this.stream(of)}.${key === undefined ? '*' : token(key)}`
+  }
+
+  /** The key of a circuit breaker in its bucket. @param target `<kind>/<name>` */
+  breaker(target: string): string {
+    return addressTokens(target)
+  }
+
+  /** The entries of all circuit breakers, or of those of one kind of target. */
+  breakers(kind?: string): string {
+    return `$KV.${this.stream('breakers')}.${kind === undefined ? '*' : token(kind)}.*`
   }
 
   /** Where shard workers ask for port work, and where they hear of its progress. */

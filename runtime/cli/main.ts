@@ -76,6 +76,7 @@ storeCommand('run <file>', 'give a task to the crew or agent that FILE exports b
   .option('--id <crew>', 'id of the crew in the store (default: its name)')
   .option('--new', 'start another run, though one of the same task is there')
   .option('--accept-upgrade', 'go on although changed code decides otherwise')
+  .option('--wait', 'wait for a person, too, without a terminal (default: leave with exit code 3)')
   .action((file: string, options: import('./run.js').RunOptions) =>
     end(async () => (await import('./run.js')).run(file, options), options.json),
   )
@@ -111,6 +112,16 @@ storeCommand('cancel <id>', 'end the current run of a crew')
   .option('--run <run>', 'end this run')
   .action((id: string, options: Options & { run?: string }) =>
     end(async () => (await import('./show.js')).command('cancel', id, options), options.json),
+  )
+
+storeCommand('approve <id> [ask]', 'let a call be made that waits for approval, or answer a question')
+  .option('--deny [reason]', 'the call is not made, and the model is told why')
+  .option('--answer <text>', 'answer a question')
+  .option('--arguments <json>', 'make the call with these arguments instead of the model’s')
+  .option('--by <name>', 'who says so (default: your user name; over NATS the name of the client)')
+  .addHelpText('after', '\n`troupe show ID` lists what a crew waits for. Without ASK: the only one.')
+  .action((id: string, ask: string | undefined, options: import('./approve.js').ApproveFlags) =>
+    end(async () => (await import('./approve.js')).approve(id, ask, options), options.json),
   )
 
 storeCommand('steer <id> <text>', 'say something to the agents of a crew that is at work')

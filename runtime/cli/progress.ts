@@ -104,14 +104,30 @@ export class Progress {
         const wanted = `${text(data['to'])} is tried ${data['waitMs'] === 0 ? 'next' : `in ${wait(data['waitMs'])}`}`
         return { who: this.#names.get(text(data['address'])) ?? 'router', text: paint('yellow', wanted) }
       }
-      case 'troupe.deployment.out':
+      case 'troupe.human.asked': {
+        const asks = data['kind'] === 'question' ? 'asks a question' : `wants to call ${text(data['tool'])}`
         return {
-          who: 'router',
+          who,
           text: paint(
             'yellow',
-            `${text(data['deployment'])} (${text(data['kind'])}) is left out for ${wait(data['ms'])}`,
+            `${asks}: \`troupe show\` says what, \`troupe approve … ${text(data['ask'])}\` answers`,
           ),
         }
+      }
+      case 'troupe.human.answered':
+        return {
+          who: this.#asker(data),
+          text: `${text(data['tool'])} ${text(data['decision'])} by ${text(data['by'])}`,
+        }
+      case 'troupe.human.expired':
+        return { who: this.#asker(data), text: paint('yellow', `${text(data['tool'])}: nobody answered in time`) }
+      case 'troupe.model.held':
+        return {
+          who: this.#names.get(text(data['address'])) ?? 'router',
+          text: paint('yellow', `waits ${wait(data['waitMs'])} for a model`),
+        }
+      case 'troupe.breaker.changed':
+        return { who: 'breaker', text: paint('yellow', breakerText(data)) }
       case 'troupe.budget.exhausted':
         return {
           who,
@@ -190,6 +206,12 @@ function loopText({ rung, rounds, ring }: TroupeEvent['data']): string {
   if (Array.isArray(ring) && ring.length > 0) return `not asked again in a ring: ${ring.join(' asks ')}`
   const done = { warn: 'told', block: 'its calls are refused', stop: 'stopped' }[text(rung)] ?? ''
   return `${text(rounds)} rounds brought nothing new: ${done}`
+}
+
+function breakerText({ deployment, to, ms }: TroupeEvent['data']): string {
+  const name = text(deployment)
+  if (to === 'closed') return `${name} answers again`
+  return to === 'opened' ? `${name} fails: nobody asks it for ${wait(ms)}` : `${name} cools down for ${wait(ms)}`
 }
 
 function wait(ms: unknown): string {

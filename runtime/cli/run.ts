@@ -17,6 +17,8 @@ import { createRuntime, keyOf } from '../index.js'
 import type { Run, RunResult } from '../run.js'
 import type { RunInput } from '../run-input.js'
 import type { RunInfo } from '../runtime.js'
+import type { PendingAsk } from '../asks.js'
+import { askLine } from './asks.js'
 import { loadCrew } from './load.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import {
@@ -44,12 +46,16 @@ export interface RunOptions extends NatsFlags {
   readonly store: string
   readonly json?: boolean
   readonly acceptUpgrade?: boolean
+  /** Wait for a person, terminal or not. */
+  readonly wait?: boolean
 }
 
 /** How long a clean stop waits for what is running. */
 const graceMs = 10_000
 /** A last event may come this much later than the result. */
 const lastEventMs = 1_000
+/** How long after an event it is looked whether a run only waits for a person. */
+const lookMs = 300
 /** Silence on stdin after which somebody is told what is being waited for. */
 const silentMs = 1_000
 
@@ -178,7 +184,11 @@ function ignore(): void {
 
 // The run.
 
-type Outcome = { readonly result: RunResult<unknown> } | { readonly error: TroupeError } | 'interrupted'
+type Outcome =
+  | { readonly result: RunResult<unknown> }
+  | { readonly error: TroupeError }
+  | { readonly asks: readonly PendingAsk[] }
+  | 'interrupted'
 
 /** One task, followed to its end. */
 class Task {
@@ -190,6 +200,8 @@ class Task {
   #runId = ''
   /** Last event that was seen: a second owner goes on behind it. */
   #since: string | undefined
+  /** A person was asked for something in this run. */
+  #asked = false
 
   constructor(id: string, input: RunInput, options: RunOptions, command: string) {
     this.#id = id
@@ -214,7 +226,11 @@ class Task {
       this.#say(`  it is paused: \`troupe resume ${this.#id}\` lets it go on`)
     }
     const watching = this.#watch(first, events)
-    const outcome = await outcomeOf(run, interruption.signal)
+    const outcome = await Promise.race([outcomeOf(run, interruption.signal), this.#heldUp(runtime, leaving.signal)])
+    if (outcome !== 'interrupted' && 'asks' in outcome) {
+      leaving.abort()
+      return this.#tellAsks(outcome.asks)
+    }
     if (outcome === 'interrupted' || ('error' in outcome && !isEnd(outcome.error))) leaving.abort()
     await Promise.race([watching, new Promise((resolve) => setTimeout(resolve, lastEventMs).unref())])
     leaving.abort()
@@ -228,6 +244,18 @@ class Task {
     }
     this.#say('the process that owned the store is gone: going on here')
     return 'owner gone'
+  }
+
+  /** Resolves when nothing goes on but what waits for a person, where nobody sits here who could be one. */
+  async #heldUp(runtime: Runtime, signal: AbortSignal): Promise<Outcome> {
+    const { wait = process.stderr.isTTY } = this.#options
+    while (!wait && !signal.aborted) {
+      await new Promise((resolve) => setTimeout(resolve, lookMs).unref())
+      if (!this.#asked || signal.aborted) continue
+      const details = await runtime.show(this.#id).catch(() => null)
+      if (details !== null && details.openEffects === 0 && details.asks.length > 0) return { asks: details.asks }
+    }
+    return new Promise(() => undefined)
   }
 
   /** The key of the newest run of this task, or of one more. */
@@ -247,6 +275,7 @@ class Task {
       for (let next = await first; next.done !== true; next = await events.next()) {
         const event = next.value
         if (!isLive(event)) this.#since = event.id
+        if (event.type === 'troupe.human.asked') this.#asked = true
         if (progress === null) writeJson(event)
         // What happened before this process began was told by another.
         else if (Date.parse(event.time) < performance.timeOrigin - 1) progress.learn(event)
@@ -289,6 +318,18 @@ class Task {
     if (known?.status === 'finished') writeLine(paint('dim', '  its stored result; --new starts another run'))
     writeAnswer(output)
     return exitCodes.done
+  }
+
+  #tellAsks(asks: readonly PendingAsk[]): number {
+    const ids = asks.map(({ id }) => id)
+    if (this.#options.json === true) {
+      writeJson({ type: 'paused', runId: this.#runId, asks, command: this.#command })
+      return exitCodes.stopped
+    }
+    writeLine('waits for a person:')
+    for (const ask of asks) writeLine(`  ${askLine(ask)}`)
+    writeLine(`  \`troupe approve ${this.#id} ${ids[0]}\` answers; then go on with: ${oneLine(this.#command, 10_000)}`)
+    return exitCodes.stopped
   }
 
   #tellError(error: TroupeError): number {

@@ -10,6 +10,7 @@ import type { Runtime } from '../face.js'
 import { createRuntime } from '../index.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
 import { whomOf } from '../steering.js'
+import { askLine } from './asks.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import { count, dollars, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine } from './output.js'
 
@@ -42,7 +43,8 @@ export function checkStore(store: string): void {
 }
 
 /** What a crew does, in a word or two. */
-export function stateOf({ openEffects, nextDueAt }: CrewInfo): string {
+export function stateOf({ openEffects, nextDueAt }: CrewInfo, asks = 0): string {
+  if (asks > 0 && openEffects === 0) return `waits for ${plural(asks, 'answer')}`
   if (openEffects > 0) return `at work: ${plural(openEffects, 'open call')}`
   if (nextDueAt === null) return 'idle'
   const ms = nextDueAt - Date.now()
@@ -62,7 +64,11 @@ export async function show(id: string, options: StoreOptions): Promise<number> {
 function writeDetails(details: CrewDetails): void {
   const paint = painter(process.stdout)
   const name = details.crew === '' || details.crew === details.id ? '' : ` (${details.crew})`
-  const head = [plural(details.sequence, 'commit'), stateOf(details), ...(details.paused ? ['paused'] : [])]
+  const head = [
+    plural(details.sequence, 'commit'),
+    stateOf(details, details.asks.length),
+    ...(details.paused ? ['paused'] : []),
+  ]
   writeLine(`${paint('bold', details.id)}${name} · ${head.join(' · ')}`, process.stdout)
   if (details.stopped !== null) {
     writeLine(paint('red', `stopped: ${details.stopped.code}: ${oneLine(details.stopped.reason)}`), process.stdout)
@@ -73,7 +79,14 @@ function writeDetails(details: CrewDetails): void {
   for (const { address, state, waitsFor } of details.actors) {
     writeLine(`  ${address}  ${state}${waitsFor === null ? '' : `, waits for ${oneLine(waitsFor)}`}`, process.stdout)
   }
+  writeAsks(details)
   writeOutgoing(details)
+}
+
+function writeAsks({ id, asks }: CrewDetails): void {
+  if (asks.length === 0) return
+  writeLine(painter(process.stdout)('dim', `waits for a person: troupe approve ${id} ASK`), process.stdout)
+  for (const ask of asks) writeLine(`  ${askLine(ask)}`, process.stdout)
 }
 
 function writeOutgoing({ outgoing }: CrewDetails): void {

@@ -24,6 +24,7 @@ const benches: Readonly<Record<string, () => Promise<object>>> = {
   takeover: async () => (await import('./takeover.js')).benchTakeover(),
   restart: async () => (await import('./restart.js')).benchRestart(),
   history: async () => (await import('./history.js')).benchHistory(),
+  governance: async () => (await import('./governance.js')).benchGovernance(),
   loops: async () => (await import('./loops.js')).benchLoops(fileOf('loops')),
 }
 

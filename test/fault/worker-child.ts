@@ -5,6 +5,7 @@
 import { appendFileSync, existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { Breakers } from '../../runtime/breakers.js'
 import { joinNamespace } from '../../runtime/distributed.js'
 import { createLog } from '../../runtime/log.js'
 import { Scope } from '../../runtime/scope.js'
@@ -191,6 +192,7 @@ async function main(): Promise<void> {
     newTools: () => {
       throw new Error('this one runs crews')
     },
+    newBreakers: (store, clock) => new Breakers({ store, clock, log }),
     closePorts: () => ports.close(),
   })
   await runtime.offer(...sharedCrews(shop).values(), ...mailCrews(config.groups, shop).values())

@@ -15,6 +15,7 @@ import {
   replied,
   spent,
   toolCall,
+  unadmitted,
   usage,
   worst,
 } from '../support/agent-messages.js'
@@ -36,7 +37,7 @@ const checking = (calls: readonly CallVerdict[], more: Partial<AgentInput> = {})
 const end = (driver: Driver) => driver.to('crew/main').find(({ type }) => type === 'agent.finished')
 
 test('agent: it asks for leave at the dearest price before its first call', () => {
-  const agent = start({ data: choice }).send(next('a:one'))
+  const agent = start({ data: choice })
   expect(agent.state).toBe('reserving')
   expect(agent.sent).toEqual([
     [
@@ -59,7 +60,7 @@ test('agent: with leave it calls the model with what the grant pays for', () => 
   const agent = thinking()
   expect(agent.state).toBe('thinking')
   expect(agent.to('port/model')).toMatchObject([
-    { type: 'model.call', agent: 'writer', deployment: 'a:one', maxOutputTokens: 700, conversation: 'r1', worst },
+    { type: 'model.call', agent: 'writer', deployments: ['a:one'], maxOutputTokens: 700, conversation: 'r1', worst },
   ])
 })
 
@@ -210,17 +211,17 @@ test('agent: a misfit in the last round is not sent back', () => {
   expect(end(agent)).toMatchObject({ code: 'OUTPUT_INVALID', rounds: 1 })
 })
 
-test('agent: with one deployment it asks the router behind a failure only, and goes on under a new grant', () => {
+test('agent: behind a failure it asks the router, and goes on under a new grant', () => {
   const agent = thinking().send(failed({ retryAfterMs: 30 }))
   expect(agent.state).toBe('routing')
   expect(agent.to('budget/r1')).toMatchObject([
     { type: 'budget.settle', grant: 'agent/writer-r1#0', real: true, spent: { nanoUsd: 0, modelCalls: 1 } },
   ])
-  const failure = { deployment: 'a:one', kind: 'server', delayMs: 40, retryAfterMs: 30 }
+  const failure = { deployment: 'a:one', kind: 'server', retryAfterMs: 30 }
   expect(agent.to('router/main')).toEqual([
     {
       ...{ type: 'route.ask', replyTo: 'agent/writer-r1', round: 'r1 0' },
-      ...{ deployments: ['a:one'], attempts: 3, failure },
+      ...{ groups: [['a:one']], attempts: 3, failure, delayMs: 40, skipped: [] },
     },
   ])
   expect(agent.emitted).toEqual([
@@ -229,30 +230,57 @@ test('agent: with one deployment it asks the router behind a failure only, and g
   agent.send(next('a:one', 1))
   expect(agent.to('budget/r1')).toMatchObject([{ grant: 'agent/writer-r1#1' }])
   agent.send(granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one', grant: 'agent/writer-r1#1', tries: 1 }])
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['a:one'], grant: 'agent/writer-r1#1', tries: 1 }])
 })
 
-test('agent: with a choice it asks the router before each round, and takes what it is told', () => {
-  const agent = start({ data: choice })
-  expect(agent.state).toBe('routing')
-  expect(agent.sent).toMatchObject([['router/main', { deployments: ['a:one', 'b:two'], failure: null }]])
-  agent.send(next('b:two'), granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'b:two', tries: 0 }])
-  agent.send(failed())
-  expect(agent.to('router/main')).toMatchObject([{ round: 'r1 0', failure: { deployment: 'b:two' } }])
+test('agent: with a choice each round begins with all of them, and goes on with those that the router names', () => {
+  const agent = start({ data: choice }).send(granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['a:one', 'b:two'], tries: 0 }])
+  agent.send(failed({ deployment: 'b:two' }))
+  expect(agent.to('router/main')).toMatchObject([
+    { round: 'r1 0', groups: [['a:one'], ['b:two']], failure: { deployment: 'b:two' } },
+  ])
   agent.send(next('a:one', 1), granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one', tries: 1 }])
-  agent.send(replied({ calls: [refusal(0)] }))
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['a:one'], tries: 1 }])
+  agent.send(replied({ calls: [refusal(0)] }), granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['a:one', 'b:two'], tries: 0 }])
+})
+
+test('agent: when no deployment takes its call nothing is spent, and the router is asked', () => {
+  const skipped = [{ deployment: 'a:one', reason: 'open' as const, waitMs: 900 }]
+  const agent = thinking().send(unadmitted(...skipped))
   expect(agent.state).toBe('routing')
-  expect(agent.to('router/main')).toMatchObject([{ round: 'r1 1', failure: null }])
+  expect(agent.to('budget/r1')).toEqual([{ type: 'budget.release', grant: 'agent/writer-r1#0' }])
+  expect(agent.to('router/main')).toMatchObject([{ failure: null, delayMs: 40, skipped }])
+  expect(agent.emitted).toEqual([{ type: 'model.skipped', round: 1, skipped }])
+  agent.send(next('a:one'))
+  expect(agent.to('budget/r1')).toMatchObject([{ grant: 'agent/writer-r1#1' }])
+  expect(end(thinking().send(unadmitted(...skipped), ended))).toMatchObject({
+    code: 'MODEL_FAILED',
+    reason: 'no deployment takes a call: a:one',
+  })
+})
+
+test('agent: the outside is told who was passed over, and what a call has changed for others', () => {
+  const skipped = [{ deployment: 'a:one', reason: 'asked' as const, waitMs: 900 }]
+  const changes = [{ to: 'opened' as const, ms: 30_000 }]
+  const told = [
+    { type: 'model.skipped', round: 1, skipped },
+    { type: 'breaker.changed', deployment: 'b:two', to: 'opened', ms: 30_000 },
+  ]
+  const admitted = { deployment: 'b:two', skipped, changes }
+  expect(thinking().send(replied(admitted)).emitted.slice(0, 2)).toEqual(told)
+  expect(thinking().send(failed(admitted)).emitted.slice(0, 2)).toEqual(told)
 })
 
 test('agent: what the router has named is asked although its user pauses it or speaks meanwhile', () => {
-  const agent = start({ data: choice }).send({ type: 'run.pause' }, { type: 'run.steer', tokens: 6 }, next('b:two'))
+  const agent = start({ data: choice }).send(
+    ...[granted, failed(), { type: 'run.pause' }, { type: 'run.steer', tokens: 6 }, next('b:two', 1)],
+  )
   expect(agent.state).toBe('held')
   agent.send({ type: 'run.resume' })
   expect(agent.state).toBe('reserving')
-  expect(agent.send(granted).to('port/model')).toMatchObject([{ deployment: 'b:two' }])
+  expect(agent.send(granted).to('port/model')).toMatchObject([{ deployments: ['b:two'] }])
 })
 
 test('agent: when the router has no other try for it, it ends with the last failure', () => {
@@ -262,13 +290,15 @@ test('agent: when the router has no other try for it, it ends with the last fail
 })
 
 test('agent: a deployment that its definition does not name any more is not asked', () => {
-  const agent = start({ data: choice }).send({ type: 'agent.redefined', data }, next('b:two'), granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'a:one' }])
+  const agent = start({ data: choice }).send(
+    ...[granted, failed(), { type: 'agent.redefined', data }, next('b:two', 1), granted],
+  )
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['a:one'] }])
 })
 
 test('agent: a reply resets tries and deployment', () => {
   const agent = thinking().send(failed(), next('a:one', 1), granted, replied({ calls: [refusal(0)] }))
-  expect(agent.context).toMatchObject({ tries: 0, deployment: '', round: 1 })
+  expect(agent.context).toMatchObject({ tries: 0, deployments: [], round: 1 })
 })
 
 test('agent: an interrupted call is settled at its maximum and asked for anew', () => {
@@ -333,9 +363,9 @@ test('agent: a raise that it does not wait for changes nothing', () => {
 })
 
 test('agent: a new definition counts from the next round, with its first deployment', () => {
-  const other = { ...data, deployments: [{ name: 'c:three', price: { input: 1, output: 1 } }] }
+  const other = { ...data, deployments: [{ name: 'c:three', price: { input: 1, output: 1 }, group: 0 }] }
   const agent = thinking().send(failed(), { type: 'agent.redefined', data: other }, next('a:one', 1), granted)
-  expect(agent.to('port/model')).toMatchObject([{ deployment: 'c:three' }])
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['c:three'] }])
 })
 
 test('agent: before it acts it asks whether its calls lead anywhere, and tells what the last ones brought', () => {

@@ -6,6 +6,7 @@ import { expect, test } from 'vitest'
 import {
   type AgentInput,
   agentMachine,
+  breakerMachine,
   budgetMachine,
   crewMachine,
   defaultLoops,
@@ -48,6 +49,10 @@ test('graph of the tool executor: the runtime takes each step as the model does,
     ...[failed(null), failed(40), verified(true), verified(false), verified(null)],
     ...[true, false].map((started) => ({ type: 'effect.interrupted', started })),
     ...['effect.crashed', 'tool.cancel', 'tool.unheard'].map((type) => ({ type })),
+    ...['approved', 'denied'].map((decision) => {
+      return { type: 'human.answered', decision, by: 'ada', bytes: 3, result: 'h', sequence: 9 }
+    }),
+    { type: 'human.answered', decision: 'approved', by: 'ada', bytes: 0, result: '', arguments: '{}', sequence: 9 },
   ]
   const effects = ['once', 'idempotent', 'pure'] as const
   const inputs = effects.flatMap((effect) =>
@@ -55,7 +60,12 @@ test('graph of the tool executor: the runtime takes each step as the model does,
   )
   covers<{ attempt: number }>(
     cover(toolMachine),
-    [{ inputs, messages: ({ attempt }) => (attempt > 4 ? [] : messages) }],
+    [
+      {
+        inputs: [...inputs, ...inputs.map((each) => ({ ...each, ask: { kind: 'approval' as const, waitMs: 50 } }))],
+        messages: ({ attempt }) => (attempt > 4 ? [] : messages),
+      },
+    ],
     80,
   )
 })
@@ -103,26 +113,51 @@ test('graph of the loop detector: the runtime takes each step as the model does,
 
 test('graph of the model router: the runtime takes each step as the model does, and none is left out', () => {
   interface Routes {
-    readonly rounds: readonly { readonly tried: readonly string[] }[]
+    readonly rounds: readonly { readonly tried: readonly string[]; readonly heldMs: number }[]
   }
-  const ask = (
-    deployment: string | null,
-    kind = 'server',
-    retryAfterMs: number | null = null,
-    replyTo = 'agent/a',
-  ) => ({
-    ...{ type: 'route.ask', replyTo, round: 'r1 0', deployments: ['a:one', 'b:two'], attempts: 2 },
-    failure: deployment === null ? null : { deployment, kind, delayMs: 40, retryAfterMs },
+  const groups = [['a:one', 'b:two'], ['c:three']]
+  const base = { type: 'route.ask', replyTo: 'agent/a', round: 'r1 0', groups, attempts: 2, delayMs: 40 }
+  const failed = (deployment: string, kind = 'server', retryAfterMs: number | null = null) => ({
+    ...{ ...base, skipped: [], failure: { deployment, kind, retryAfterMs } },
   })
-  const failures = ['a:one', 'b:two'].flatMap((deployment) => [
-    ...[ask(deployment), ask(deployment, 'rate_limited', 9_000), ask(deployment, 'context_window')],
-    ...[ask(deployment, 'auth'), ask(deployment, 'bad_request')],
-  ])
-  const back = ['a:one', 'b:two'].map((deployment) => ({ type: 'route.back', deployment }))
-  const messages = [...failures, ...back, ask(null), ask(null, '', null, 'agent/b')]
-  const isFar = ({ rounds }: Routes): boolean => rounds.some(({ tried }) => tried.length > 2)
+  const kept = (reason: string, ...deployments: readonly string[]) =>
+    deployments.map((deployment, at) => ({ deployment, reason, waitMs: 500 * (at + 1) }))
+  const messages = [
+    ...['a:one', 'b:two', 'c:three'].map((each) => failed(each)),
+    ...[failed('a:one', 'rate_limited', 9_000), failed('a:one', 'context_window'), failed('b:two', 'auth')],
+    failed('c:three', 'bad_request'),
+    { ...base, failure: null, skipped: kept('open', 'a:one', 'c:three') },
+    { ...failed('c:three'), skipped: kept('fault', 'a:one', 'b:two') },
+    { ...failed('a:one'), replyTo: 'agent/b' },
+  ]
+  const isFar = ({ rounds }: Routes): boolean => rounds.some(({ tried, heldMs }) => tried.length > 2 || heldMs > 0)
   const model = { inputs: [{ self: 'router/main' }], messages: (known: Routes) => (isFar(known) ? [] : messages) }
   covers<Routes>(cover(routerMachine), [model], 40)
+})
+
+test('graph of the circuit breaker: the runtime takes each step as the model does, and none is left out', () => {
+  interface Circuit {
+    readonly inARow: number
+    readonly calls: number
+  }
+  const settings = { failures: 2, rate: 0.5, minCalls: 3, windowMs: 1_000, cooldownMs: 100, probeMs: 50 }
+  const done = (verdict: string, call = 'c', cooling: object | null = null) => ({
+    ...{ type: 'permit.done', call, at: 100, verdict, cooling },
+  })
+  const closed = { type: 'breaker.told', state: 'closed', until: 0, probe: null, cooling: null }
+  const messages = [
+    ...[100, 160, 220].flatMap((at) =>
+      ['choice', 'last', 'only'].map((need) => ({ type: 'permit.ask', replyTo: 'port', call: 'c', at, need })),
+    ),
+    ...[done('answered'), done('failed'), done('none'), done('failed', 'd')],
+    ...[done('answered', 'c', { ms: 90, why: 'asked' }), done('none', 'c', { ms: 90, why: 'fault' })],
+    ...[closed, { ...closed, state: 'open', until: 150 }],
+    { ...closed, state: 'halfOpen', until: 90, probe: { call: 'e', until: 150 } },
+  ]
+  const inputs = [{ self: 'breaker/model/a:one', target: 'model/a:one', settings }]
+  const isFar = ({ calls }: Circuit): boolean => calls > 3
+  const model = { inputs, messages: (known: Circuit) => (isFar(known) ? [] : messages) }
+  covers<Circuit>(cover(breakerMachine), [model], 40)
 })
 
 test('graph of the budget keeper: the runtime takes each step as the model does, and none is left out', () => {
@@ -193,6 +228,7 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     ...[agent.granted, agent.refused, agent.replied(), agent.replied({ calls }), one],
     ...[agent.replied({ fits: false, reason: 'no object' }), agent.replied({ calls: [agent.refusal(0)] })],
     ...[agent.failed(), agent.next('a:one', 1), agent.ended],
+    agent.unadmitted({ deployment: 'a:one', reason: 'open', waitMs: 9 }),
     ...[...ends, ...bare('effect.interrupted', 'effect.crashed', 'run.cancel', 'budget.raise')],
   ]
   const loops: Message[] = [
@@ -202,6 +238,7 @@ test('graph of the agent: the runtime takes each step as the model does, and non
   ]
   const routes: Message[] = [
     ...[agent.granted, agent.replied(), one, agent.failed(), agent.next('a:one'), agent.next('b:two', 1), agent.ended],
+    agent.unadmitted({ deployment: 'a:one', reason: 'open', waitMs: 9 }),
     ...[...ends, ...bare('run.cancel', 'run.pause', 'run.resume', 'effect.interrupted')],
   ]
   const users: Message[] = [

@@ -38,6 +38,74 @@ const calls = (driver: Driver) => driver.to('port/tool')
 const staged = (driver: Driver) => driver.to('log/r1')
 const told = (driver: Driver) => driver.to('agent/writer-r1')
 
+const asked = { ask: { kind: 'approval' as const, waitMs: 5_000 } }
+const answered = (decision: string, more: object = {}): Message => ({
+  ...{ type: 'human.answered', decision, by: 'ada', bytes: 9, result: 'h', sequence: 9 },
+  ...more,
+})
+
+describe('tool: a person', () => {
+  test('tool: a call that wants approval asks a person about this very call, and nobody else', () => {
+    const tool = start(asked)
+    expect(tool.state).toBe('asking')
+    expect(tool.sent).toEqual([
+      [
+        'port/human',
+        {
+          ...{ type: 'human.ask', kind: 'approval', waitMs: 5_000, agent: 'writer', run: 'r1', conversation: 'r1' },
+          ...{ position: 1, index: 2, callId: 'c2', tool: 'lookup' },
+        },
+      ],
+    ])
+    expect(start({ ...asked, arguments: '{"a":1}' }).to('port/human')).toMatchObject([{ arguments: '{"a":1}' }])
+  })
+
+  test('tool: approved, it is made as any other', () => {
+    const tool = start(asked).send(answered('approved'))
+    expect([tool.state, calls(tool)]).toEqual(['running', [expect.not.objectContaining({ arguments: '{"b":2}' })]])
+    expect(tool.emitted).toEqual([
+      { type: 'human.answered', callId: 'c2', tool: 'lookup', decision: 'approved', by: 'ada', edited: false },
+    ])
+    expect(told(tool.send(succeeded))).toMatchObject([{ status: 'ok' }])
+  })
+
+  test('tool: approved with other arguments, it is made with those, each time', () => {
+    const tool = start(asked).send(answered('approved', { arguments: '{"b":2}' }))
+    expect(calls(tool)).toMatchObject([{ arguments: '{"b":2}', attempt: 1 }])
+    expect(tool.emitted).toMatchObject([{ edited: true }])
+    expect(calls(tool.send(interrupted(true)))).toMatchObject([{ arguments: '{"b":2}', attempt: 2 }])
+  })
+
+  test('tool: denied, it is not made, and the model is told', () => {
+    const tool = start(asked).send(answered('denied'))
+    expect([tool.state, calls(tool)]).toEqual(['done', []])
+    expect(staged(tool)).toEqual([{ type: 'log.stage', index: 2, callId: 'c2', value: 0 }])
+    expect(told(tool)).toMatchObject([{ status: 'failed', result: 'h' }])
+  })
+
+  test('tool: a question is answered by what the person says', () => {
+    const tool = start({ ask: { kind: 'question', waitMs: 5_000 } }).send(answered('answered'))
+    expect(calls(tool)).toEqual([])
+    expect(told(tool)).toMatchObject([{ status: 'ok', result: 'h' }])
+  })
+
+  test('tool: when its time is over it is not made, the model is told, and nobody is asked any more', () => {
+    const tool = start(asked)
+    const [[name, timer] = ['', undefined]] = [...tool.timers]
+    expect(timer?.delayMs).toBe(5_000)
+    tool.fire(name)
+    expect(tool.state).toBe('done')
+    expect(calls(tool)).toEqual([{ type: 'effect.cancel' }])
+    expect(staged(tool)).toMatchObject([{ text: 'Not done: nobody answered in time.' }])
+    expect(tool.emitted[0]).toEqual({ type: 'human.expired', callId: 'c2', tool: 'lookup' })
+  })
+
+  test('tool: cancelled while a person is asked, it is over', () => {
+    const tool = start(asked).send({ type: 'tool.cancel' })
+    expect([tool.state, tool.to('port/tool')]).toEqual(['done', [{ type: 'effect.cancel' }]])
+  })
+})
+
 test('tool: it asks the port once, with the key that stays the same', () => {
   const tool = start({ arguments: '{"a":1}' })
   expect(tool.state).toBe('running')

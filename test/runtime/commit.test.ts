@@ -126,7 +126,7 @@ describe('commit: promises', () => {
         agent: 'writer',
         run: 'r2',
         conversation: 'r2',
-        deployment: 'a:one',
+        deployments: ['a:one'],
         maxOutputTokens: 10,
         grant: 'g',
         keeper: 'budget/r2',
@@ -479,7 +479,8 @@ const atRest = [crewAddress, 'router/main']
 
 function failure(delayMs = 500) {
   const why = { kind: 'server', reason: 'x', delayMs, retryAfterMs: null }
-  return { type: 'model.failed', ...why, spent: nothing, real: true }
+  const admission = { deployment: 'a:one', skipped: [], changes: [] }
+  return { type: 'model.failed', ...admission, ...why, spent: nothing, real: true }
 }
 
 /** The envelope of an actor's timer. */

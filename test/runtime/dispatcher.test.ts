@@ -237,7 +237,7 @@ describe('dispatcher', () => {
         agent: 'agent',
         run: 'r1',
         conversation: 'r1',
-        deployment: 'a:one',
+        deployments: ['a:one'],
         maxOutputTokens: 1,
         grant: 'g',
         keeper: 'budget/r1',

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { modelReplied, nothing, outcomes } from '../../machines/index.js'
 import { type AnyTool, type Crew, defineAgent, defineCrew, defineTool, toCrew } from '../../runtime/define.js'
-import { broken, failed, maxCalls, replied, toolOutcome, verified } from '../../runtime/edge.js'
+import { broken, failed, maxCalls, refused, replied, toolOutcome, verified } from '../../runtime/edge.js'
 import type {} from '../../runtime/ports.js'
 import { type PreparedCrew, prepareCrew } from '../../runtime/prepared-crew.js'
 import { startScript } from '../support/child.js'
@@ -34,7 +34,7 @@ const asked = (agent = 'writer', more: Record<string, unknown> = {}) => ({
   agent,
   run: 'r1',
   conversation: 'r1',
-  deployment: 'a:one',
+  deployments: ['a:one'],
   maxOutputTokens: 10,
   grant: 'g',
   keeper: 'budget/r1',
@@ -58,11 +58,13 @@ const toolCall = (effect: 'pure' | 'idempotent' | 'once') => ({
   attempt: 1,
 })
 const run = { data: { tenant: 'a' }, random: () => 0.5 }
+const admitted = { deployment: 'a:one', skipped: [], changes: [] }
 
 describe('edge', () => {
   test('ED1 edge: verdicts on calls travel in the envelope, with the messages that a delegate starts with', async () => {
     const { body, values } = await replied(
       call(['lookup', { q: 'x' }], ['nope'], ['helper', { task: 'find' }], ['lookup', '{']),
+      admitted,
       asked(),
       crew,
       run,
@@ -87,6 +89,7 @@ describe('edge', () => {
   test('ED1 edge: repaired arguments travel, untouched ones do not', async () => {
     const { body } = await replied(
       call(['lookup', '{"q":"x"}'], ['lookup', '```json\n{"q":"y"}\n```']),
+      admitted,
       asked(),
       crew,
       run,
@@ -97,27 +100,27 @@ describe('edge', () => {
   })
 
   test('ED1 edge: a delegation that is too deep is refused there', async () => {
-    const { body } = await replied(call(['helper', { task: 'x' }]), asked('writer', { depth: 1 }), crew, run)
+    const { body } = await replied(call(['helper', { task: 'x' }]), admitted, asked('writer', { depth: 1 }), crew, run)
     expect(body['calls']).toMatchObject([{ verdict: 'refused', message: expect.stringContaining('1 deep') }])
   })
 
   test('ED1 edge: a structured answer is judged there, and what the schema made of it travels', async () => {
-    const good = await replied(say('{"n":1}'), asked('typed'), crew, run)
+    const good = await replied(say('{"n":1}'), admitted, asked('typed'), crew, run)
     expect(good.body).toMatchObject({ fits: true, reason: '' })
     expect(good.values[1]).toBe('{"n":1}')
-    const bad = await replied(say('{"n":"1"}'), asked('typed'), crew, run)
+    const bad = await replied(say('{"n":"1"}'), admitted, asked('typed'), crew, run)
     expect(bad.body).toMatchObject({ fits: false, reason: expect.stringContaining('n') })
     expect(bad.values).toHaveLength(1)
-    expect((await replied(say('x'), asked(), crew, run)).body).toMatchObject({ fits: null })
+    expect((await replied(say('x'), admitted, asked(), crew, run)).body).toMatchObject({ fits: null })
   })
 
   test('ED1 edge: an agent that the definition does not have any more has no calls to judge', async () => {
-    expect((await replied(call(['lookup']), asked('gone'), crew, run)).body).toMatchObject({ calls: [] })
+    expect((await replied(call(['lookup']), admitted, asked('gone'), crew, run)).body).toMatchObject({ calls: [] })
   })
 
   test('ED1 edge: a reply with absurdly many calls is no reply, but is paid for', async () => {
     const calls = Array.from({ length: maxCalls + 1 }, () => ['lookup'] as const)
-    const { body } = await replied(call(...calls), asked(), crew, run)
+    const { body } = await replied(call(...calls), admitted, asked(), crew, run)
     expect(body).toMatchObject({
       type: 'model.failed',
       kind: 'invalid_reply',
@@ -128,10 +131,9 @@ describe('edge', () => {
 
   test('ED2 edge: jitter is drawn there and travels as a number', () => {
     const delay = (random: number, more = {}) =>
-      failed(failure('server', more), asked(), crew, { random: () => random }).body['delayMs'] as number
+      failed(failure('server', more), admitted, asked(), crew, { random: () => random }).body['delayMs'] as number
     expect([delay(0), delay(0.999)]).toEqual([250, 500])
-    expect(delay(0, { retryAfterMs: 7_000 })).toBe(7_000)
-    expect(delay(0, { retryAfterMs: 10 ** 9 })).toBe(600_000)
+    expect(delay(0, { retryAfterMs: 7_000 })).toBe(250)
     expect(
       toolOutcome({ status: 'failed', kind: 'threw', message: 'x' }, toolCall('pure'), { random: () => 0 })?.body,
     ).toMatchObject({ retryMs: 250 })
@@ -139,13 +141,17 @@ describe('edge', () => {
 
   test('edge: what a provider asks for travels, up to ten minutes', () => {
     const asks = (retryAfterMs: number | null) =>
-      failed(failure('rate_limited', { retryAfterMs }), asked(), crew, run).body['retryAfterMs']
+      failed(failure('rate_limited', { retryAfterMs }), admitted, asked(), crew, run).body['retryAfterMs']
     expect([asks(null), asks(0), asks(7_000), asks(10 ** 9)]).toEqual([null, 0, 7_000, 600_000])
-    expect(failed(failure('auth'), asked(), crew, run).body).toMatchObject({ kind: 'auth', spent: nothing, real: true })
+    expect(failed(failure('auth'), admitted, asked(), crew, run).body).toMatchObject({
+      kind: 'auth',
+      spent: nothing,
+      real: true,
+    })
   })
 
   test('edge: a call that may have been billed without a bill costs its worst, as an estimate', () => {
-    expect(failed(failure('timeout', { billed: true }), asked(), crew, run).body).toMatchObject({
+    expect(failed(failure('timeout', { billed: true }), admitted, asked(), crew, run).body).toMatchObject({
       spent: { nanoUsd: 99, tokens: 9 },
       real: false,
     })
@@ -153,8 +159,11 @@ describe('edge', () => {
 
   test('edge: what a call costs is the port’s word, or the list price, or the crew’s worst; never free', async () => {
     const spent = async (more: Parameters<typeof say>[1], agent = 'writer', deployment = 'a:one') =>
-      ((await replied(say('x', more), asked(agent, { deployment }), crew, run)).body['spent'] as { nanoUsd: number })
-        .nanoUsd
+      (
+        (await replied(say('x', more), { ...admitted, deployment }, asked(agent), crew, run)).body['spent'] as {
+          nanoUsd: number
+        }
+      ).nanoUsd
     expect(await spent({ costNanoUsd: 7 })).toBe(7)
     expect(await spent({})).toBe(20 * 15_000 + 10 * 75_000)
     expect(await spent({}, 'gone', 'z:z')).toBe(20 * 15_000 + 10 * 75_000)
@@ -163,20 +172,19 @@ describe('edge', () => {
   test.each(['pure', 'idempotent', 'once'] as const)(
     'edge: which failures of a %s tool may be tried again',
     (effect) => {
-      const retry = (kind: 'told' | 'threw' | 'timeout' | 'unserialisable') =>
+      const retry = (kind: 'told' | 'threw' | 'timeout' | 'unserialisable' | 'unavailable') =>
         toolOutcome({ status: 'failed', kind, message: 'x' }, toolCall(effect), run)?.body['retryMs']
       expect([retry('told'), retry('unserialisable')]).toEqual([null, null])
-      expect([retry('threw'), retry('timeout')].map((each) => each === null)).toEqual([
-        effect === 'once',
-        effect === 'once',
-      ])
+      for (const kind of ['threw', 'timeout', 'unavailable'] as const)
+        expect(retry(kind) === null).toBe(effect === 'once')
     },
   )
 
   test('edge: every outcome fits its message', async () => {
     const all = [
-      (await replied(say('x'), asked(), crew, run)).body,
-      failed(failure('server'), asked(), crew, run).body,
+      (await replied(say('x'), admitted, asked(), crew, run)).body,
+      failed(failure('server'), admitted, asked(), crew, run).body,
+      refused([{ deployment: 'a:one', reason: 'open', waitMs: 9 }], asked(), run).body,
       toolOutcome({ status: 'ok', content: 'x', truncated: false }, toolCall('pure'), run)!.body,
       toolOutcome({ status: 'failed', kind: 'told', message: 'x' }, toolCall('pure'), run)!.body,
       verified({ done: null }).body,

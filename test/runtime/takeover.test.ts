@@ -64,6 +64,7 @@ describe('takeover', () => {
     const { owners, store, crew, works, worker } = await two()
     const one = await worker('one')
     await (await one.runtime.spawn(crew)).start('go').id
+    await until(() => commits(store).includes('model.replied'))
     const other = await worker('other')
     owners.expire('one', false)
     const stale = await one.worker.shard('pair')

@@ -2,6 +2,7 @@
  * The client of a simulated crew: what a program with the crew's handle does. It dies with its process and begins anew
  * in the next one, with the same tasks under the same keys.
  */
+import { respond, type Said } from '../../runtime/asks.js'
 import { crewAddress } from '../../runtime/commit.js'
 import { instructionsOf, userMessage } from '../../runtime/edge.js'
 import { isTroupeError, TroupeError } from '../../runtime/errors.js'
@@ -93,6 +94,18 @@ export class Client {
       const body = { type: 'crew.steer', tokens: 5, key, ...(agent === undefined ? {} : { agent }) }
       const values = [userMessage(`but ${key}`)]
       await shard.post({ from: 'client/local', to: crewAddress, cause: nextCause(), body, values }, true)
+    })
+  }
+
+  /** Says what a person says to an ask. */
+  async respond(ask: string, said: Said): Promise<void> {
+    await this.#try(async (shard) => {
+      try {
+        await respond(Promise.resolve(shard), ask, said, 'person')
+      } catch (error) {
+        if (!isTroupeError(error) || error.code !== 'ASK_CLOSED') throw error
+        this.#world.notes.reached('answer refused: nobody waits for it')
+      }
     })
   }
 

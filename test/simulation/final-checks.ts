@@ -1,4 +1,5 @@
 /** What is checked when all has ended: replay, leftovers, answers, what the provider counted. */
+import { contentHash, encode } from '../../runtime/codec.js'
 import { textsOf } from '../../runtime/content.js'
 import { textOf } from '../../runtime/conversation.js'
 import type { Journal, SnapshotManifest } from '../../runtime/journal.js'
@@ -114,4 +115,15 @@ function checkTasks(world: World, crew: SimulatedCrew): void {
     const detail = () => `${crew.id}: ${key} (${run}) is ${runs.map((each) => each.run).join()}`
     world.notes.check('run', runs.length <= 1 && (run === null || runs[0]?.run === run), detail)
   }
+}
+
+/** Of all that was journalled: the same for the same seed. */
+export function hashOf({ store, timeline, notes }: World, replicas: readonly Replica[]): string {
+  const heads = replicas.map((replica) => [
+    replica.shard,
+    replica.state.sequence,
+    store.shards.get(replica.shard)?.head.hash ?? null,
+    replica.hash(),
+  ])
+  return contentHash(encode([heads, timeline.now, notes.faults, notes.violations.length]))
 }

@@ -48,6 +48,10 @@ export interface ReplicaWorld {
   readonly crashesSince: (before: number) => number
   /** An owner did not leave before the next one took its shard. */
   readonly overtaken: (owner: string) => void
+  /** An agent waits for a person to say something. */
+  readonly asked: (shard: string, ask: string) => void
+  /** Whether a person has said that to an ask. */
+  readonly hasSaid: (shard: string, ask: string, decision: string) => boolean
   /** When the present process started. */
   readonly startedAt: () => number
   /** Time so far in which there was no process. */
@@ -88,6 +92,8 @@ export class Replica {
   readonly asked = new Map<string, Effect>()
   /** Effects with a `dispatched` record, and how many processes had ended by then. */
   readonly dispatched = new Map<string, number>()
+  /** Executors whose call a person has approved. */
+  readonly approved = new Set<string>()
   readonly count = { commits: 0, rounds: 0, delegations: 0, onceCalls: 0 }
   /** The present process had an append that failed since the last record. */
   stalled = false
@@ -313,6 +319,7 @@ export class Replica {
     if (body.type === 'tool.verified') this.#verified(effect, body.done)
     if (body.type !== 'effect.interrupted') return
     if (asked.type === 'model.call') return notes.reached('model call interrupted')
+    if (!('effect' in asked)) return
     if (asked.effect !== 'once' || asked.type === 'tool.verify') return notes.reached('tool call interrupted')
     if (body.started) this.#onceDoubted.set(asked.callId, this.dispatched.get(effect.id) ?? Number.POSITIVE_INFINITY)
     else notes.reached('once call interrupted before its start')
@@ -428,6 +435,18 @@ export class Replica {
     if (body.depth > 1) notes.reached('delegation nested')
   }
 
+  /** What a person was asked by an executor, if anything. */
+  askOf(executor: string): Effect | undefined {
+    return [...this.asked.values()].find(({ from, body }) => from === executor && body.type === 'human.ask')
+  }
+
+  /** An answer came to the call that it was said to. */
+  #checkAnswer(from: string, decision: string): void {
+    const ask = this.askOf(from)
+    const hasSaid = ask !== undefined && this.#world.hasSaid(this.shard, ask.id, decision)
+    this.#world.notes.check('approved', hasSaid, () => `${this.#where()}: nobody has ${decision} the call of ${from}`)
+  }
+
   #see(from: string, event: Seen): void {
     const { notes } = this.#world
     switch (event.type) {
@@ -439,6 +458,21 @@ export class Replica {
         return
       case 'tool.refused':
         return notes.reached('call refused')
+      case 'human.asked':
+        return this.#world.asked(this.shard, event.ask)
+      case 'human.answered':
+        this.#checkAnswer(from, event.decision)
+        if (event.decision === 'approved') this.approved.add(from)
+        if (event.edited) notes.reached('call approved with other arguments')
+        return notes.reached(event.decision === 'approved' ? 'call approved' : 'call denied')
+      case 'human.expired':
+        return notes.reached('call not answered in time')
+      case 'model.skipped':
+        return notes.reached('model call passed a breaker over')
+      case 'model.held':
+        return notes.reached('model call refused by breakers')
+      case 'breaker.changed':
+        return event.to === 'cooled' ? notes.reached('model call cooled its deployment') : undefined
       case 'tool.retried':
         return notes.reached('tool call retried')
       case 'tool.finished':
@@ -529,6 +563,10 @@ type Seen =
   | { type: 'actor.failed'; code: string; reason: string }
   | { type: 'agent.started' | 'agent.finished'; address: string }
   | { type: 'run.paused' | 'run.started'; run: string }
+  | { type: 'model.skipped' | 'model.held' | 'human.expired' }
+  | { type: 'human.asked'; ask: string }
+  | { type: 'human.answered'; decision: string; edited: boolean }
+  | { type: 'breaker.changed'; to: string }
   | { type: 'run.finished'; run: string; code: string | null; reason: string; spent: Amounts }
 
 function deepFreeze(value: unknown): void {

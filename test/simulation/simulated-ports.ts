@@ -30,6 +30,7 @@ const unbilled = new Set<FailureKind>(['rate_limited', 'overloaded', 'auth', 'qu
 
 /** What a model call leads to, unless something comes between. */
 interface Fate {
+  readonly deployment: string
   readonly result: ModelReply | ModelFailure
   readonly latencyMs: number
   readonly actual: { readonly tokens: number; readonly nanoUsd: number }
@@ -70,6 +71,7 @@ export class SimulatedModel implements ModelPort {
     if (effect === undefined) return Promise.resolve(failureOf('config', 0, null))
     const call = effect.body as ModelCall
     const said = request.messages.slice(request.messages.length - effect.length)
+    this.#world.breakers.arrives(request.deployment, `${this.#shard}.${request.effect}`, this.#process)
     notes.check('grows', request.messages.length - said.length <= 1, () => `${request.effect}: too many messages`)
     judge.conversation(`${this.#shard}|${call.conversation}`, said)
     if (this.#world.poisons('model', `${this.#shard} ${effect.from} ${effect.length}`))
@@ -101,7 +103,7 @@ export class SimulatedModel implements ModelPort {
         resolve(result)
       }
       const cancel = timeline.after(fate.latencyMs, this.#process, () => {
-        this.#bill(billed, call, fate)
+        this.#bill(billed, fate)
         end(fate.result)
       })
       this.#process.underWay.add(crashed)
@@ -118,9 +120,10 @@ export class SimulatedModel implements ModelPort {
     const { result } = fate
     if (!result.ok) return
     this.#world.notes.fault('model outcome late')
-    this.#bill(billed, call, fate)
+    this.#bill(billed, fate)
     const delayMs = this.#world.random.int(0, 60_000)
-    void replied(result, call, this.#prepared, { data: null, random: () => 0.5 }).then(({ body, values }) =>
+    const admitted = { deployment: fate.deployment, skipped: [], changes: [] }
+    void replied(result, admitted, call, this.#prepared, { data: null, random: () => 0.5 }).then(({ body, values }) =>
       this.#world.deliver(
         this.#shard,
         { from: 'port/model', to: effect.from, cause: effect.id, body, values },
@@ -137,34 +140,41 @@ export class SimulatedModel implements ModelPort {
     const inputTokens = Math.ceil((characters / 4 + 40) * (0.8 + 0.4 * random.next()))
     const outputTokens = Math.min(request.maxOutputTokens, random.int(10, 260))
     const latencyMs = random.int(20, random.pick([100, 400, 3_000]))
-    const actual = { tokens: inputTokens + outputTokens, nanoUsd: this.#cost(call, inputTokens, outputTokens) }
+    const { deployment } = request
+    const actual = { tokens: inputTokens + outputTokens, nanoUsd: this.#cost(deployment, inputTokens, outputTokens) }
+    if (!this.#world.calm && this.#world.breakers.isDown(deployment)) {
+      const result = { ...failureOf('server', 0, null), billed: false }
+      return { deployment, result, latencyMs, actual: { tokens: 0, nanoUsd: 0 } }
+    }
     if (!this.#world.calm && random.chance(plan.modelHangs)) {
       if (random.chance(0.4)) {
         notes.fault('model hung')
-        return { result: failureOf('timeout', 0, null), latencyMs: 600_000, actual }
+        return { deployment, result: failureOf('timeout', 0, null), latencyMs: 600_000, actual }
       }
       notes.fault('model outlived its grant')
-      return { result: this.#reply(effect, call, said, inputTokens, outputTokens, false), latencyMs: 2_400_000, actual }
+      const result = this.#reply(effect, deployment, said, inputTokens, outputTokens, false)
+      return { deployment, result, latencyMs: 2_400_000, actual }
     }
-    if (!this.#world.calm && random.chance(plan.modelFails)) return this.#failure(inputTokens, latencyMs, actual)
-    const result = this.#reply(effect, call, said, inputTokens, outputTokens, true)
+    if (!this.#world.calm && random.chance(plan.modelFails))
+      return this.#failure(deployment, inputTokens, latencyMs, actual)
+    const result = this.#reply(effect, deployment, said, inputTokens, outputTokens, true)
     const collision = result.toolCalls.length === 0 ? this.#collision(effect, latencyMs) : latencyMs
-    return { result, latencyMs: collision, actual }
+    return { deployment, result, latencyMs: collision, actual }
   }
 
-  #failure(inputTokens: number, latencyMs: number, actual: Fate['actual']): Fate {
+  #failure(deployment: string, inputTokens: number, latencyMs: number, actual: Fate['actual']): Fate {
     const { random, notes } = this.#world
     notes.fault('model failed')
     const kind = random.pick(kinds)
     const retryAfterMs = random.pick([0, 0, 1_000, 20_000])
     if (unbilled.has(kind)) {
       const result = { ...failureOf(kind, retryAfterMs, null), billed: false }
-      return { result, latencyMs, actual: { tokens: 0, nanoUsd: 0 } }
+      return { deployment, result, latencyMs, actual: { tokens: 0, nanoUsd: 0 } }
     }
-    if (random.chance(0.5)) return { result: failureOf(kind, retryAfterMs, null), latencyMs, actual }
+    if (random.chance(0.5)) return { deployment, result: failureOf(kind, retryAfterMs, null), latencyMs, actual }
     const usage = { inputTokens, outputTokens: 0, cachedInputTokens: 0, estimated: false }
     const result = { ...failureOf(kind, retryAfterMs, usage), costNanoUsd: actual.nanoUsd }
-    return { result, latencyMs, actual: { tokens: inputTokens, nanoUsd: actual.nanoUsd } }
+    return { deployment, result, latencyMs, actual: { tokens: inputTokens, nanoUsd: actual.nanoUsd } }
   }
 
   /** The answer of the lead and the end of its wall budget, at the same moment, while the shard is busy. */
@@ -183,7 +193,7 @@ export class SimulatedModel implements ModelPort {
 
   #reply(
     effect: Effect,
-    call: ModelCall,
+    deployment: string,
     said: readonly string[],
     inputTokens: number,
     outputTokens: number,
@@ -232,8 +242,8 @@ export class SimulatedModel implements ModelPort {
       toolCalls,
       finishReason: toolCalls.length > 0 ? 'tool_calls' : 'stop',
       usage,
-      costNanoUsd: priceOf(call.deployment) === null ? null : this.#cost(call, usage.inputTokens, usage.outputTokens),
-      model: call.deployment,
+      costNanoUsd: priceOf(deployment) === null ? null : this.#cost(deployment, usage.inputTokens, usage.outputTokens),
+      model: deployment,
     }
   }
 
@@ -246,17 +256,17 @@ export class SimulatedModel implements ModelPort {
     return random.pick([text, '{"text":7}'])
   }
 
-  #cost(call: ModelCall, inputTokens: number, outputTokens: number): number {
-    const price = priceOf(call.deployment) ?? this.#prepared.crew.unknownPrice
+  #cost(deployment: string, inputTokens: number, outputTokens: number): number {
+    const price = priceOf(deployment) ?? this.#prepared.crew.unknownPrice
     return Math.ceil((inputTokens * price.input + outputTokens * price.output) / 1_000)
   }
 
   /** The provider did its work and told what it cost: money where it tells that, else what is listed for its tokens. */
-  #bill(billed: Billed, call: ModelCall, { result, actual }: Fate): void {
+  #bill(billed: Billed, { deployment, result, actual }: Fate): void {
     billed.actual = { ...billed.actual, ...actual }
     if (result.usage === null) return
     const { inputTokens, outputTokens } = result.usage
-    const nanoUsd = result.costNanoUsd ?? this.#cost(call, inputTokens, outputTokens)
+    const nanoUsd = result.costNanoUsd ?? this.#cost(deployment, inputTokens, outputTokens)
     billed.reported = { modelCalls: 1, tokens: inputTokens + outputTokens, nanoUsd }
   }
 
@@ -316,6 +326,9 @@ export class SimulatedTools implements ToolPort {
       const { cluster, calm } = this.#world
       if (cluster !== null && !calm && random.chance(0.03)) this.#world.pause(this.#process)
     }
+    const replica = this.#world.replica(this.#shard)
+    const isApproved = replica.askOf(effect.from) === undefined || replica.approved.has(effect.from)
+    notes.check('approved', isApproved, () => `${this.#shard}: ${request.callId} of ${effect.from} starts unasked`)
     record.starts += 1
     if (once && record.starts > 1) notes.reached('once call executed again after verify')
     if (this.#world.poisons(once ? 'once' : 'tool', `${this.#shard} ${request.callId}`)) {
@@ -384,7 +397,7 @@ export class SimulatedTools implements ToolPort {
   }
 
   #late(effect: Effect, record: ToolRecord): void {
-    if (effect.body.type === 'model.call') return
+    if (!('effect' in effect.body)) return
     this.#world.notes.fault('tool outcome late')
     const content = this.#content(record)
     record.contents.add(content)

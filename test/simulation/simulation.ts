@@ -4,7 +4,6 @@
  * It runs the product's own worker, shards, dispatchers and machines; only clock, disk, provider and tools are
  * simulated. Everything that happens follows from the seed.
  */
-import { contentHash, encode } from '../../runtime/codec.js'
 import type { Draft } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
 import type { Log } from '../../runtime/log.js'
@@ -15,13 +14,15 @@ import { createMemoryStore, type MemoryStore } from '../../transport/memory-jour
 import { Client, resetCauses, type SimulatedCrew } from './client.js'
 import { planClusterFaults } from './cluster-faults.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
-import { checkEnd } from './final-checks.js'
+import { checkEnd, hashOf } from './final-checks.js'
 import { Judge } from './judge.js'
 import { type Fault, Notes, type Violation } from './notes.js'
 import { machines } from '../../machines/index.js'
+import { Person } from './person.js'
 import { Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
 import { drawSteers } from './steers.js'
+import { SimulatedBreakers } from './simulated-breakers.js'
 import { SimulatedCluster } from './simulated-cluster.js'
 import { SimulatedJournal } from './simulated-journal.js'
 import { disturbMail } from './simulated-mail.js'
@@ -89,6 +90,7 @@ class Simulation implements World {
   readonly cluster: SimulatedCluster | null
   readonly store: MemoryStore
   readonly stream: SimulatedStream | null
+  readonly breakers: SimulatedBreakers
   slowUntil = 0
   unclean = false
   fullUntil = 0
@@ -115,6 +117,7 @@ class Simulation implements World {
   #after = 0
   /** Offset of the crews that ask each other; 0 in seeds without. */
   readonly #mail: number
+  readonly #person: Person
 
   constructor(seed: number, options: SeedOptions) {
     this.seed = seed
@@ -131,6 +134,8 @@ class Simulation implements World {
     this.store = createMemoryStore({ shared: workers > 1 })
     this.cluster = workers > 1 ? new SimulatedCluster(this) : null
     this.stream = workers > 1 ? new SimulatedStream(this, seed % 2 === 1) : null
+    this.breakers = new SimulatedBreakers(this, seed)
+    this.#person = new Person(this, seed, (shard) => this.#clientsOf(shard))
     const empty = { process: null, journal: null, startedAt: 0, endedAt: 0 }
     this.#slots = Array.from({ length: workers }, (_, index) => ({ name: `w${index}`, ...empty, clients: new Map() }))
     this.#replicaWorld = {
@@ -147,6 +152,8 @@ class Simulation implements World {
       crashesSince: (before) =>
         this.cluster === null ? this.#crashes - before : new Set(this.cluster.gone.slice(before)).size,
       overtaken: (owner) => this.cluster?.lose(owner),
+      asked: (shard, ask) => this.#person.ask(shard, ask),
+      hasSaid: (shard, ask, decision) => this.#person.hasSaid(shard, ask, decision),
       startedAt: () => this.#slots[0]!.startedAt,
       deadMs: () => this.#deadMs,
     }
@@ -181,18 +188,8 @@ class Simulation implements World {
       onceCalls: this.#onceCalls(),
       violations: this.notes.violations,
       sometimes: this.notes.sometimes,
-      hash: this.#hash(replicas),
+      hash: hashOf(this, replicas),
     }
-  }
-
-  #hash(replicas: readonly Replica[]): string {
-    const heads = replicas.map((replica) => [
-      replica.shard,
-      replica.state.sequence,
-      this.store.shards.get(replica.shard)?.head.hash ?? null,
-      replica.hash(),
-    ])
-    return contentHash(encode([heads, this.timeline.now, this.notes.faults, this.notes.violations.length]))
   }
 
   trace(line: () => string): void {
@@ -342,7 +339,7 @@ class Simulation implements World {
     process.ownership = ownership
     const worker = new Worker({
       journal,
-      ports: { clock, random: this.random.next },
+      ports: { clock, random: this.random.next, breakers: this.breakers.of(process, clock) },
       context: { scope: new Scope(), machines },
       log: this.#log(process),
       executor: `p${process.id}`,

@@ -22,6 +22,11 @@ const save = defineTool({
   ...{ name: 'save', description: '', input, effect: 'idempotent', timeoutMs: 4_000, retries: 1, run: never },
 })
 const pay = defineTool({ name: 'pay', description: '', input, effect: 'once', timeoutMs: 4_000, run: never })
+/** The same, and a person is asked before. */
+const askedPay = defineTool({
+  ...{ name: 'pay', description: '', input, effect: 'once', timeoutMs: 4_000, run: never },
+  ...{ approval: true, approvalMs: 20_000 },
+})
 const ship = defineTool({
   ...{ name: 'ship', description: '', input, effect: 'once', timeoutMs: 3_000, run: never, verify: notAsked },
 })
@@ -87,6 +92,7 @@ function budgetOf(random: SeededRandom): Budget {
 function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   const models = () =>
     random.pick([['sim:cheap'], ['sim:dear'], ['sim:cheap', 'sim:dear'], ['sim:dear', 'sim:odd', 'sim:cheap']])
+  const paying = index % 4 === 1 || index % 4 === 2 ? pay : askedPay
   const settings = () => ({ maxOutputTokens: random.pick([200, 400, 1_200]) })
   const instructions = (name: string) =>
     random.chance(0.8) ? `You are the ${name}.` : () => `You are the ${name}, called.`
@@ -96,7 +102,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     chief: defineAgent({
       model: models(),
       instructions: instructions('chief'),
-      tools: [look, save, pay, ship],
+      tools: [look, save, paying, ship],
       delegates: ['scout', 'clerk', ...(index < withMail ? [] : away)],
       settings: settings(),
       limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
@@ -106,7 +112,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     scout: defineAgent({
       model: models(),
       instructions: instructions('scout'),
-      tools: [look, pay],
+      tools: [look, paying],
       settings: settings(),
       limits: { rounds: random.int(2, 5), attempts: attempts() },
       ...(ample ? {} : own()),

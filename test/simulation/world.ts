@@ -11,6 +11,7 @@ import type { Fault, Notes } from './notes.js'
 import type { Replica } from './replica.js'
 import type { SeededRandom } from './seeded-random.js'
 import type { Spoilt } from './spoilt-snapshots.js'
+import type { SimulatedBreakers } from './simulated-breakers.js'
 import type { SimulatedCluster, SimulatedOwnership } from './simulated-cluster.js'
 import type { SimulatedStream } from './simulated-stream.js'
 import type { Owner, Timeline } from './virtual-clock.js'
@@ -42,6 +43,7 @@ export interface World {
   readonly store: MemoryStore
   /** What several workers share; null with one process. */
   readonly stream: SimulatedStream | null
+  readonly breakers: SimulatedBreakers
   /** Until when the server is slow; 0 when it is not. */
   slowUntil: number
   /** The last process did not close. */

@@ -1,10 +1,10 @@
 /** What an agent is started with and told, for tests of its machine. */
-import { type AgentData, type AgentInput, type CallVerdict, nothing } from '../../machines/index.js'
+import { type AgentData, type AgentInput, type CallVerdict, nothing, type Skipped } from '../../machines/index.js'
 import type { Message } from './machine-driver.js'
 
 export const data: AgentData = {
   name: 'writer',
-  deployments: [{ name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } }],
+  deployments: [{ name: 'a:one', price: { input: 1_000_000, output: 2_000_000 }, group: 0 }],
   rounds: 3,
   attempts: 3,
   maxOutputTokens: 1_000,
@@ -17,7 +17,7 @@ export const data: AgentData = {
 /** An agent's that has a choice. */
 export const choice: AgentData = {
   ...data,
-  deployments: [...data.deployments, { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 } }],
+  deployments: [...data.deployments, { name: 'b:two', price: { input: 3_000_000, output: 1_000_000 }, group: 1 }],
 }
 export const input: AgentInput = {
   self: 'agent/writer-r1',
@@ -76,6 +76,7 @@ export const refusal = (index: number): CallVerdict => ({
 })
 export const replied = (more: Record<string, unknown> = {}): Message => ({
   type: 'model.replied',
+  ...{ deployment: 'a:one', skipped: [], changes: [] },
   calls: [],
   fits: null,
   reason: '',
@@ -88,6 +89,7 @@ export const replied = (more: Record<string, unknown> = {}): Message => ({
 })
 export const failed = (more: Record<string, unknown> = {}): Message => ({
   type: 'model.failed',
+  ...{ deployment: 'a:one', skipped: [], changes: [] },
   kind: 'server',
   reason: 'oops',
   delayMs: 40,
@@ -96,5 +98,11 @@ export const failed = (more: Record<string, unknown> = {}): Message => ({
   real: true,
   ...more,
 })
-export const next = (deployment: string, tries = 0): Message => ({ type: 'route.next', deployment, tries })
+/** No deployment would take its call. */
+export const unadmitted = (...skipped: readonly Skipped[]): Message => ({ type: 'model.refused', skipped, delayMs: 40 })
+export const next = (deployment: string, tries = 0): Message => ({
+  type: 'route.next',
+  deployments: [deployment],
+  tries,
+})
 export const ended: Message = { type: 'route.ended' }

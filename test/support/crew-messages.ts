@@ -4,7 +4,7 @@ import type { Message } from './machine-driver.js'
 
 export const agentData = (name: string, more: Partial<AgentData> = {}): AgentData => ({
   name,
-  deployments: [{ name: 'a:one', price: { input: 1, output: 1 } }],
+  deployments: [{ name: 'a:one', price: { input: 1, output: 1 }, group: 0 }],
   rounds: 3,
   attempts: 2,
   maxOutputTokens: 100,

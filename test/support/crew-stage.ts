@@ -5,7 +5,8 @@
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { createToolPort } from '../../actors/tool.js'
-import { machines } from '../../machines/index.js'
+import { type BreakerSettings, machines } from '../../machines/index.js'
+import { Breakers, type BreakerStore } from '../../runtime/breakers.js'
 import type { Crew } from '../../runtime/define.js'
 import type { LiveCrew } from '../../runtime/dispatcher.js'
 import type { Journal } from '../../runtime/journal.js'
@@ -16,6 +17,7 @@ import { Runtime } from '../../runtime/runtime.js'
 import { Scope } from '../../runtime/scope.js'
 import type { Machines } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
+import { MemoryBreakers } from '../../transport/memory-breakers.js'
 import { createMemoryJournal, createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { createManualClock, type ManualClock } from './manual-clock.js'
 import type { Member } from './owners.js'
@@ -47,6 +49,9 @@ export interface StageOptions {
   readonly tools?: ToolPort
   /** Instead of what `model` scripts. */
   readonly modelPort?: ModelPort
+  /** Where circuit breakers are stored; `null`: there are none. @default in memory */
+  readonly breakers?: BreakerStore | null
+  readonly breakerSettings?: Partial<BreakerSettings>
   /** One of several workers over a shared store, with the code of these crews. */
   readonly member?: Member
   readonly crews?: readonly Crew[]
@@ -98,12 +103,14 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
       })
     return { prepared, model, tools }
   }
+  const { breakers: kept = new MemoryBreakers(), breakerSettings: settings = {} } = options
+  const breakers = kept === null ? undefined : new Breakers({ store: kept, clock, settings })
   const known = new Map((options.crews ?? []).map((crew) => [crew.name, bind(crew)]))
   const worker = new Worker({
     journal,
     log: createLog('silent'),
     executor: 'test',
-    ports: { clock, random: () => 0 },
+    ports: { clock, random: () => 0, breakers },
     context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
     checks: options.checks ?? true,
     idleMs: options.idleMs ?? 30_000,

@@ -24,7 +24,7 @@ export const crewData: CrewData = {
       name,
       {
         name,
-        deployments: [{ name: 'a:one', price: { input: 1_000_000, output: 2_000_000 } }],
+        deployments: [{ name: 'a:one', price: { input: 1_000_000, output: 2_000_000 }, group: 0 }],
         rounds: 5,
         attempts: 3,
         maxOutputTokens: 100,
@@ -76,6 +76,7 @@ export const outcome = (cause: string, body: Message, values: readonly string[] 
 })
 export const replied = (more: Record<string, unknown> = {}): Message => ({
   type: 'model.replied',
+  ...{ deployment: 'a:one', skipped: [], changes: [] },
   calls: [],
   fits: null,
   reason: '',

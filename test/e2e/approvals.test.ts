@@ -1,0 +1,84 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { describe, expect, test } from 'vitest'
+import { type ModelScript, reply } from '../../actors/scripted-model.js'
+import { crewFile, ended, jsonLines, model, scratch, troupe } from './command-line.js'
+
+const till = crewFile('till.mjs')
+const pays: ModelScript = ({ messages }) =>
+  messages.at(-1)?.role === 'tool'
+    ? `Told: ${String(messages.at(-1)?.content)}`
+    : reply.call('pay', { to: 'ada', usd: 5 })
+const paid = (cwd: string): Promise<string> => readFile(join(cwd, 'paid.txt'), 'utf8').catch(() => '')
+
+describe('troupe approve', () => {
+  test('approve: a run without a terminal leaves with 3; approved while nothing runs, the same command pays and ends', async () => {
+    const cwd = await scratch()
+    const server = await model(pays)
+    const words = ['run', till, '--input', 'go']
+    const left = await ended(words, { cwd, model: server })
+    expect(left).toMatchObject({ code: 3, stdout: '' })
+    expect(left.stderr).toMatch(/waits for a person:\n {2}(\d+-\d+) {2}till wants to call pay \{"to":"ada","usd":5\}/)
+    const shown = await ended(['show', 'till'], { cwd })
+    expect(shown.stdout).toContain('waits for 1 answer')
+    expect(shown.stdout).toContain('till wants to call pay {"to":"ada","usd":5}')
+    expect(await ended(words, { cwd, model: server })).toMatchObject({ code: 3 })
+    expect(await paid(cwd)).toBe('')
+    const said = await ended(['approve', 'till', '--by', 'grace'], { cwd })
+    expect(said).toMatchObject({ code: 0, stderr: expect.stringMatching(/^till \d+-\d+ approved\n$/) })
+    expect(await ended(words, { cwd, model: server })).toMatchObject({ code: 0, stdout: 'Told: paid\n' })
+    expect(await paid(cwd)).toBe('ada 5\n')
+    const late = await ended(['approve', 'till', '--json'], { cwd })
+    expect(late.code).toBe(1)
+    expect(jsonLines(late.stdout)).toMatchObject([{ type: 'error', code: 'ASK_CLOSED' }])
+  })
+
+  test('approve: beside a running process that waits; denied with a reason, and with other arguments', async () => {
+    const cwd = await scratch()
+    const server = await model(pays)
+    const waiting = troupe(['run', till, '--input', 'go', '--wait', '--json'], { cwd, model: server })
+    const asked = async (): Promise<string> => {
+      for (;;) {
+        const { stdout } = await ended(['show', 'till', '--json'], { cwd })
+        const [ask] = (jsonLines(stdout)[0] as { asks?: { id: string }[] } | undefined)?.asks ?? []
+        if (ask !== undefined) return ask.id
+      }
+    }
+    const ask = await asked()
+    const wrong = await ended(['approve', 'till', ask, '--arguments', '{"to":7}'], { cwd })
+    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining('INPUT_INVALID')])
+    expect(await ended(['approve', 'till', ask, '--deny', 'Too much.', '--by', 'grace'], { cwd })).toMatchObject({
+      code: 0,
+    })
+    const { code, stdout } = await waiting.end
+    expect(code).toBe(0)
+    expect(jsonLines(stdout).at(-1)).toMatchObject({
+      output: 'Told: Not done: grace did not approve this call. Too much.',
+    })
+    const again = troupe(['run', till, '--input', 'go', '--wait', '--new'], { cwd, model: server })
+    expect(
+      await ended(['approve', 'till', await asked(), '--arguments', '{"to":"bob","usd":1}'], { cwd }),
+    ).toMatchObject({ code: 0 })
+    expect((await again.end).code).toBe(0)
+    expect(await paid(cwd)).toBe('bob 1\n')
+  })
+
+  test('approve: a question is answered', async () => {
+    const cwd = await scratch()
+    const server = await model(({ messages }) =>
+      messages.at(-1)?.role === 'tool'
+        ? String(messages.at(-1)?.content)
+        : reply.call('ask_person', { question: 'Whom?' }),
+    )
+    const left = await ended(['run', till, '--input', 'go', '--json'], { cwd, model: server })
+    expect(left.code).toBe(3)
+    expect(jsonLines(left.stdout).at(-1)).toMatchObject({ type: 'paused', asks: [{ kind: 'question', agent: 'till' }] })
+    expect((await ended(['show', 'till'], { cwd })).stdout).toContain('till asks Whom?')
+    expect(await ended(['approve', 'till'], { cwd })).toMatchObject({ code: 2 })
+    await ended(['approve', 'till', '--answer', 'Ada.'], { cwd })
+    expect(await ended(['run', till, '--input', 'go'], { cwd, model: server })).toMatchObject({
+      code: 0,
+      stdout: 'Ada.\n',
+    })
+  })
+})
