@@ -88,9 +88,14 @@ function expiryOf({ timers }: ShardState, actor: string): number {
   return [...timers.values()].find((timer) => timer.actor === actor)?.dueAt ?? 0
 }
 
-/** Answers; resolves when that is durable. @throws TroupeError `ASK_CLOSED`, `INPUT_INVALID`, and what intake refuses. */
-export async function respond(active: Promise<Shard>, ask: string, said: Said, by = 'local'): Promise<void> {
-  const shard = await active
+/** Answers; resolves when that is durable. @param find as `Worker.knowing` @throws TroupeError `ASK_CLOSED`, `INPUT_INVALID`, and what intake refuses. */
+export async function respond(
+  find: (knows: (state: ShardState) => boolean) => Promise<Shard>,
+  ask: string,
+  said: Said,
+  by = 'local',
+): Promise<void> {
+  const shard = await find(({ effects }) => effects.has(ask))
   const effect = shard.state.effects.get(ask)
   if (effect === undefined || !isAsk(effect)) throw closed(shard, ask)
   check(effect.body, said, by)

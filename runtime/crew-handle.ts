@@ -23,6 +23,7 @@ import { cancelOn, type ChatMessage, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { Shard } from './shard.js'
 import type { RunState } from './runs.js'
+import type { ShardState } from './state.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import type { Worker } from './worker.js'
 
@@ -91,7 +92,7 @@ export class CrewHandle<Output = unknown> {
   /** A run by its id. @throws TroupeError `RUN_UNKNOWN` by way of the handle's promises. */
   run(id: string): Run<Output> {
     return new Run<Output>({
-      started: this.#shard().then((shard) => knownRun(shard, id).run),
+      started: this.#shard(has(id)).then((shard) => knownRun(shard, id).run),
       result: (known) => this.#result(known),
       events: (known, after, rest) => this.#events(known, after, rest),
       cancel: (known) => this.cancel(known),
@@ -133,17 +134,17 @@ export class CrewHandle<Output = unknown> {
   /** As `Runtime.approve`. */
   approve(ask: string, { arguments: edited, by }: ApproveOptions = {}): Promise<void> {
     const said = edited === undefined ? {} : { arguments: edited }
-    return respond(this.#shard(), ask, { decision: 'approved', ...said }, by)
+    return respond((knows) => this.#shard(knows), ask, { decision: 'approved', ...said }, by)
   }
 
   /** As `Runtime.deny`. */
   deny(ask: string, reason?: string, { by }: AnswerOptions = {}): Promise<void> {
-    return respond(this.#shard(), ask, { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }, by)
+    return respond((knows) => this.#shard(knows), ask, { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }, by)
   }
 
   /** As `Runtime.answer`. */
   answer(ask: string, text: string, { by }: AnswerOptions = {}): Promise<void> {
-    return respond(this.#shard(), ask, { decision: 'answered', text }, by)
+    return respond((knows) => this.#shard(knows), ask, { decision: 'answered', text }, by)
   }
 
   /** Ends the current run, or the given one, with `RUN_CANCELLED`. */
@@ -161,9 +162,9 @@ export class CrewHandle<Output = unknown> {
     return this.#worker.move(this.id, to ?? null)
   }
 
-  /** The shard with this crew's definition: another instance may have taken its place in memory. */
-  async #shard(): Promise<Shard> {
-    const shard = await this.#worker.shard(this.id)
+  /** The shard with this crew's definition: another instance may have taken its place in memory. @param knows as in `Worker.knowing` */
+  async #shard(knows: (state: ShardState) => boolean = () => true): Promise<Shard> {
+    const shard = await this.#worker.knowing(this.id, knows)
     if (shard.crew !== this.#live && shard.stopped === null && shard.crew === null) await shard.define(this.#live)
     return shard
   }
@@ -205,7 +206,7 @@ export class CrewHandle<Output = unknown> {
   }
 
   async #result(id: string, signal?: AbortSignal): Promise<RunResult<Output>> {
-    const shard = await this.#shard()
+    const shard = await this.#shard(has(id))
     const finished = await this.#finished(shard, knownRun(shard, id), signal)
     const end = finished.end!
     if (end.code !== null) {
@@ -292,7 +293,7 @@ export class CrewHandle<Output = unknown> {
     after: Cursor | null,
     options: { live: boolean; signal?: AbortSignal | undefined },
   ): AsyncGenerator<TroupeEvent, void, void> {
-    const shard = await this.#shard()
+    const shard = await this.#shard(has(id))
     const run = knownRun(shard, id)
     // Which of the crew's events are this run's shows at its start: reading begins there, whatever the cursor.
     let mine = false
@@ -335,6 +336,10 @@ function checkWaiting(shard: Shard): void {
   if (runs.unfinished.size + coming > maxWaitingRuns) {
     throw new TroupeError('RUNS_FULL', `${shard.id}: ${maxWaitingRuns} runs wait already`, { retryable: true })
   }
+}
+
+function has(run: string): (state: ShardState) => boolean {
+  return ({ runs }) => runs.has(run)
 }
 
 function knownRun(shard: Shard, id: string): RunState {

@@ -268,7 +268,7 @@ export class Runtime {
   /** @internal Says it, whatever it is. */
   async respond(id: string, ask: string, said: Said, by?: string): Promise<void> {
     await this.#known(id)
-    await respond(this.worker.shard(id), ask, said, by)
+    await respond((knows) => this.worker.knowing(id, knows), ask, said, by)
   }
 
   /** Gives a crew to another worker. @throws TroupeError `CREW_UNKNOWN` and as `Worker.move`. */

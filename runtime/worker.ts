@@ -13,8 +13,8 @@
  *   more is left in order, and one that it is to own from now on is taken up when it has something to do.
  * - K6 A damaged shard has an owner like any other, by the crew that its last message tells: only that one gives up what
  *   was lost, while nobody here has the shard.
- * - K7 A shard that went to others and came back unseen is taken anew before it takes an outcome of what it does not know, and
- *   whenever this worker is told that it is its own.
+ * - K7 A shard that went to others and came back unseen is taken anew before it takes an outcome of what it does not know, or
+ *   tells anybody that it does not know a run or an ask, and whenever this worker is told that it is its own.
  */
 import type { Commit, DecideContext } from './commit.js'
 import { type CrewVersion, nameIn } from './crew-version.js'
@@ -31,7 +31,7 @@ import { acceptLoss, damageOf, findLoss, type RepairReport, toReport } from './r
 import { Retention } from './retention.js'
 import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { Shard } from './shard.js'
-import { isAtRest } from './state.js'
+import { isAtRest, type ShardState } from './state.js'
 import { Wakes } from './wakes.js'
 
 /** What a worker is made of. */
@@ -271,11 +271,21 @@ export class Worker {
       await take(shard)
     } catch (error) {
       if (!isTroupeError(error) || error.code !== 'OUTCOME_FORGED') throw error
-      this.#dropStale(await this.journal.refresh(id))
-      const current = await this.shard(id)
+      const current = await this.knowing(id, () => false)
       if (current === shard) throw error
       await take(current)
     }
+  }
+
+  /**
+   * A shard that knows something. One that does not is taken anew when others have written to it since it was taken here.
+   * @throws TroupeError as `shard`.
+   */
+  async knowing(id: string, knows: (state: ShardState) => boolean): Promise<Shard> {
+    const shard = await this.shard(id)
+    if (knows(shard.state)) return shard
+    this.#dropStale(await this.journal.refresh(id))
+    return this.shard(id)
   }
 
   /** Lets go of a shard to which others have written since it was taken here. */

@@ -145,7 +145,7 @@ describe('takeover', () => {
     owners.moveTo('one')
     await until(() => commits(store).includes('shard.left'))
     expect(one.worker.active.get('pair')).toBe(stale)
-    return { owners, store, works, one, stale }
+    return { owners, store, works, one, stale, run: await run.id }
   }
 
   test('K7 takeover: a shard that went and came back unseen takes the outcome of what was begun elsewhere', async () => {
@@ -164,6 +164,19 @@ describe('takeover', () => {
     expect(one.worker.active.get('pair')!.owner).toBe(owners.byName('one')!.owner)
     expect(commits(store).filter((type) => type === 'shard.taken')).toHaveLength(3)
     works.open('result')
+  })
+
+  test('K7 takeover: a shard that went and came back unseen is asked for a run that began elsewhere, and knows it', async () => {
+    const { owners, works, one, stale, run } = await unseen()
+    const crew = one.runtime.crew('pair')!
+    expect(await crew.run(run).id).toBe(run)
+    expect(one.worker.active.get('pair')).not.toBe(stale)
+    const result = crew.run(run).result
+    works.open('result')
+    await until(() => owners.sent.length === 1)
+    await owners.deliver(one.worker)
+    expect((await result).output).toBe('done')
+    await expect(crew.run('r99').result).rejects.toEqual(code('RUN_UNKNOWN'))
   })
 
   test('K7 takeover: an outcome that nobody asked for is refused, by a shard that knows all', async () => {

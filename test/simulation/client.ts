@@ -101,7 +101,7 @@ export class Client {
   async respond(ask: string, said: Said): Promise<void> {
     await this.#try(async (shard) => {
       try {
-        await respond(Promise.resolve(shard), ask, said, 'person')
+        await respond(() => Promise.resolve(shard), ask, said, 'person')
       } catch (error) {
         if (!isTroupeError(error) || error.code !== 'ASK_CLOSED') throw error
         this.#world.notes.reached('answer refused: nobody waits for it')
