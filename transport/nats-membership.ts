@@ -7,7 +7,8 @@
  * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is looked for when that is, and seen within a
  *   third of its time after that.
  * - NM2 While the server cannot be asked, the list stays as it was: nobody is declared dead by somebody who is cut off.
- * - NM4 The leases of one process are known to be that, and a process that gave its last one back did not crash.
+ * - NM4 The leases of one process are known to be that, also those from before this list was opened, and a process that gave
+ *   its last one back did not crash.
  * - NM5 Who came, or offers more than before, is told of by name: only from such a change nobody else gains anything.
  * - NM3 Another lease of a name and another announcement are a change, a mere renewal is none, and news never go back.
  */
@@ -60,6 +61,11 @@ export function encodeAnnouncement({ crews, tools }: Announcement, lease: LeaseN
 /** The name of a worker under one lease, as records have it. */
 export function ownerName(worker: string, epoch: number): string {
   return `${worker}.${epoch}`
+}
+
+function partsOf(owner: string): { readonly worker: string; readonly epoch: number } {
+  const at = owner.lastIndexOf('.')
+  return { worker: owner.slice(0, at), epoch: Number(owner.slice(at + 1)) }
 }
 
 /** The living workers of a namespace, kept up to date until `close`. */
@@ -117,7 +123,15 @@ export class NatsMembership {
 
   /** The first owner of the process that an owner belongs to; itself, when nothing else is known here. */
   processOf(owner: string): string {
-    return this.#seen.get(owner)?.process ?? owner
+    const known = this.#seen.get(owner)
+    if (known !== undefined) return known.process
+    // Seen before this list was opened: a process has had every lease of its name since its first one.
+    const { worker, epoch } = partsOf(owner)
+    for (const [later, { process }] of this.#seen) {
+      const isItsName = partsOf(later).worker === worker
+      if (isItsName && partsOf(process).epoch <= epoch && epoch <= partsOf(later).epoch) return process
+    }
+    return owner
   }
 
   /** Whether a process, by its first owner, gave its lease back. */

@@ -182,6 +182,22 @@ test('NM4 membership: leases of one process are known to be its, and who gave it
   await again.release()
 })
 
+test('NM4 membership: whoever comes later knows an earlier lease of a process that lives to be its', async () => {
+  const subjects = new Subjects(`members${++count}`)
+  const first = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
+  await first.release()
+  const second = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs, process: first.epoch })
+  await second.release()
+  const third = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs, process: first.epoch })
+  const { list } = await opened(subjects)
+  await expect.poll(() => list.members.get('a')?.epoch).toBe(third.epoch)
+  for (const { epoch } of [first, second, third]) expect(list.processOf(`a.${epoch}`)).toBe(`a.${first.epoch}`)
+  expect(list.processOf(`a.${first.epoch - 1}`)).toBe(`a.${first.epoch - 1}`)
+  expect(list.processOf(`b.${second.epoch}`)).toBe(`b.${second.epoch}`)
+  list.close()
+  await third.release()
+})
+
 test('NM1 membership: an entry that nobody can read is nobody', async () => {
   const subjects = new Subjects(`members${++count}`)
   const { list } = await opened(subjects)
