@@ -139,7 +139,12 @@ export class CrewHandle<Output = unknown> {
 
   /** As `Runtime.deny`. */
   deny(ask: string, reason?: string, { by }: AnswerOptions = {}): Promise<void> {
-    return respond((knows) => this.#shard(knows), ask, { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }, by)
+    return respond(
+      (knows) => this.#shard(knows),
+      ask,
+      { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) },
+      by,
+    )
   }
 
   /** As `Runtime.answer`. */
