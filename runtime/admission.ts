@@ -30,6 +30,8 @@ export interface Applicant {
   readonly groups: readonly (readonly string[])[]
   /** When one of them aborts no deployment is wanted any more. */
   readonly signals: readonly AbortSignal[]
+  /** Whether this process may still make the call: it may have waited for long. @default it may */
+  readonly mayCall?: () => boolean
 }
 
 /** How long a deployment that is at fault is left alone by those who have another one. */
@@ -51,8 +53,8 @@ export async function admit(breakers: Breakers | undefined, applicant: Applicant
   }
 }
 
-function isOver({ signals }: Applicant): boolean {
-  return signals.some(({ aborted }) => aborted)
+function isOver({ signals, mayCall }: Applicant): boolean {
+  return signals.some(({ aborted }) => aborted) || mayCall?.() === false
 }
 
 function asTarget({ deployment, ...refusal }: Skipped): Refusal {

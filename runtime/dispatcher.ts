@@ -276,10 +276,14 @@ export class Dispatcher {
     const id = `${shard.id}.${effect.id}`
     const signals = [signal, this.#leaving.signal]
     const { deployment, skipped } = await admit(breakers, {
-      ...{ call: id, deployments: call.deployments, groups: agent.groups, signals },
+      ...{ call: id, deployments: call.deployments, groups: agent.groups, signals, mayCall: () => shard.owns() },
     })
     if (deployment === null)
-      return signal.aborted ? null : this.#hasDeparted() ? notStarted : refused(skipped, call, shard.ports)
+      return signal.aborted
+        ? null
+        : this.#hasDeparted() || !shard.owns()
+          ? notStarted
+          : refused(skipped, call, shard.ports)
     const watched = shard.watched()
     const request: ModelRequest = {
       effect: effect.id,

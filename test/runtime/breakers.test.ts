@@ -204,6 +204,21 @@ describe('admission', () => {
     expect(one.underWay('model/a:one')).toBe(2)
   })
 
+  test('AD4 admission: who may not call any more when the wait is over gives the permit back', async () => {
+    const { one, clock } = processes(1)
+    await down(one, 'a:one')
+    clock.advance(100)
+    const probe = of(['a:one'])
+    await admit(one, probe)
+    let may = true
+    const waiting = admit(one, of(['a:one'], { mayCall: () => may }))
+    await quiet()
+    may = false
+    await underPermit(one, 'a:one', probe.call, async () => say('well'))
+    expect((await waiting).deployment).toBeNull()
+    expect(one.underWay('model/a:one')).toBe(0)
+  })
+
   test('AD4 admission: a port that throws gives its permit back', async () => {
     const { one } = processes(1)
     const call = of(['a:one'])

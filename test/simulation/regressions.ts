@@ -55,5 +55,10 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [3_201_353, 'the judge did not know of a letter that had come back while there was no such crew'],
   [1_517_790_291_104, 'the simulated client took a task for accepted whose append was lost'],
   [99_127_110, 'letters were late for longer than they were waited for'],
+  [
+    2_745_556_239_151,
+    'a model call that had waited for a probe was made by an owner that had stood still and was replaced',
+  ],
+  [2_745_556_239_187, 'the judge did not know of a probe that was given back before that was stored'],
   [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],
 ]

@@ -104,7 +104,7 @@ export class SimulatedBreakers {
     if (state === 'closed' && before?.breaker.state === 'halfOpen') notes.reached('breaker closed')
     const earlier = before?.breaker.state === 'halfOpen' ? before.breaker.probe : null
     if (earlier === null || state !== 'halfOpen' || plan.clockSteps > 0) return
-    const isOverdue = earlier.call === probe?.call || this.#now >= earlier.until
+    const isOverdue = earlier.call === probe?.call || this.#done.has(earlier.call) || this.#now >= earlier.until
     notes.check('probe', isOverdue, () => `${target}: ${probe?.call} beside ${earlier.call}`)
   }
 }
