@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { type ModelScript, reply } from '../../actors/scripted-model.js'
+import { until } from '../support/crew-stage.js'
 import { crewFile, ended, jsonLines, model, scratch, troupe } from './command-line.js'
 
 const till = crewFile('till.mjs')
@@ -37,14 +38,16 @@ describe('troupe approve', () => {
     const cwd = await scratch()
     const server = await model(pays)
     const waiting = troupe(['run', till, '--input', 'go', '--wait', '--json'], { cwd, model: server })
-    const asked = async (): Promise<string> => {
+    /** Looked for once the run has the store: whoever looks at one that nobody has takes it for that moment. */
+    const asked = async (calls: number): Promise<string> => {
+      await until(() => server.requests.count === calls)
       for (;;) {
         const { stdout } = await ended(['show', 'till', '--json'], { cwd })
         const [ask] = (jsonLines(stdout)[0] as { asks?: { id: string }[] } | undefined)?.asks ?? []
         if (ask !== undefined) return ask.id
       }
     }
-    const ask = await asked()
+    const ask = await asked(1)
     const wrong = await ended(['approve', 'till', ask, '--arguments', '{"to":7}'], { cwd })
     expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining('INPUT_INVALID')])
     expect(await ended(['approve', 'till', ask, '--deny', 'Too much.', '--by', 'grace'], { cwd })).toMatchObject({
@@ -57,7 +60,7 @@ describe('troupe approve', () => {
     })
     const again = troupe(['run', till, '--input', 'go', '--wait', '--new'], { cwd, model: server })
     expect(
-      await ended(['approve', 'till', await asked(), '--arguments', '{"to":"bob","usd":1}'], { cwd }),
+      await ended(['approve', 'till', await asked(3), '--arguments', '{"to":"bob","usd":1}'], { cwd }),
     ).toMatchObject({ code: 0 })
     expect((await again.end).code).toBe(0)
     expect(await paid(cwd)).toBe('bob 1\n')
