@@ -55,6 +55,16 @@ export interface Said {
   readonly arguments?: unknown
 }
 
+/** That a call may be made. */
+export function approval({ arguments: edited }: ApproveOptions): Said {
+  return { decision: 'approved', ...(edited === undefined ? {} : { arguments: edited }) }
+}
+
+/** That it may not. */
+export function denial(reason: string | undefined): Said {
+  return { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }
+}
+
 type AskEffect = Effect & { readonly body: HumanAsk }
 
 /** Longest text of an answer, and of arguments, in characters. */

@@ -9,7 +9,15 @@
  * - R3 Somebody who waits for a run keeps the process alive and the shard in memory; leaving cancels nothing.
  */
 import { randomUUID } from 'node:crypto'
-import { type AnswerOptions, type ApproveOptions, type PendingAsk, pendingAsks, respond } from './asks.js'
+import {
+  type AnswerOptions,
+  approval,
+  type ApproveOptions,
+  denial,
+  type PendingAsk,
+  pendingAsks,
+  respond,
+} from './asks.js'
 import { crewAddress } from './commit.js'
 import { textsOf, valuesAt } from './content.js'
 import { textOf } from './conversation.js'
@@ -132,19 +140,13 @@ export class CrewHandle<Output = unknown> {
   }
 
   /** As `Runtime.approve`. */
-  approve(ask: string, { arguments: edited, by }: ApproveOptions = {}): Promise<void> {
-    const said = edited === undefined ? {} : { arguments: edited }
-    return respond((knows) => this.#shard(knows), ask, { decision: 'approved', ...said }, by)
+  approve(ask: string, options: ApproveOptions = {}): Promise<void> {
+    return respond((knows) => this.#shard(knows), ask, approval(options), options.by)
   }
 
   /** As `Runtime.deny`. */
   deny(ask: string, reason?: string, { by }: AnswerOptions = {}): Promise<void> {
-    return respond(
-      (knows) => this.#shard(knows),
-      ask,
-      { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) },
-      by,
-    )
+    return respond((knows) => this.#shard(knows), ask, denial(reason), by)
   }
 
   /** As `Runtime.answer`. */

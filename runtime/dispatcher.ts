@@ -278,12 +278,9 @@ export class Dispatcher {
     const { deployment, skipped } = await admit(breakers, {
       ...{ call: id, deployments: call.deployments, groups: agent.groups, signals, mayCall: () => shard.owns() },
     })
-    if (deployment === null)
-      return signal.aborted
-        ? null
-        : this.#hasDeparted() || !shard.owns()
-          ? notStarted
-          : refused(skipped, call, shard.ports)
+    if (deployment === null && signal.aborted) return null
+    if (deployment === null && (this.#hasDeparted() || !shard.owns())) return notStarted
+    if (deployment === null) return refused(skipped, call, shard.ports)
     const watched = shard.watched()
     const request: ModelRequest = {
       effect: effect.id,

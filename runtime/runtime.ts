@@ -7,7 +7,16 @@
  *
  * - R2 Bad input is refused with a code before anything is journalled.
  */
-import { type AnswerOptions, type ApproveOptions, type PendingAsk, pendingAsks, respond, type Said } from './asks.js'
+import {
+  type AnswerOptions,
+  approval,
+  type ApproveOptions,
+  denial,
+  type PendingAsk,
+  pendingAsks,
+  respond,
+  type Said,
+} from './asks.js'
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
 import { crewVersion, nameIn } from './crew-version.js'
@@ -250,14 +259,13 @@ export class Runtime {
   }
 
   /** Lets a call be made. @throws TroupeError `CREW_UNKNOWN`, `ASK_CLOSED`, `INPUT_INVALID`. */
-  approve(id: string, ask: string, { arguments: edited, by }: ApproveOptions = {}): Promise<void> {
-    const said = edited === undefined ? {} : { arguments: edited }
-    return this.respond(id, ask, { decision: 'approved', ...said }, by)
+  approve(id: string, ask: string, options: ApproveOptions = {}): Promise<void> {
+    return this.respond(id, ask, approval(options), options.by)
   }
 
   /** Has a call not be made. @throws TroupeError as `approve`. */
   deny(id: string, ask: string, reason?: string, { by }: AnswerOptions = {}): Promise<void> {
-    return this.respond(id, ask, { decision: 'denied', ...(reason === undefined ? {} : { text: reason }) }, by)
+    return this.respond(id, ask, denial(reason), by)
   }
 
   /** Answers a question. @throws TroupeError as `approve`. */

@@ -63,9 +63,11 @@ export function ownerName(worker: string, epoch: number): string {
   return `${worker}.${epoch}`
 }
 
-function partsOf(owner: string): { readonly worker: string; readonly epoch: number } {
-  const at = owner.lastIndexOf('.')
-  return { worker: owner.slice(0, at), epoch: Number(owner.slice(at + 1)) }
+/** Worker and lease of an owner. A name that is none gives an epoch that nobody has. */
+export function partsOf(owner: string): { readonly worker: string; readonly epoch: number } {
+  const dot = owner.lastIndexOf('.')
+  const epoch = Number(owner.slice(dot + 1))
+  return dot > 0 && Number.isSafeInteger(epoch) ? { worker: owner.slice(0, dot), epoch } : { worker: owner, epoch: 0 }
 }
 
 /** The living workers of a namespace, kept up to date until `close`. */

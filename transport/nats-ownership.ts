@@ -25,7 +25,7 @@ import type { Clock } from '../runtime/ports.js'
 import type { DrainProgress, WorkerInfo } from '../runtime/survey.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
-import { type Member, NatsMembership, ownerName } from './nats-membership.js'
+import { type Member, NatsMembership, ownerName, partsOf } from './nats-membership.js'
 import { NatsPins } from './nats-pins.js'
 import { type Crews, offers, Placement } from './partitions.js'
 import { StandingLease } from './standing-lease.js'
@@ -352,11 +352,4 @@ export class NatsOwnership implements Ownership {
 
 function noWorker(worker: string): TroupeError {
   return new TroupeError('WORKER_UNKNOWN', `there is no worker ${worker}`, { details: { worker } })
-}
-
-/** Worker and lease of an owner. A name that is none gives an epoch that nobody has. */
-function partsOf(owner: string): { readonly worker: string; readonly epoch: number } {
-  const dot = owner.lastIndexOf('.')
-  const epoch = Number(owner.slice(dot + 1))
-  return dot > 0 && Number.isSafeInteger(epoch) ? { worker: owner.slice(0, dot), epoch } : { worker: owner, epoch: 0 }
 }
