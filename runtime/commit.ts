@@ -19,7 +19,7 @@ import { append, linkOf, stage } from './conversation.js'
 import { dropLetters, trimLetters } from './dead-letter.js'
 import type { Envelope } from './envelope.js'
 import { type Commit, type DecideContext, Decided, type DomainEvent, type TracedMessage } from './decided.js'
-import { ask, close, dispatched, park, settleLate, withdraw } from './effects.js'
+import { ask, close, dispatched, lost, park, settleLate, withdraw } from './effects.js'
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
 import { failedRun, type RunEnd } from './runs.js'
@@ -145,6 +145,7 @@ class Deciding {
         return park(this.#state, body['effects'] as string[])
       case 'shard.taken':
         this.#state.owner = body['owner'] as string
+        lost(this.#state, this.#envelope.at)
         this.#decided.emit('shard/self', { type: 'shard.taken', owner: body['owner'] })
         if ((body['downMs'] as number) > 0) this.#resume(body['downMs'] as number)
         return

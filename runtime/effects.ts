@@ -62,6 +62,11 @@ export function dispatched(decided: Decided, body: Message): void {
   decided.say('dispatched', effect.id)
 }
 
+/** Whoever announced to begin these has not the shard any more, and can not announce it again. */
+export function lost(state: ShardState, at: number): void {
+  for (const effect of state.effects.values()) if (effect.startBy !== null) effect.lostAt ??= at
+}
+
 /** These wait for the next owner; any other that waited is now the present owner's. */
 export function park(state: ShardState, effects: readonly string[]): void {
   for (const effect of state.effects.values()) {

@@ -8,7 +8,7 @@
  * Does not own: leases and lists (`transport/nats-*.ts`), what an owner does (`worker.ts`, `shard.ts`).
  *
  * An implementation guarantees:
- * - OW1 While a lease is held nobody else has its name, and the name of an owner, `<worker>.<epoch>`, is never used again.
+ * - OW1 While a lease is held nobody else has its name, and the name of an owner, made of worker and lease, is never used again.
  * - OW2 `owns` is false as soon as the lease may have run out, by this process's own monotonic clock.
  * - OW3 A letter whose `send` resolved reaches the shard's owner at least once, however often owners change.
  */
@@ -21,7 +21,7 @@ import { TroupeError } from './errors.js'
  * who have the version that is asked for go before others: everybody asks for the one that the shard's journal tells.
  */
 export interface Ownership {
-  /** This process in records: `<worker>.<epoch>`. Another one after each lease. */
+  /** This process in records: `<worker>.<epoch>`, later `<worker>.<epoch>-<process>`. Another one after each lease. */
   readonly owner: string
   /** Whether this process is to own the shard, and may still act. @param crew what it runs; empty when it has no crew yet */
   owns(shard: string, crew: CrewVersion): boolean

@@ -45,6 +45,8 @@ export interface Effect {
   executor: string
   /** Epoch milliseconds until which a `once` call may start; null before its `dispatched` record. */
   startBy: number | null
+  /** When its shard was first taken from whoever dispatched it, in epoch milliseconds; absent while that has it. */
+  lostAt?: number
   /** A clean stop left it before any port had it: it is dispatched as it is, not interrupted. */
   parked: boolean
 }

@@ -9,7 +9,8 @@
  * - TA3 What is tried again after an unclean end counts a crash before it is; at the third it is given up, also by a later
  *   owner when the one that counted it left before it could. Among several workers three processes must have died over
  *   it: one that lost its lease and lives has not, also when it has no other one yet, and none dies twice.
- * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more.
+ * - TA4 Whether a call was done is not asked before an executor that is only thought to be gone cannot begin it any more, and
+ *   owners that follow each other do not wait anew.
  * - TA5 A tool call that was given to another process is asked after from time to time, and is interrupted when nobody has
  *   it, and a while behind its time in any case: a message that was lost holds up no run.
  * - TA6 A shard that is another's by what its journal says when it is to be taken is left alone: its owner is not asked for it.
@@ -32,6 +33,8 @@ const askAgainMs = 250
 export const lookAgainMs = 10_000
 /** How long after its time a tool call's outcome may still be on its way. */
 export const lateMs = 5_000
+/** How far the clocks of two owners may be apart. */
+const clockMs = 1_000
 /** How long a process that has no lease may take to have one again: what it lost its lease over may have held it up, too. */
 export const returnMs = 5_000
 
@@ -265,11 +268,17 @@ export class Takeover {
     await this.#shard.post({ from: portOf(effect.body.type), to: effect.from, cause: effect.id, body, values: [] })
   }
 
-  /** An executor that is only thought to be gone may still begin a call that it has announced, and take its time. */
+  /**
+   * An executor that is only thought to be gone may still begin a call that it has announced, and take its time. That counts
+   * from when the shard was first taken from it: announced it was before that.
+   */
   async #outwait(effect: Effect): Promise<void> {
     const callMs = this.#outwaitMs(effect)
     if (callMs === null) return
-    await this.#wait(startWithinMs + callMs)
+    const allMs = startWithinMs + callMs
+    const now = this.#host.ports.clock.now()
+    const restMs = effect.lostAt === undefined ? allMs : effect.lostAt + allMs + clockMs - now
+    await this.#wait(Math.min(allMs, Math.max(0, restMs)))
   }
 
   /** How long a call may take that is only asked about when it is over; null for anything else. */

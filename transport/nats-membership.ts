@@ -7,8 +7,8 @@
  * - NM1 Who takes a lease or gives it back is seen at once; whose lease runs out is looked for when that is, and seen within a
  *   third of its time after that.
  * - NM2 While the server cannot be asked, the list stays as it was: nobody is declared dead by somebody who is cut off.
- * - NM4 The leases of one process are known to be that, also those from before this list was opened, and a process that gave
- *   its last one back did not crash.
+ * - NM4 The leases of one process are known to be that by their names alone, and a process that gave its last one back did not
+ *   crash.
  * - NM5 Who came, or offers more than before, is told of by name: only from such a change nobody else gains anything.
  * - NM3 Another lease of a name and another announcement are a change, a mere renewal is none, and news never go back.
  */
@@ -58,16 +58,29 @@ export function encodeAnnouncement({ crews, tools }: Announcement, lease: LeaseN
   return JSON.stringify({ crews, tools, epoch: lease.epoch, since: lease.since, process: lease.process })
 }
 
-/** The name of a worker under one lease, as records have it. */
-export function ownerName(worker: string, epoch: number): string {
-  return `${worker}.${epoch}`
+/**
+ * The name of a worker under one lease, as records have it: whoever reads it behind its end, and never saw it, knows by it
+ * which process that was. @param process number of its first lease @default this one is the first
+ */
+export function ownerName(worker: string, epoch: number, process = epoch): string {
+  return process === epoch ? `${worker}.${epoch}` : `${worker}.${epoch}-${process}`
 }
 
-/** Worker and lease of an owner. A name that is none gives an epoch that nobody has. */
-export function partsOf(owner: string): { readonly worker: string; readonly epoch: number } {
-  const dot = owner.lastIndexOf('.')
-  const epoch = Number(owner.slice(dot + 1))
-  return dot > 0 && Number.isSafeInteger(epoch) ? { worker: owner.slice(0, dot), epoch } : { worker: owner, epoch: 0 }
+/** Worker, lease and process of an owner. A name that is none gives an epoch that nobody has. */
+export function partsOf(owner: string): Pick<Member, 'worker' | 'epoch' | 'process'> {
+  const {
+    worker,
+    lease,
+    first = lease,
+  } = /^(?<worker>.+)\.(?<lease>\d{1,15})(?:-(?<first>\d{1,15}))?$/.exec(owner)?.groups ?? {}
+  if (worker === undefined) return { worker: owner, epoch: 0, process: 0 }
+  return { worker, epoch: Number(lease), process: Number(first) }
+}
+
+/** The first owner of the process that an owner belongs to. */
+export function processOf(owner: string): string {
+  const { worker, process } = partsOf(owner)
+  return ownerName(worker, process)
 }
 
 /** The living workers of a namespace, kept up to date until `close`. */
@@ -78,8 +91,8 @@ export class NatsMembership {
   readonly #members = new Map<string, Member>()
   /** Revisions of the leases that were given back since the list was last asked for. */
   readonly #left = new Map<string, number>()
-  /** When each owner was seen last, and the first owner of its process; the one that was seen last comes last. */
-  readonly #seen = new Map<string, { readonly at: number; readonly process: string }>()
+  /** When each owner was seen last; the one that was seen last comes last. */
+  readonly #seen = new Map<string, number>()
   /** Processes that gave their lease back, by their first owner. */
   readonly #ended = new Set<string>()
   readonly #leaseMs: number
@@ -118,22 +131,9 @@ export class NatsMembership {
     return this.#members
   }
 
-  /** When, by the monotonic clock, a renewal of an owner, `<worker>.<epoch>`, was last seen here; null for never. */
+  /** When, by the monotonic clock, a renewal of an owner was last seen here; null for never. */
   lastSeen(owner: string): number | null {
-    return this.#seen.get(owner)?.at ?? null
-  }
-
-  /** The first owner of the process that an owner belongs to; itself, when nothing else is known here. */
-  processOf(owner: string): string {
-    const known = this.#seen.get(owner)
-    if (known !== undefined) return known.process
-    // Seen before this list was opened: a process has had every lease of its name since its first one.
-    const { worker, epoch } = partsOf(owner)
-    for (const [later, { process }] of this.#seen) {
-      const isItsName = partsOf(later).worker === worker
-      if (isItsName && partsOf(process).epoch <= epoch && epoch <= partsOf(later).epoch) return process
-    }
-    return owner
+    return this.#seen.get(owner) ?? null
   }
 
   /** Whether a process, by its first owner, gave its lease back. */
@@ -160,7 +160,9 @@ export class NatsMembership {
 
   /** Milliseconds until the list is looked at again: a third of a lease, or until the next one of those who live runs out. */
   #untilLook(): number {
-    const seen = [...this.#members.values()].map(({ worker, epoch }) => this.lastSeen(ownerName(worker, epoch)) ?? 0)
+    const seen = [...this.#members.values()].map(({ worker, epoch, process }) => {
+      return this.lastSeen(ownerName(worker, epoch, process)) ?? 0
+    })
     const nextEnd = Math.min(...seen) + this.#leaseMs + overdueMs - performance.now()
     return Math.min(this.#leaseMs / 3, Math.max(overdueMs, nextEnd))
   }
@@ -205,16 +207,16 @@ export class NatsMembership {
     const known = this.#members.get(worker)
     if (revision <= Math.max(known?.revision ?? 0, this.#left.get(worker) ?? 0)) return null
     this.#members.set(worker, member)
-    this.#saw(ownerName(worker, epoch), ownerName(worker, process))
+    this.#saw(ownerName(worker, epoch, process))
     if (known === undefined) return 'more'
     if (known.epoch !== epoch) return 'other'
     if (encodeAnnouncement(known) === encodeAnnouncement(member)) return null
     return offersAll(member, known) ? 'more' : 'other'
   }
 
-  #saw(owner: string, process: string): void {
+  #saw(owner: string): void {
     this.#seen.delete(owner)
-    this.#seen.set(owner, { at: performance.now(), process })
+    this.#seen.set(owner, performance.now())
     dropOldest(this.#seen)
   }
 

@@ -25,7 +25,7 @@ import type { Clock } from '../runtime/ports.js'
 import type { DrainProgress, WorkerInfo } from '../runtime/survey.js'
 import { clusterClock } from './cluster-clock.js'
 import type { NatsLink } from './nats-connection.js'
-import { type Member, NatsMembership, ownerName, partsOf } from './nats-membership.js'
+import { type Member, NatsMembership, partsOf, processOf } from './nats-membership.js'
 import { NatsPins } from './nats-pins.js'
 import { type Crews, offers, Placement } from './partitions.js'
 import { StandingLease } from './standing-lease.js'
@@ -70,8 +70,8 @@ export class NatsOwnership implements Ownership {
   /** Who owns what by the rule, as the list is now; null until somebody asks. */
   #placement: Placement | null = null
   #work: WorkerWork | null = null
-  /** Owners that are being asked something, and what tells whoever asks that they are gone. */
-  readonly #asked = new Set<{ readonly owner: string; readonly gone: () => void }>()
+  /** Leases whose owners are being asked something, and what tells whoever asks that they are gone. */
+  readonly #asked = new Set<{ readonly worker: string; readonly epoch: number; readonly gone: () => void }>()
   /** The server's time, as it was when the first lease was taken, and held since. */
   readonly clock: Clock
   onChange: (shard?: string, gains?: boolean) => void = () => undefined
@@ -151,7 +151,7 @@ export class NatsOwnership implements Ownership {
   #change(shard?: string, gains = true): void {
     if (shard === undefined) {
       this.#placement = null
-      for (const { owner, gone } of [...this.#asked]) if (!this.lives(owner)) gone()
+      for (const { worker, epoch, gone } of [...this.#asked]) if (!this.#hasLease(worker, epoch)) gone()
     }
     if (!this.#closing.signal.aborted) this.onChange(shard, gains)
   }
@@ -209,6 +209,10 @@ export class NatsOwnership implements Ownership {
 
   lives(owner: string): boolean {
     const { worker, epoch } = partsOf(owner)
+    return this.#hasLease(worker, epoch)
+  }
+
+  #hasLease(worker: string, epoch: number): boolean {
     if (worker === this.#options.worker) return epoch === this.epoch && this.#lease.isHeld
     return this.#members.members.get(worker)?.epoch === epoch
   }
@@ -218,15 +222,15 @@ export class NatsOwnership implements Ownership {
   }
 
   crashOf(owner: string): string | null {
-    const process = this.#members.processOf(owner)
+    const process = processOf(owner)
     return this.#lease.wasOwner(owner) || this.#members.hasEnded(process) ? null : process
   }
 
   /** The process of an owner, as long as it lives: under the lease that it has now. */
   #memberOf(owner: string): Member | undefined {
-    const process = this.#members.processOf(owner)
-    const member = this.#members.members.get(partsOf(owner).worker)
-    return member !== undefined && ownerName(member.worker, member.process) === process ? member : undefined
+    const { worker, epoch, process } = partsOf(owner)
+    const member = this.#members.members.get(worker)
+    return member?.process === process || member?.epoch === epoch ? member : undefined
   }
 
   lastSeen(owner: string): number | null {
@@ -290,7 +294,7 @@ export class NatsOwnership implements Ownership {
     let isGone = false
     if (isOwn) void gone.then(() => (isGone = true))
     const ended = isOwn ? gone : new Promise<void>(() => undefined)
-    while (isOwn ? !isGone : this.lives(ownerName(worker, epoch))) {
+    while (isOwn ? !isGone : this.#hasLease(worker, epoch)) {
       const left = isOwn ? this.#work!.drain!(graceMs) : await this.#askToDrain(worker, epoch, graceMs)
       if (left !== null) yield { worker, ...left }
       await Promise.race([ended, pause(drainLookMs)])
@@ -312,7 +316,7 @@ export class NatsOwnership implements Ownership {
   async #ask(worker: string, epoch: number, question: Question): Promise<readonly string[] | null> {
     let gone: () => void = () => undefined
     const going = new Promise<null>((resolve) => (gone = () => resolve(null)))
-    const asked = { owner: ownerName(worker, epoch), gone }
+    const asked = { worker, epoch, gone }
     this.#asked.add(asked)
     try {
       return await Promise.race([this.#requests.ask(worker, epoch, question), going])

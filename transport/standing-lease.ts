@@ -50,9 +50,9 @@ export class StandingLease {
     return this.#lease.epoch
   }
 
-  /** `<worker>.<epoch>` */
+  /** `<worker>.<epoch>`, behind the first lease `<worker>.<epoch>-<process>`. */
   get owner(): string {
-    return ownerName(this.#options.worker, this.epoch)
+    return ownerName(this.#options.worker, this.epoch, this.#lease.process)
   }
 
   /** Whether an owner was this process, under this lease or an earlier one. */

@@ -29,7 +29,7 @@ const placeHeader = 'Troupe-Place'
 const id = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/)
 const term = z.int().min(0)
 /** `<worker>.<epoch>` */
-const owner = z.string().regex(/^[A-Za-z0-9_-]{1,64}\.\d{1,15}$/)
+const owner = z.string().regex(/^[A-Za-z0-9_-]{1,64}\.\d{1,15}(-\d{1,15})?$/)
 
 /** Asks for a place. */
 export const placeQuestion = z.strictObject({ shard: id, effect: id, term })

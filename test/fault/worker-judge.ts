@@ -154,7 +154,7 @@ function judgeOwners(crew: string, messages: readonly StoredMessage[], commits: 
     next = last + 1
     if (own === epoch) continue
     const owner = takings.get(first)
-    if (owner?.split('.')[1] !== own)
+    if (owner?.split('.')[1]?.split('-')[0] !== own)
       violations.push(`${crew}: commit ${first} is of the owner with epoch ${own} behind ${epoch}, taken by ${owner}`)
     epoch = own
   }

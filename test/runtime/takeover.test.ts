@@ -394,6 +394,34 @@ describe('takeover', () => {
     await until(() => finished(other) != null)
   })
 
+  test('TA4 takeover: owners that follow each other wait once for a call that may go on', async () => {
+    const asked: number[] = []
+    const stand = await two('once', {
+      verify: async () => {
+        asked.push(stand.clock.monotonic())
+        return { done: false }
+      },
+    })
+    const { owners, clock, crew, works, started, worker } = stand
+    let last = await worker('w0')
+    await (await last.runtime.spawn(crew)).start('go').id
+    await until(() => started.length === 1)
+    for (const name of ['w1', 'w2', 'w3', 'w4']) {
+      owners.expire(owners.current)
+      last = await worker(name)
+      owners.moveTo(name)
+      await until(() => last.worker.active.has('pair'))
+      // Of 40 seconds, and one for clocks that differ.
+      clock.advance(name === 'w4' ? 10_999 : 10_000)
+      await quiet()
+      expect(asked).toEqual([])
+    }
+    clock.advance(1)
+    await until(() => asked.length === 1)
+    works.open('x')
+    await until(() => finished(last) != null)
+  })
+
   test('TA3 TA4 takeover: owners that die while a call is waited out are no crashes over it', async () => {
     let asked = 0
     const stand = await two('once', {

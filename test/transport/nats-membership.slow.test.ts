@@ -2,7 +2,7 @@ import { Kvm } from '@nats-io/kv'
 import { expect, test } from 'vitest'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsLease } from '../../transport/nats-lease.js'
-import { encodeAnnouncement, NatsMembership } from '../../transport/nats-membership.js'
+import { encodeAnnouncement, NatsMembership, ownerName, partsOf, processOf } from '../../transport/nats-membership.js'
 import { Subjects } from '../../transport/subjects.js'
 import { startLinkProxy } from '../support/link-proxy.js'
 import type { NatsServer } from '../support/nats-server.js'
@@ -166,8 +166,6 @@ test('NM4 membership: leases of one process are known to be its, and who gave it
   await expect.poll(() => list.hasEnded(process)).toBe(true)
   const again = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs, process: first.epoch })
   await expect.poll(() => list.members.get('a')).toMatchObject({ epoch: again.epoch, process: first.epoch })
-  expect(list.processOf(`a.${again.epoch}`)).toBe(process)
-  expect(list.processOf('a.999')).toBe('a.999')
   // A renewal says it too, and a lease that only ran out has not ended.
   await expect.poll(() => list.members.get('a')!.revision, { timeout: 3_000 }).toBeGreaterThan(again.epoch)
   expect(list.members.get('a')?.process).toBe(first.epoch)
@@ -182,20 +180,17 @@ test('NM4 membership: leases of one process are known to be its, and who gave it
   await again.release()
 })
 
-test('NM4 membership: whoever comes later knows an earlier lease of a process that lives to be its', async () => {
-  const subjects = new Subjects(`members${++count}`)
-  const first = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs })
-  await first.release()
-  const second = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs, process: first.epoch })
-  await second.release()
-  const third = await NatsLease.take(link, subjects, { worker: 'a', ttlMs: leaseMs, process: first.epoch })
-  const { list } = await opened(subjects)
-  await expect.poll(() => list.members.get('a')?.epoch).toBe(third.epoch)
-  for (const { epoch } of [first, second, third]) expect(list.processOf(`a.${epoch}`)).toBe(`a.${first.epoch}`)
-  expect(list.processOf(`a.${first.epoch - 1}`)).toBe(`a.${first.epoch - 1}`)
-  expect(list.processOf(`b.${second.epoch}`)).toBe(`b.${second.epoch}`)
-  list.close()
-  await third.release()
+test('NM4 membership: the name of an owner tells its process, also to who never saw it', () => {
+  const names = [ownerName('a', 7), ownerName('a', 9, 7), ownerName('a.b-1', 12, 7)]
+  expect(names).toEqual(['a.7', 'a.9-7', 'a.b-1.12-7'])
+  expect(names.map(processOf)).toEqual(['a.7', 'a.7', 'a.b-1.7'])
+  expect(names.map(partsOf)).toEqual([
+    { worker: 'a', epoch: 7, process: 7 },
+    { worker: 'a', epoch: 9, process: 7 },
+    { worker: 'a.b-1', epoch: 12, process: 7 },
+  ])
+  for (const none of ['', 'a', 'a.', 'a.x', '.7', 'a.7-', 'a.7-x'])
+    expect(partsOf(none)).toEqual({ worker: none, epoch: 0, process: 0 })
 })
 
 test('NM1 membership: an entry that nobody can read is nobody', async () => {
