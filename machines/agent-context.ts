@@ -149,6 +149,9 @@ export const learn = ({ learned, verdicts }: AgentContext, index: number, result
   ...learned,
   ...verdicts.filter((each) => each.index === index && each.call !== '').map(({ call }) => ({ call, result })),
 ]
+/** With the call that an executor failed over. */
+export const learnFailed = (context: AgentContext, executor: string): readonly Learned[] =>
+  learn(context, context.open.find((call) => call.executor === executor)?.index ?? -1, 'failed')
 export const nameOf = (call: CallVerdict) => (isTool(call) ? call.tool : isDelegate(call) ? call.agent : call.name)
 export const closesLast = (context: AgentContext, event: AgentMessage) =>
   event.type === 'tool.finished' && context.open.every((call) => call.index === event.index)

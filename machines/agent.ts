@@ -27,6 +27,7 @@ import {
   isRefused,
   isTool,
   learn,
+  learnFailed,
   log,
   maxMisfits,
   nameOf,
@@ -244,7 +245,9 @@ const agent = setup({
     startDelegates: enqueueActions(({ context, enqueue }) => {
       for (const call of context.verdicts.filter(isDelegate)) {
         const name = `${call.agent.slice(call.agent.lastIndexOf('/') + 1)}-${context.sequence}-${call.index}`
-        enqueue.sendTo(to(`log/${name}`), { type: 'log.append', values: call.values })
+        // The budget may have been asked for meanwhile: the task is in the commit that brought the reply.
+        const { values } = call
+        enqueue.sendTo(to(`log/${name}`), { type: 'log.append', values, sequence: context.sequence })
         enqueue.sendTo(to(context.crew), {
           type: 'delegate.call',
           caller: context.self,
@@ -275,10 +278,9 @@ const agent = setup({
         const text = `The tool could not be run: ${event.reason}`
         enqueue.sendTo(log(context), { type: 'log.stage', index: call.index, callId: call.callId, text })
       }
-      const failed = context.open.find((open) => open.executor === event.address)
       enqueue.assign({
         open: context.open.filter((open) => open.executor !== event.address),
-        learned: learn(context, failed?.index ?? -1, 'failed'),
+        learned: learnFailed(context, event.address),
       })
     }),
     endRound: enqueueActions(({ context, event, enqueue }) => {
@@ -371,8 +373,8 @@ const agent = setup({
 
     tellExhausted: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.refused')
-      const { account, dimension } = event
-      enqueue.sendTo(to(context.crew), { type: 'agent.exhausted', address: context.self, account, dimension })
+      const { account, dimension, limit } = event
+      enqueue.sendTo(to(context.crew), { type: 'agent.exhausted', address: context.self, account, dimension, limit })
       enqueue.emit({ type: 'budget.exhausted', account, dimension })
     }),
     endRounds: assign({
@@ -408,7 +410,7 @@ const agent = setup({
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '5',
+  version: '6',
   context: ({ input }) => ({
     ...input,
     round: 0,
@@ -438,7 +440,7 @@ export const agentMachine = agent.createMachine({
     'run.cancel': { target: '.failed', actions: 'endCancelled' },
     'run.steer': { actions: 'steer' },
     'agent.redefined': { actions: 'redefine' },
-    'budget.raise': {},
+    'budget.raised': {},
   },
   states: {
     ready: {
@@ -520,7 +522,7 @@ export const agentMachine = agent.createMachine({
     },
     exhausted: {
       on: {
-        'budget.raise': [{ guard: 'callsWait', target: 'authorizing' }, { target: 'ready' }],
+        'budget.raised': [{ guard: 'callsWait', target: 'authorizing' }, { target: 'ready' }],
         'run.cancel': { target: 'failed', actions: ['abandonCalls', 'endCancelled'] },
       },
     },

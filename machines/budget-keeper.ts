@@ -4,7 +4,8 @@
  * Accounts form a tree. A child's limit is carved from its parent when it is opened; counters that a child does not
  * limit are its parent's. A model call reserves its worst price and settles its real one. A request that does not fit
  * waits while other grants are open, since they may give something back; with none open it is cut down to what is left,
- * or refused below `minOutputTokens`.
+ * or refused below `minOutputTokens`. In a soft account a request that does not fit is granted all the same as long as
+ * anything is left: limits may be passed by one call. What a soft child lacks then, its parent must have.
  *
  * Idempotent by grant id: a grant is reserved once; an estimated settlement is replaced by the first real one; after a
  * real one nothing changes. A grant that nobody settles expires: at the second sweep it is settled at its maximum.
@@ -13,6 +14,7 @@ import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstat
 import {
   type Amounts,
   type BudgetMessage,
+  type BudgetRaise,
   type BudgetReserve,
   type Dimension,
   dimensions,
@@ -24,6 +26,7 @@ import {
 interface Account {
   readonly parent: string | null
   readonly limits: Limits
+  readonly soft: boolean
   /** Reserved by open grants. */
   readonly held: Amounts
   readonly spent: Amounts
@@ -54,6 +57,7 @@ interface BudgetContext {
 interface BudgetInput {
   readonly self: string
   readonly limits: Limits
+  readonly soft?: true | undefined
   readonly minOutputTokens: number
 }
 
@@ -69,6 +73,7 @@ type Decision =
       readonly request: BudgetReserve
       readonly account: string
       readonly dimension: Dimension
+      readonly limit: number
     }
 
 /** How long an unsettled grant stays open at least; twice that at most. Longer than any model call may take. */
@@ -107,6 +112,24 @@ function left(accounts: BudgetContext['accounts'], name: string, dimension: Dime
   return orInfinite(account?.limits[dimension]) - (account?.held[dimension] ?? 0) - (account?.spent[dimension] ?? 0)
 }
 
+/** Accounts that a dimension of `name` is reserved from: whoever pays it and, above a soft one, who has what it lacks. */
+function sources(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): readonly string[] {
+  const at = payer(accounts, name, dimension)
+  const account = accounts[at]
+  const above = account?.soft === true && left(accounts, at, dimension) > 0 ? account.parent : null
+  return above === null ? [at] : [at, ...sources(accounts, above, dimension)]
+}
+
+/** What may be reserved of a dimension for `name`. */
+function room(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): number {
+  const all = sources(accounts, name, dimension)
+  const last = accounts[all.at(-1)!]
+  const rest = all.reduce((sum, at) => sum + Math.max(0, left(accounts, at, dimension)), 0)
+  return last?.soft === true && last.parent === null && left(accounts, all.at(-1)!, dimension) > 0
+    ? Number.POSITIVE_INFINITY
+    : rest
+}
+
 /** Adds to `held` or `spent` of whoever pays each dimension. */
 function book(
   accounts: BudgetContext['accounts'],
@@ -131,25 +154,30 @@ function book(
 /** The first dimension that has no room for `amount`. */
 const shortage = (context: BudgetContext, account: string, amount: Amounts) =>
   dimensions.find(
-    (dimension) => amount[dimension] > 0 && amount[dimension] > left(context.accounts, account, dimension),
+    (dimension) => amount[dimension] > 0 && amount[dimension] > room(context.accounts, account, dimension),
   )
 const affordable = (context: BudgetContext, request: BudgetReserve) => {
-  const money = left(context.accounts, request.account, 'nanoUsd') - cost(request.inputTokens, request.price.input)
+  const money = room(context.accounts, request.account, 'nanoUsd') - cost(request.inputTokens, request.price.input)
   const byMoney = Math.floor((money * 1_000) / Math.max(request.price.output, 1))
-  const byTokens = left(context.accounts, request.account, 'tokens') - request.inputTokens
+  const byTokens = room(context.accounts, request.account, 'tokens') - request.inputTokens
   return Math.min(request.maxOutputTokens, byMoney, byTokens)
 }
 const anyHeld = (context: BudgetContext) => Object.values(context.grants).some((grant) => grant.state === 'held')
 /** Might an open grant give back what `account` is short of? */
 const mayFree = (context: BudgetContext, account: string, dimension: Dimension) => {
-  const at = payer(context.accounts, account, dimension)
+  const at = sources(context.accounts, account, dimension)
   return Object.values(context.grants).some(
-    (grant) => grant.state === 'held' && payer(context.accounts, grant.account, dimension) === at,
+    (grant) => grant.state === 'held' && at.includes(payer(context.accounts, grant.account, dimension)),
   )
 }
 const refusal = (context: BudgetContext, request: BudgetReserve): Decision => {
   const dimension = shortage(context, request.account, worstOf(request, request.minOutputTokens)) ?? 'tokens'
-  return { kind: 'refuse', request, account: payer(context.accounts, request.account, dimension), dimension }
+  return { kind: 'refuse', request, ...lacking(context, request.account, dimension) }
+}
+/** Who lacks it. */
+const lacking = ({ accounts }: BudgetContext, name: string, dimension: Dimension) => {
+  const account = payer(accounts, name, dimension)
+  return { account, dimension, limit: accounts[account]?.limits[dimension] ?? 0 }
 }
 const grantOf = (request: BudgetReserve, maxOutputTokens: number): Decision => ({
   kind: 'grant',
@@ -170,6 +198,12 @@ function decide(context: BudgetContext): Decision | null {
   const cut = most >= least && shortage(context, request.account, worstOf(request, most)) === undefined
   return cut ? grantOf(request, most) : refusal(context, request)
 }
+
+/** Reserves; what a soft account lacks comes from its parent. */
+const hold = ({ accounts, grants }: BudgetContext, { grant, account }: BudgetReserve, worst: Amounts) => ({
+  accounts: absorb(book(accounts, account, 'held', worst, 1), account),
+  grants: { ...grants, [grant]: { account, worst, state: 'held', age: 0 } as const },
+})
 
 const known = (context: BudgetContext, grant: string) =>
   context.grants[grant] !== undefined || context.waiting.some((request) => request.grant === grant)
@@ -208,8 +242,9 @@ function carve(
   name: string,
   parent: string,
   wanted: Limits,
+  soft = false,
 ): BudgetContext['accounts'] {
-  const account = accounts[name] ?? { parent, limits: wanted, held: nothing, spent: nothing }
+  const account = accounts[name] ?? { parent, limits: wanted, soft, held: nothing, spent: nothing }
   const before = accounts[name]?.limits ?? {}
   const limited = dimensions.filter((dimension) => account.limits[dimension] !== undefined)
   const more = (dimension: Dimension) =>
@@ -219,6 +254,21 @@ function carve(
     limited.map((dimension) => [dimension, (before[dimension] ?? 0) + (added[dimension] ?? 0)]),
   ) as Limits
   return { ...book(accounts, parent, 'held', { ...nothing, ...(added as Amounts) }, 1), [name]: { ...account, limits } }
+}
+/** Other limits for an account that is open. */
+function raised(accounts: BudgetContext['accounts'], event: BudgetRaise): BudgetContext['accounts'] {
+  const account = accounts[event.account]
+  if (account === undefined) return accounts
+  const limits = limitsAfter(account.limits, event)
+  return account.parent === null
+    ? { ...accounts, [event.account]: { ...account, limits } }
+    : carve(accounts, event.account, account.parent, limits)
+}
+function limitsAfter(before: Limits, { limits, mode }: BudgetRaise): Limits {
+  if (mode === 'set') return limits
+  if (mode === 'to') return { ...before, ...limits }
+  const limited = dimensions.filter((dimension) => before[dimension] !== undefined)
+  return Object.fromEntries(limited.map((each) => [each, before[each]! + (limits[each] ?? 0)]))
 }
 /** Gives back to the parent what `name` neither spent nor holds. */
 function refund(accounts: BudgetContext['accounts'], name: string): BudgetContext['accounts'] {
@@ -283,7 +333,7 @@ const keeper = setup({
       event.type === 'budget.settle' && context.grants[event.grant] !== undefined,
     isHeld: ({ context, event }) => event.type === 'budget.release' && context.grants[event.grant]?.state === 'held',
     mayCharge: ({ context, event }) =>
-      event.type === 'budget.charge' && event.toolCalls <= left(context.accounts, event.account, 'toolCalls'),
+      event.type === 'budget.charge' && event.toolCalls <= room(context.accounts, event.account, 'toolCalls'),
     isSweeping: ({ context }) => context.sweeping,
     grantsFirst: ({ context }) => context.next?.kind === 'grant' && !context.sweeping,
     grants: ({ context }) => context.next?.kind === 'grant',
@@ -295,7 +345,7 @@ const keeper = setup({
     openAccount: assign({
       accounts: ({ context, event }) => {
         assertEvent(event, 'budget.open')
-        return carve(context.accounts, event.account, event.parent, event.limits)
+        return carve(context.accounts, event.account, event.parent, event.limits, event.soft)
       },
     }),
     refundAccount: assign({
@@ -312,25 +362,19 @@ const keeper = setup({
     grantNow: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.reserve')
       const worst = worstOf(event, event.maxOutputTokens)
-      const { grant, account, maxOutputTokens } = event
+      const { grant, maxOutputTokens } = event
       enqueue.sendTo(to(event.replyTo), { type: 'budget.granted', grant, maxOutputTokens, worst })
-      enqueue.assign({
-        accounts: book(context.accounts, account, 'held', worst, 1),
-        grants: { ...context.grants, [grant]: { account, worst, state: 'held', age: 0 } },
-      })
+      enqueue.assign(hold(context, event, worst))
     }),
     grant: enqueueActions(({ context, enqueue }) => {
       const { request, worst, maxOutputTokens } = context.next as Extract<Decision, { kind: 'grant' }>
       enqueue.sendTo(to(request.replyTo), { type: 'budget.granted', grant: request.grant, maxOutputTokens, worst })
-      enqueue.assign({
-        waiting: context.waiting.slice(1),
-        accounts: book(context.accounts, request.account, 'held', worst, 1),
-        grants: { ...context.grants, [request.grant]: { account: request.account, worst, state: 'held', age: 0 } },
-      })
+      enqueue.assign({ waiting: context.waiting.slice(1), ...hold(context, request, worst) })
     }),
     refuse: enqueueActions(({ context, enqueue }) => {
-      const { request, account, dimension } = context.next as Extract<Decision, { kind: 'refuse' }>
-      enqueue.sendTo(to(request.replyTo), { type: 'budget.refused', grant: request.grant, account, dimension })
+      const { request, account, dimension, limit } = context.next as Extract<Decision, { kind: 'refuse' }>
+      const refused = { type: 'budget.refused', grant: request.grant, account, dimension, limit }
+      enqueue.sendTo(to(request.replyTo), refused)
       enqueue.assign({ waiting: context.waiting.slice(1) })
     }),
     settle: assign(({ context, event }) => {
@@ -355,23 +399,16 @@ const keeper = setup({
       assertEvent(event, 'budget.charge')
       const amount = { ...nothing, toolCalls: event.toolCalls }
       enqueue.sendTo(to(event.replyTo), { type: 'budget.granted', grant: '', maxOutputTokens: 0, worst: amount })
-      enqueue.assign({ accounts: book(context.accounts, event.account, 'spent', amount, 1) })
+      enqueue.assign({ accounts: absorb(book(context.accounts, event.account, 'spent', amount, 1), event.account) })
     }),
     refuseCharge: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.charge')
-      const account = payer(context.accounts, event.account, 'toolCalls')
-      enqueue.sendTo(to(event.replyTo), { type: 'budget.refused', grant: '', account, dimension: 'toolCalls' })
+      const refused = { type: 'budget.refused', grant: '', ...lacking(context, event.account, 'toolCalls') }
+      enqueue.sendTo(to(event.replyTo), refused)
     }),
     raise: assign(({ context, event }) => {
       assertEvent(event, 'budget.raise')
-      const account = context.accounts[event.account]
-      if (account === undefined) return {}
-      return {
-        accounts: {
-          ...context.accounts,
-          [event.account]: { ...account, limits: event.limits },
-        },
-      }
+      return { accounts: raised(context.accounts, event) }
     }),
     sweep: assign(({ context }) => {
       const expired = expire(context, (grant) => grant.age > 0)
@@ -397,11 +434,11 @@ const keeper = setup({
 /** The budget keeper machine. Bump `version` with any change of its decisions. */
 export const budgetMachine = keeper.createMachine({
   id: 'budget',
-  version: '1',
+  version: '2',
   context: ({ input }) => ({
     self: input.self,
     minOutputTokens: input.minOutputTokens,
-    accounts: { run: { parent: null, limits: input.limits, held: nothing, spent: nothing } },
+    accounts: { run: { parent: null, limits: input.limits, soft: input.soft === true, held: nothing, spent: nothing } },
     grants: {},
     waiting: [],
     next: null,

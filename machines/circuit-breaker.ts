@@ -6,7 +6,8 @@
  *                           └────────────(the probe failed)──────────────┘
  *
  * - *Closed*: everybody may. It opens after `failures` in a row, or when more than `rate` of at least `minCalls` calls of
- *   a window failed.
+ *   a window failed. Calls under way may succeed yet: failures are often quick, and of two hundred calls that begin at once a
+ *   few that fail would come back first, all in a row.
  * - *Open*: nobody may, until its time is over.
  * - *Half-open*: one may, the probe; what comes of it decides. A probe that nothing is heard of in time gives way to another.
  *
@@ -53,12 +54,24 @@ function counted({ settings, since, calls, failed, inARow }: BreakerContext, at:
   }
 }
 
-/** Whether so many failures open it. */
-function isEnough({ failures, minCalls, rate }: BreakerInput['settings'], count: ReturnType<typeof counted>): boolean {
-  return count.inARow >= failures || (count.calls >= minCalls && count.failed > count.calls * rate)
+/** Whether so many failures open it. @param underWay calls that may succeed yet */
+function isEnough(
+  { failures, minCalls, rate }: BreakerInput['settings'],
+  { inARow, calls, failed }: ReturnType<typeof counted>,
+  underWay: number,
+): boolean {
+  const isRow = inARow >= failures && inARow >= underWay * rate
+  return isRow || (calls >= minCalls && failed > (calls + underWay) * rate)
 }
 
 const empty = { inARow: 0, calls: 0, failed: 0, since: 0 }
+
+/** What keeps a call back, and until when. */
+const refusals = {
+  open: ({ until }: BreakerContext) => ({ reason: 'open', until }),
+  probing: ({ probe }: BreakerContext) => ({ reason: 'probing', until: probe!.until }),
+  cooling: ({ cooling }: BreakerContext) => ({ reason: cooling!.why, until: cooling!.until }),
+} as const
 
 const breaker = setup({
   types: {} as { context: BreakerContext; events: BreakerMessage; input: BreakerInput; emitted: BreakerEvent },
@@ -73,7 +86,7 @@ const breaker = setup({
     opens: ({ context, event }) =>
       event.type === 'permit.done' &&
       event.verdict === 'failed' &&
-      isEnough(context.settings, counted(context, event.at, true)),
+      isEnough(context.settings, counted(context, event.at, true), event.underWay),
     forgives: ({ context, event }) =>
       event.type === 'permit.done' &&
       event.verdict === 'answered' &&
@@ -91,12 +104,10 @@ const breaker = setup({
     grant: sendTo(({ event }) => to((event as { replyTo: string }).replyTo), { type: 'permit.granted', probe: false }),
     refuse: sendTo(
       ({ event }) => to((event as { replyTo: string }).replyTo),
-      ({ context, event }, { why }: { why: 'open' | 'probing' | 'cooling' }) => {
+      ({ context, event }, { why }: { why: keyof typeof refusals }) => {
         assertEvent(event, 'permit.ask')
-        const { cooling, probe, until } = context
-        const ends = { open: until, probing: probe?.until ?? 0, cooling: cooling?.until ?? 0 }[why]
-        const reason = why === 'cooling' ? cooling!.why : why
-        return { type: 'permit.refused', reason, waitMs: ends - event.at }
+        const { reason, until } = refusals[why](context)
+        return { type: 'permit.refused', reason, waitMs: until - event.at }
       },
     ),
     probe: enqueueActions(({ context, event, enqueue }) => {
@@ -141,7 +152,7 @@ const breaker = setup({
 /** The circuit breaker machine. */
 export const breakerMachine = breaker.createMachine({
   id: 'breaker',
-  version: '1',
+  version: '2',
   context: ({ input }) => ({ ...input, ...empty, until: 0, probe: null, cooling: null }),
   initial: 'closed',
   on: {

@@ -1,7 +1,7 @@
 /**
  * What the crew machine knows, and what it reads off it.
  *
- * Owns: the crew's context, questions to it, the messages that start an agent.
+ * Owns: the crew's context, questions to it.
  * Does not own: when anything happens (`crew.ts`).
  */
 import { type Amounts, type CrewData, type CrewMessage, type DelegateCall, type Limits, to } from './messages.js'
@@ -30,8 +30,18 @@ export interface Task {
 /** An agent at work: the lead, or a delegate with whoever called it. */
 export interface Worker {
   readonly agent: string
+  /** What it spends from: `run`, or the budget of an agent below it, `run/<agent>/<agent>…`. */
+  readonly account: string
   readonly conversation: string
   readonly call: DelegateCall | null
+}
+
+/** A person is asked for more. */
+export interface Shortage {
+  /** Name of the actor that asks. */
+  readonly escalation: string
+  /** Agents that cannot pay. */
+  readonly agents: readonly string[]
 }
 
 export interface End {
@@ -71,6 +81,8 @@ export interface CrewContext {
   readonly before: Amounts
   /** Keys of the last messages of its user that were passed on, this run's and earlier ones'. */
   readonly steers: readonly string[]
+  /** Accounts for which a person is asked for more. */
+  readonly short: Readonly<Record<string, Shortage>>
 }
 
 export interface CrewInput {
@@ -98,6 +110,8 @@ export type CrewEvent =
   | { type: 'agent.started'; agent: string; address: string }
   | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
   | { type: 'steer.refused'; run: string; agent: string }
+  | { type: 'budget.raised'; account: string; limits: Limits; mode: 'to' | 'by' }
+  | { type: 'raise.refused'; agent: string }
 
 export const minus = (a: Amounts, b: Amounts): Amounts => ({
   nanoUsd: a.nanoUsd - b.nanoUsd,
@@ -114,9 +128,6 @@ export const leadOf = (context: CrewContext) => context.task?.mail?.agent ?? con
 export const leadName = (context: CrewContext) => `${leadOf(context)}-${runOf(context)}`
 export const limitsOf = (context: CrewContext, agent: string): Limits | null =>
   context.data.agents[agent]?.limits ?? null
-export const accountOf = (context: CrewContext, agent: string) => (limitsOf(context, agent) === null ? 'run' : agent)
-export const counted = (context: CrewContext, agent: string) =>
-  context.data.limits.toolCalls !== undefined || limitsOf(context, agent)?.toolCalls !== undefined
 export const keeps = (context: CrewContext, agent: string) => context.data.agents[agent]?.keep === true
 export const keptOf = (context: CrewContext, task: Task): Kept => {
   const kept = keeps(context, leadOf(context)) ? context.kept[leadOf(context)] : undefined
@@ -166,40 +177,6 @@ export const steered = (context: CrewContext, { run, agent }: Steer) =>
     )
     .map(([address]) => address)
 
-/** The messages that start an agent actor: its account when it has one, then itself. */
-export function startOf(
-  context: CrewContext,
-  agent: string,
-  name: string,
-  part: { depth: number; length: number; tokens: number; conversation: string; trail: readonly string[] },
-) {
-  const address = `agent/${name}`
-  const keeper = keeperOf(context)
-  const account = accountOf(context, agent)
-  const data = context.data.agents[agent]
-  const limits = limitsOf(context, agent)
-  const open =
-    limits === null ? [] : [{ target: keeper, message: { type: 'budget.open', account, parent: 'run', limits } }]
-  const input = {
-    self: address,
-    run: runOf(context),
-    crew: context.self,
-    keeper,
-    account,
-    conversation: part.conversation,
-    depth: part.depth,
-    length: part.length,
-    tokens: part.tokens + (data?.baseTokens ?? 0),
-    paused: context.paused,
-    counted: counted(context, agent),
-    detector: context.detector,
-    router: context.router,
-    trail: [...part.trail, agent],
-    data,
-  }
-  return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
-}
-
 /** An agent of another crew is named by its address. */
 export const isAway = (agent: string) => agent.includes('/')
 const crewOf = (address: string) => address.slice(0, address.indexOf('/'))
@@ -247,3 +224,12 @@ export const isMeant = (event: CrewMessage | { readonly type: 'crew.wall' }, tas
 export const endOf = (code: string, reason: string): End => ({
   ...{ code, reason, finish: '', rounds: 0, conversation: null },
 })
+
+/** What the present run has cost, and everything that its keeper has counted. A keeper that failed cannot say. */
+export const billOf = ({ before }: CrewContext, event: CrewMessage | { readonly type: 'crew.wall' }) => {
+  const total = event.type === 'budget.closed' ? event.spent : before
+  return { total, spent: minus(total, before) }
+}
+export const detectorsOf = ({ detector }: CrewContext) => (detector === null ? [] : [detector])
+/** The keeper that outlives the present run, if one does. */
+export const keeperAfter = (context: CrewContext) => (keptByCrew(context) && !context.bankrupt ? context.keeper : null)

@@ -3,6 +3,7 @@ import { agentMachine } from './agent.js'
 import { budgetMachine } from './budget-keeper.js'
 import { crewMachine } from './crew.js'
 import { envoyMachine } from './envoy.js'
+import { escalationMachine } from './escalation.js'
 import { loopMachine } from './loop-detector.js'
 import { routerMachine } from './model-router.js'
 import { toolMachine } from './tool-executor.js'
@@ -12,6 +13,7 @@ export { budgetMachine } from './budget-keeper.js'
 export { type BreakerEvent, breakerMachine } from './circuit-breaker.js'
 export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
+export { type EscalationEvent, escalationMachine } from './escalation.js'
 export { type LoopEvent, loopMachine } from './loop-detector.js'
 export * from './messages.js'
 export { type RouterEvent, routerMachine } from './model-router.js'
@@ -19,13 +21,14 @@ export { type ToolEvent, toolMachine } from './tool-executor.js'
 
 /** The shipped machines by actor kind. */
 export const machines: Readonly<
-  Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'loop' | 'router', AnyStateMachine>
+  Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'escalation' | 'loop' | 'router', AnyStateMachine>
 > = {
   agent: agentMachine,
   tool: toolMachine,
   budget: budgetMachine,
   crew: crewMachine,
   envoy: envoyMachine,
+  escalation: escalationMachine,
   loop: loopMachine,
   router: routerMachine,
 }

@@ -58,6 +58,14 @@ export type Loops = z.infer<typeof loops>
 /** Measured on recorded calls: `npm run bench -- loops`. */
 export const defaultLoops: Loops = { warn: 2, block: 3, stop: 4 }
 
+/** What holds for a budget beside its limits. */
+const budgetTerms = {
+  /** A call may pass the limits as long as anything is left. Absent: none may. */
+  soft: z.literal(true).optional(),
+  /** How long a person is asked for more when it is spent, in milliseconds. Absent: nobody is asked. */
+  raiseMs: z.int().min(1).optional(),
+}
+
 /** An agent's definition as far as machines need it. */
 export const agentData = z.object({
   name: z.string(),
@@ -70,6 +78,7 @@ export const agentData = z.object({
   /** Estimate of instructions and tool schemas. */
   baseTokens: count,
   limits: limits.nullable(),
+  ...budgetTerms,
   keep: z.boolean(),
   /** Null: it may repeat itself. */
   loops: loops.nullable(),
@@ -82,6 +91,7 @@ export const crewData = z.object({
   lead: z.string(),
   agents: z.record(z.string(), agentData),
   limits,
+  ...budgetTerms,
   per: z.enum(['run', 'crew']),
   wallMs: z.int().min(1).nullable(),
   delegates: z.int().min(1),
@@ -123,6 +133,8 @@ export const crewSteer = z.object({
   /** The same key is the same message. */
   key: z.string().min(1).max(64),
 })
+/** Other limits for the budget of the run, or of an agent of its: those named, from now on. */
+export const crewRaise = z.object({ type: z.literal('crew.raise'), limits, agent: z.string().optional() })
 export const crewRedefined = z.object({ type: z.literal('crew.redefined'), crew: crewData })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ agent
@@ -181,6 +193,8 @@ export const agentExhausted = z.object({
   address,
   account: z.string(),
   dimension: z.enum(dimensions),
+  /** What the account is limited to. */
+  limit: count,
 })
 /** An agent calls another one as a tool. */
 export const delegateCall = z.object({
@@ -272,6 +286,7 @@ export const mailReturned = z.object({
 
 /** What a person is asked: whether a call may be made, or what the model wants to know. `waitMs`: for how long. */
 const askData = z.object({ kind: z.enum(['approval', 'question']), waitMs: z.int().min(1) })
+const askKind = z.enum([...askData.shape.kind.options, 'budget'])
 export type AskData = z.infer<typeof askData>
 /** Which call it is, whoever makes it: name and arguments as a hash. Empty: it may be repeated at will. */
 const callHash = z.string().default('')
@@ -337,7 +352,8 @@ const usage = z.object({ inputTokens: count, outputTokens: count, cachedInputTok
 /** Who would not take a call, why, and for how long that is known to be so. */
 const skipped = z.object({
   deployment: z.string(),
-  reason: z.enum(['open', 'probing', 'asked', 'fault']),
+  /** `elsewhere`: whoever asked for the call has not the crew any more. */
+  reason: z.enum(['open', 'probing', 'asked', 'fault', 'elsewhere']),
   waitMs: count,
 })
 export type Skipped = z.infer<typeof skipped>
@@ -453,10 +469,13 @@ export const toolCall = z.object({
 })
 export type ToolCall = z.infer<typeof toolCall>
 
-/** Asks a person. The call that it is about is named as in `tool.call`: nobody else's arguments can be meant. */
+/**
+ * Asks a person. The call that it is about is named as in `tool.call`: nobody else's arguments can be meant. Of a budget it
+ * names no call; `arguments` say which budget.
+ */
 export const humanAsk = z.object({
   type: z.literal('human.ask'),
-  kind: askData.shape.kind,
+  kind: askKind,
   waitMs: askData.shape.waitMs,
   agent: z.string(),
   run: z.string(),
@@ -499,6 +518,8 @@ export const humanAnswered = z.object({
   bytes: count,
   result: resultHash,
   arguments: z.string().optional(),
+  /** Of a budget: what is to be its limits. */
+  limits: limits.optional(),
 })
 export const toolCancel = z.object({ type: z.literal('tool.cancel') })
 /** The result is staged in the owner's conversation. */
@@ -523,9 +544,21 @@ export const effectCancel = z.object({ type: z.literal('effect.cancel') })
 // ---------------------------------------------------------------------------------------------- budget
 
 /** What a budget keeper is started with. */
-export const budgetInput = z.object({ self: address, limits, minOutputTokens: z.int().min(1) })
+export const budgetInput = z.object({
+  self: address,
+  limits,
+  soft: budgetTerms.soft,
+  minOutputTokens: z.int().min(1),
+})
 /** Opens an account below another one, or tops it up: its limits are carved from what the parent has left. */
-export const budgetOpen = z.object({ type: z.literal('budget.open'), account: z.string(), parent: z.string(), limits })
+export const budgetOpen = z.object({
+  type: z.literal('budget.open'),
+  account: z.string(),
+  parent: z.string(),
+  limits,
+  soft: budgetTerms.soft,
+})
+export type BudgetOpen = z.infer<typeof budgetOpen>
 /** Gives back to the parent what an account neither spent nor holds. */
 export const budgetRefund = z.object({ type: z.literal('budget.refund'), account: z.string() })
 /** Asks for what was spent so far. */
@@ -560,8 +593,19 @@ export const budgetSettle = z.object({
 })
 /** Takes a reservation back that nothing was spent on. */
 export const budgetRelease = z.object({ type: z.literal('budget.release'), grant: z.string() })
-/** Sets the limits of an account to these; counters that are not named are unbounded from now on. */
-export const budgetRaise = z.object({ type: z.literal('budget.raise'), account: z.string(), limits })
+/**
+ * Other limits for an account. `set`: these are all, counters that are not named are unbounded from now on. `to`: the named
+ * ones become these. `by`: those that are limited grow by so much. A child takes it from what its parent has left.
+ */
+export const budgetRaise = z.object({
+  type: z.literal('budget.raise'),
+  account: z.string(),
+  limits,
+  mode: z.enum(['set', 'to', 'by']),
+})
+export type BudgetRaise = z.infer<typeof budgetRaise>
+/** Whoever could not pay may ask again. */
+export const budgetRaised = z.object({ type: z.literal('budget.raised') })
 /** The end of a run: closes the account tree, every open grant is settled as estimated. */
 export const budgetClose = z.object({ type: z.literal('budget.close'), replyTo: address })
 export const budgetClosed = z.object({ type: z.literal('budget.closed'), spent: amounts })
@@ -576,6 +620,33 @@ export const budgetRefused = z.object({
   grant: z.string(),
   account: z.string(),
   dimension: z.enum(dimensions),
+  /** What the account is limited to. */
+  limit: count,
+})
+
+// ---------------------------------------------------------------------------------------------- crew ↔ escalation
+
+/** What an escalation is started with: a budget that is spent, and whoever could not pay. */
+export const escalationInput = z.object({
+  self: address,
+  crew: address,
+  run: z.string(),
+  agent: z.string(),
+  account: z.string(),
+  dimension: z.enum(dimensions),
+  limit: count,
+  waitMs: z.int().min(1),
+})
+export type EscalationInput = z.infer<typeof escalationInput>
+/** What a person said to it, or that nobody did in time. */
+export const budgetDecided = z.object({
+  type: z.literal('budget.decided'),
+  account: z.string(),
+  dimension: z.enum(dimensions),
+  raised: z.boolean(),
+  /** Absent: as much as it had, once more. */
+  limits: limits.optional(),
+  reason: z.string(),
 })
 
 // ---------------------------------------------------------------------------------------------- agent ↔ loop detector
@@ -696,6 +767,8 @@ export const permitDone = z.object({
   verdict: z.enum(['answered', 'failed', 'none']),
   /** How long others are to leave it alone, because it asked for that, or is at fault. */
   cooling: z.object({ ms: count, why: z.enum(['asked', 'fault']) }).nullable(),
+  /** Calls that were permitted and are not done, without this one. */
+  underWay: count,
 })
 /** What of a breaker outlives its process, and others are told of. */
 export const storedBreaker = z.object({
@@ -719,7 +792,7 @@ export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
-  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop', 'router']),
+  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop', 'router', 'escalation']),
   name: z.string(),
   input: z.unknown(),
 })
@@ -739,10 +812,12 @@ export const runFinished = z.object({
   rounds: count,
   spent: amounts,
 })
-/** To `log/<conversation>`: appends values of the envelope, a user message, or all of another conversation, which goes. */
+/** To `log/<conversation>`: appends values of an envelope, a user message, or all of another conversation, which goes. */
 export const logAppend = z.object({
   type: z.literal('log.append'),
   values: z.array(count).optional(),
+  /** The commit that has these values. @default this one */
+  sequence: count.optional(),
   user: z.string().optional(),
   all: z.string().optional(),
 })
@@ -785,6 +860,7 @@ export const commands = {
   'crew.resume': crewResume,
   'crew.cancel': crewCancel,
   'crew.steer': crewSteer,
+  'crew.raise': crewRaise,
 } as const
 
 type M<T extends z.ZodType> = z.output<T>
@@ -793,7 +869,7 @@ type M<T extends z.ZodType> = z.output<T>
 export type AgentMessage =
   | M<typeof budgetGranted>
   | M<typeof budgetRefused>
-  | M<typeof budgetRaise>
+  | M<typeof budgetRaised>
   | M<typeof modelReplied>
   | M<typeof modelFailed>
   | M<typeof modelRefused>
@@ -843,6 +919,9 @@ export type RouterMessage = M<typeof routeAsk>
 /** What a circuit breaker takes. */
 export type BreakerMessage = M<typeof permitAsk> | M<typeof permitDone> | M<typeof breakerTold>
 
+/** What an escalation takes. */
+export type EscalationMessage = M<typeof humanAnswered>
+
 /** What an envoy takes. */
 export type EnvoyMessage = M<typeof delegateAnswered> | M<typeof mailReturned> | M<typeof runCancel>
 
@@ -853,6 +932,7 @@ export type CrewMessage =
   | M<typeof crewResume>
   | M<typeof crewCancel>
   | M<typeof crewSteer>
+  | M<typeof crewRaise>
   | M<typeof crewRedefined>
   | M<typeof delegateTask>
   | M<typeof delegateRevoke>
@@ -861,4 +941,5 @@ export type CrewMessage =
   | M<typeof delegateCall>
   | M<typeof delegateCancel>
   | M<typeof budgetClosed>
+  | M<typeof budgetDecided>
   | M<typeof actorFailed>

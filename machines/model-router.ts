@@ -82,7 +82,7 @@ function spentBy({ groups, failure }: RouteAsk): readonly string[] {
 }
 
 /** The round of an ask, with what failed in it. */
-function roundOf({ rounds }: RouterContext, ask: RouteAsk): Round {
+function roundOf({ rounds }: Pick<RouterContext, 'rounds'>, ask: RouteAsk): Round {
   const { replyTo: asker, round, failure } = ask
   const known = rounds.find((each) => each.asker === asker && each.round === round)
   const { tried = [], spent = [], heldMs = 0 } = known ?? {}
@@ -130,23 +130,34 @@ function nextOf(round: Round, ask: RouteAsk): { readonly deployments: readonly s
   return { deployments: next.map(({ deployment }) => deployment), ms }
 }
 
+/** What is answered and told, and what is remembered. */
+function routed({ rounds }: Pick<RouterContext, 'rounds'>, ask: RouteAsk) {
+  const { replyTo, failure } = ask
+  const round = roundOf({ rounds }, ask)
+  const next = nextOf(round, ask)
+  const ms = next?.ms ?? 0
+  const answer: RouteAnswer =
+    next === null
+      ? { type: 'route.ended' }
+      : { type: 'route.next', deployments: [...next.deployments], tries: round.tried.length }
+  const held = { ...round, heldMs: round.heldMs + (failure === null ? ms : 0) }
+  return {
+    answer,
+    when: ms === 0 ? {} : { id: 'route', delay: ms },
+    events: eventsOf(next, replyTo, failure),
+    rounds: [...rounds.filter(({ asker }) => asker !== replyTo), held].slice(-maxRounds),
+  }
+}
+
 const router = setup({
   types: {} as { context: RouterContext; events: RouterMessage; input: RouterInput; emitted: RouterEvent },
   actions: {
     route: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'route.ask')
-      const { replyTo, failure } = event
-      const round = roundOf(context, event)
-      const next = nextOf(round, event)
-      const answer: RouteAnswer =
-        next === null
-          ? { type: 'route.ended' }
-          : { type: 'route.next', deployments: [...next.deployments], tries: round.tried.length }
-      const waitMs = next?.ms ?? 0
-      enqueue.sendTo(to(replyTo), answer, waitMs === 0 ? {} : { id: 'route', delay: waitMs })
-      for (const event of eventsOf(next, replyTo, failure)) enqueue.emit(event)
-      const held = { ...round, heldMs: round.heldMs + (failure === null ? waitMs : 0) }
-      enqueue.assign({ rounds: [...context.rounds.filter(({ asker }) => asker !== replyTo), held].slice(-maxRounds) })
+      const { answer, when, events, rounds } = routed(context, event)
+      enqueue.sendTo(to(event.replyTo), answer, when)
+      for (const each of events) enqueue.emit(each)
+      enqueue.assign({ rounds })
     }),
   },
 })

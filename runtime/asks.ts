@@ -5,13 +5,15 @@
  * its run ends; over restarts, moves and upgrades, and whether or not the crew is in memory.
  *
  * Owns: the list of what is asked, checking an answer, telling that nobody waits for it.
- * Does not own: when something is asked (`edge.ts`), what follows from an answer (`machines/tool-executor.ts`).
+ * Does not own: when something is asked (`edge.ts`, `machines/crew.ts`), what follows from an answer
+ * (`machines/tool-executor.ts`, `machines/escalation.ts`).
  *
  * - AK1 An answer is for one call with its arguments: those that the model wrote, or those that it brings itself.
  * - AK2 The first answer counts; every other one is refused with `ASK_CLOSED`, also when both come at once.
  * - AK3 Arguments that the tool does not take are refused, where its code is at hand; else its port refuses them.
  */
-import type { HumanAsk } from '../machines/index.js'
+import type { HumanAsk, Limits } from '../machines/index.js'
+import { raiseOf } from './budget.js'
 import { shortHash } from './codec.js'
 import { argumentsOf } from './content.js'
 import { TroupeError } from './errors.js'
@@ -22,8 +24,12 @@ import type { Effect, ShardState } from './state.js'
 /** Something that an agent waits for. */
 export interface PendingAsk {
   readonly id: string
-  /** `approval`: may this call be made? `question`: what the model wants to know is in the arguments. */
-  readonly kind: 'approval' | 'question'
+  /**
+   * `approval`: may this call be made? `question`: what the model wants to know is in the arguments. `budget`: may more be
+   * spent? The arguments are `{ account, dimension, limit }`: the account is
+   * `run`, or an agent's below it (`run/writer`); there is no call.
+   */
+  readonly kind: 'approval' | 'question' | 'budget'
   readonly agent: string
   readonly runId: string
   readonly tool: string
@@ -43,7 +49,7 @@ export interface AnswerOptions {
 
 /** How to approve. */
 export interface ApproveOptions extends AnswerOptions {
-  /** Make the call with these instead of the model's. */
+  /** Make the call with these instead of the model's. Of a budget: what its limits are to be, as `BudgetLimits`. */
   readonly arguments?: unknown
 }
 
@@ -81,12 +87,19 @@ export async function pendingAsks({ id: shard, state }: Shard, journal: Journal)
       const expiresAt = expiryOf(state, from)
       return {
         ...{ id, kind, agent, runId, tool, callId },
-        arguments: await argumentsOf(journal, shard, body, entries),
+        arguments: kind === 'budget' ? shownBudget(body) : await argumentsOf(journal, shard, body, entries),
         askedAt: expiresAt - waitMs,
         expiresAt,
       }
     }),
   )
+}
+
+/** Dollars for people, not billionths of them. */
+function shownBudget({ arguments: text = '{}' }: HumanAsk): string {
+  const { account, dimension, limit } = JSON.parse(text) as { account: string; dimension: string; limit: number }
+  const isMoney = dimension === 'nanoUsd'
+  return JSON.stringify({ account, dimension: isMoney ? 'usd' : dimension, limit: isMoney ? limit / 1e9 : limit })
 }
 
 function isAsk(effect: Effect): effect is AskEffect {
@@ -109,11 +122,10 @@ export async function respond(
   const effect = shard.state.effects.get(ask)
   if (effect === undefined || !isAsk(effect)) throw closed(shard, ask)
   check(effect.body, said, by)
-  const given = said.arguments === undefined ? null : await editedArguments(shard, effect.body, said.arguments)
   const text = textOf(said, by)
   const body = {
     ...{ type: 'human.answered', decision: said.decision, by, bytes: text.length, result: shortHash(text) },
-    ...(given === null ? {} : { arguments: given }),
+    ...(said.arguments === undefined ? {} : await edited(shard, effect.body, said.arguments)),
   }
   const values = said.decision === 'approved' ? [] : [text]
   const commit = await shard.post({ from: 'port/human', to: effect.from, cause: ask, body, values })
@@ -125,7 +137,9 @@ function check({ kind }: HumanAsk, { decision, text = '' }: Said, by: string): v
   if ((kind === 'question') !== (decision === 'answered'))
     throw new TroupeError(
       'INPUT_INVALID',
-      kind === 'question' ? 'a question wants an answer' : 'an approval wants a yes or no',
+      kind === 'question'
+        ? 'a question wants an answer'
+        : `${kind === 'budget' ? 'a budget' : 'an approval'} wants a yes or no`,
     )
   if (by.length === 0 || by.length > maxBy)
     throw new TroupeError('INPUT_INVALID', `a name has 1 to ${maxBy} characters`)
@@ -136,6 +150,14 @@ function check({ kind }: HumanAsk, { decision, text = '' }: Said, by: string): v
 function textOf({ decision, text = '' }: Said, by: string): string {
   if (decision === 'answered') return text
   return `Not done: ${by} did not approve this call.${text === '' ? '' : ` ${text}`}`
+}
+
+async function edited(
+  shard: Shard,
+  body: HumanAsk,
+  given: unknown,
+): Promise<{ limits: Limits } | { arguments: string }> {
+  return body.kind === 'budget' ? { limits: raiseOf(given) } : { arguments: await editedArguments(shard, body, given) }
 }
 
 async function editedArguments({ crew }: Shard, { agent, tool }: HumanAsk, given: unknown): Promise<string> {

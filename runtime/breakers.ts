@@ -194,14 +194,15 @@ class Breaker {
       if (isStored && isOwn) return { granted: true }
       // Another one was first: it is asked again, as that one has left it.
       if (!isOwn) continue
-      this.#step({ type: 'permit.done', call, at: this.#now(), verdict: 'none', cooling: null })
+      this.#step({ type: 'permit.done', call, at: this.#now(), verdict: 'none', cooling: null, underWay: 0 })
       return { granted: false, reason: 'probing', waitMs: storeAwayMs }
     }
   }
 
   done(call: string, end: CallEnd): BreakerChange[] {
     this.underWay -= 1
-    const { events } = this.#step({ type: 'permit.done', call, at: this.#now(), ...end })
+    const { underWay } = this
+    const { events } = this.#step({ type: 'permit.done', call, at: this.#now(), underWay, ...end })
     if (!isEqual(this.#kept, this.#stored)) void this.#save()
     return events.flatMap(changeOf)
   }

@@ -9,6 +9,7 @@
  * - CA2 A crew that is at work here is not removed: whoever waits for it would wait for ever.
  * - CA3 Whoever asks and leaves holds nothing here: a wait ends with its signal, the run goes on.
  */
+import type { BudgetLimits } from './budget.js'
 import { type ControlRequest, toWireCommit } from './control-wire.js'
 import type { CrewHandle } from './crew-handle.js'
 import { TroupeError } from './errors.js'
@@ -70,6 +71,11 @@ export async function* answerRequest(
     case 'steer': {
       const options = { key: request.key, ...whomOf(request) }
       return yield { result: (await runtime.steer(request.crew, request.input as SteerInput, options)) ?? null }
+    }
+    case 'raise': {
+      const { crew, limits, agent } = request
+      const options = agent === undefined ? {} : { agent }
+      return yield { result: (await runtime.raise(crew, limits as BudgetLimits, options)) ?? null }
     }
     case 'asks':
       return yield { result: await runtime.asks(request.crew) }

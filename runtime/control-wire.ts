@@ -62,6 +62,12 @@ export const controlRequest = z.discriminatedUnion('method', [
     run: z.string().max(64).optional(),
     agent: z.string().max(128).optional(),
   }),
+  z.strictObject({
+    method: z.literal('raise'),
+    crew: id,
+    limits: z.unknown(),
+    agent: z.string().max(64).optional(),
+  }),
   z.strictObject({ method: z.literal('asks'), crew: id }),
   z.strictObject({
     method: z.literal('answer'),

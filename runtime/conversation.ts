@@ -123,8 +123,9 @@ export function append(
   values: readonly Value[],
 ): void {
   const log = open(logs, name)
+  const from = message.sequence ?? sequence
   for (const index of message.values ?? []) {
-    const entry = entryOf(sequence, index, 'message', '', values[index])
+    const entry = entryOf(from, index, 'message', '', from === sequence ? values[index] : undefined)
     log.append(entry, linkOf(entry))
   }
   if (message.user !== undefined) {

@@ -32,6 +32,8 @@ import { dataText, messagesOf, type RunInput, type StartOptions } from './run-in
 import type { Shard } from './shard.js'
 import type { RunState } from './runs.js'
 import type { ShardState } from './state.js'
+import type { BudgetLimits } from './budget.js'
+import { raise, type RaiseOptions } from './raising.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import type { Worker } from './worker.js'
 
@@ -162,6 +164,11 @@ export class CrewHandle<Output = unknown> {
   /** Says something to the lead, or to another agent at work. @throws TroupeError `INPUT_INVALID`, `STEER_REFUSED`. */
   steer(input: SteerInput, options: SteerOptions = {}): Promise<void> {
     return steer(this.#shard(), input, options)
+  }
+
+  /** As `Runtime.raise`. */
+  raise(to: BudgetLimits, options: RaiseOptions = {}): Promise<void> {
+    return raise(this.#shard(), to, options)
   }
 
   /** Gives the crew to another worker, or to whomever it falls. Resolves with that one's name. */

@@ -9,6 +9,7 @@
  */
 import { z } from 'zod'
 import { defaultLoops, type Loops } from '../machines/index.js'
+import { type Budget, budgetFields, defaultAskMs, ms } from './budget.js'
 import { contentHash } from './codec.js'
 import { TroupeError } from './errors.js'
 import type { ModelSettings, Price } from './ports.js'
@@ -128,20 +129,6 @@ export type AnyTool = Omit<Tool, 'run' | 'verify' | 'approval'> & {
   readonly approval: boolean | ((input: never, context: never) => unknown)
   readonly run: (input: never, context: never) => unknown
   readonly verify: ((input: never, context: never) => Promise<unknown>) | undefined
-}
-
-/** Limits of spending. Each counts for one run unless `per` says otherwise. */
-export interface Budget {
-  /** US dollars. */
-  readonly usd?: number
-  /** Input and output tokens together. */
-  readonly tokens?: number
-  readonly modelCalls?: number
-  readonly toolCalls?: number
-  /** Time in which the run was active in a living process, in milliseconds. */
-  readonly wallMs?: number
-  /** @default 'run' */
-  readonly per?: 'run' | 'crew'
 }
 
 /** What an `instructions` function sees. */
@@ -280,13 +267,7 @@ const namePattern = /^[A-Za-z0-9_-]{1,64}$/
 /** An agent of another crew. */
 const addressPattern = /^[A-Za-z0-9_-]{1,64}\/agent\/[A-Za-z0-9_-]{1,64}$/
 
-/** Longest delay that a timer takes, and so the largest `…Ms` of a definition. */
-const maxMs = 2 ** 31 - 1
-const ms = z.int().min(1).max(maxMs)
 const count = z.int().min(0).max(1_000_000)
-
-/** How long a person has to answer. */
-const defaultAskMs = 7 * 86_400_000
 
 const rung = z.int().min(1).max(100_000).optional()
 
@@ -314,14 +295,6 @@ const toolShape = z.strictObject({
   server: z.string().regex(namePattern).optional(),
   run: z.custom<AnyTool['run']>((value) => typeof value === 'function', 'a function'),
 })
-
-const budgetFields = {
-  usd: z.number().min(0).max(1_000_000).optional(),
-  tokens: z.int().min(0).optional(),
-  modelCalls: z.int().min(0).optional(),
-  toolCalls: z.int().min(0).optional(),
-  wallMs: ms.optional(),
-}
 
 const settingsShape = z.strictObject({
   temperature: z.number().optional(),

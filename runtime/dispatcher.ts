@@ -40,6 +40,8 @@ export const maxInFlight = 256
 /** How long after its record a `once` call may start. */
 export const startWithinMs = 10_000
 
+/** When a call is asked for again that this process was not to make any more. */
+const elsewhereMs = 250
 /** Waits between two tries of reading what a call needs. */
 const readAgainMs = 100
 const maxReadAgainMs = 5_000
@@ -279,7 +281,13 @@ export class Dispatcher {
       ...{ call: id, deployments: call.deployments, groups: agent.groups, signals, mayCall: () => shard.owns() },
     })
     if (deployment === null && signal.aborted) return null
-    if (deployment === null && (this.#hasDeparted() || !shard.owns())) return notStarted
+    // Nothing was asked of anybody, so nothing is to be paid for: whoever has the crew now asks again.
+    if (deployment === null && (this.#hasDeparted() || !shard.owns()))
+      return refused(
+        [{ deployment: call.deployments[0]!, reason: 'elsewhere', waitMs: elsewhereMs }],
+        call,
+        shard.ports,
+      )
     if (deployment === null) return refused(skipped, call, shard.ports)
     const watched = shard.watched()
     const request: ModelRequest = {

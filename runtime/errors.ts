@@ -27,6 +27,7 @@ export const errorCodes = [
   'MAILBOX_FULL',
   'RUNS_FULL',
   'STEER_REFUSED',
+  'RAISE_REFUSED',
   'ASK_CLOSED',
   'LETTER_UNKNOWN',
   'LETTER_REFUSED',

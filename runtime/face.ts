@@ -16,6 +16,8 @@ import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
+import type { BudgetLimits } from './budget.js'
+import type { RaiseOptions } from './raising.js'
 import type { SteerInput, SteerOptions } from './steering.js'
 
 /** A live crew. */
@@ -42,6 +44,8 @@ export interface CrewHandle<Output = unknown> {
   cancel(run?: string): Promise<void>
   /** As `Runtime.steer`. */
   steer(input: SteerInput, options?: SteerOptions): Promise<void>
+  /** As `Runtime.raise`. */
+  raise(to: BudgetLimits, options?: RaiseOptions): Promise<void>
   /** As `Runtime.asks`. */
   asks(): Promise<readonly PendingAsk[]>
   /** As `Runtime.approve`. */
@@ -106,10 +110,18 @@ export interface Runtime extends AsyncDisposable {
    * @throws TroupeError `CREW_UNKNOWN`, `INPUT_INVALID`, `STEER_REFUSED` when there is nobody at work to hear it.
    */
   steer(id: string, input: SteerInput, options?: SteerOptions): Promise<void>
-  /** What a crew's agents wait for a person to say: approvals and questions, the oldest first. @throws TroupeError `CREW_UNKNOWN`. */
+  /**
+   * Sets limits of a budget that is at work: of the run that goes on, of a crew whose budget counts over its runs, or of one of
+   * its agents, which takes it from what the run has left. Those that are not named stay. Whoever could not pay goes on. The
+   * definition is not changed: the next run begins with its limits. Resolves when that is durable.
+   * @throws TroupeError `CREW_UNKNOWN`, `INPUT_INVALID`, `RAISE_REFUSED` when there is no such budget at work.
+   */
+  raise(id: string, to: BudgetLimits, options?: RaiseOptions): Promise<void>
+  /** What a crew's agents wait for a person to say: approvals, questions and spent budgets, the oldest first. @throws TroupeError `CREW_UNKNOWN`. */
   asks(id: string): Promise<readonly PendingAsk[]>
   /**
-   * Lets a call be made that waits for approval: this one, with these arguments. Resolves when that is durable.
+   * Lets a call be made that waits for approval: this one, with these arguments. Of a budget the arguments are what its limits
+   * are to be (`{ usd: 5 }`); without them it gets as much again as its definition says. Resolves when that is durable.
    * @throws TroupeError `CREW_UNKNOWN`, `ASK_CLOSED` when nobody waits for this any more, `INPUT_INVALID` for arguments that
    * the tool does not take, and for a question.
    */

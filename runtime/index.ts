@@ -43,7 +43,6 @@ export {
   type Agent,
   type AgentOptions,
   type ApprovalContext,
-  type Budget,
   type Crew,
   type CrewOptions,
   defineAgent,
@@ -66,6 +65,8 @@ export type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
 export type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 export type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 export type { RepairReport } from './repair.js'
+export type { Budget, BudgetLimits } from './budget.js'
+export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
 export type { CrewDetails, CrewInfo, RunInfo, SpawnOptions } from './runtime.js'
@@ -103,8 +104,8 @@ export interface RuntimeOptions {
   readonly retainMs?: number
   /**
    * When the circuit breaker of a deployment or tool server opens, and for how long; `false`: nobody is kept back. It opens
-   * after `failures` in a row, or when more than `rate` of the calls within `windowMs` failed, if there were `minCalls`. Nobody
-   * calls for `cooldownMs` then; behind that one call, the probe, finds out, and others wait for it for up to `probeMs`.
+   * after `failures` in a row, or when more than `rate` of the calls within `windowMs` failed, if there were `minCalls`; calls
+   * under way count as ones that may succeed, so that a few quick failures of many calls open nothing. Nobody calls for `cooldownMs` then; behind that one call, the probe, finds out, and others wait for it for up to `probeMs`.
    * @default { failures: 5, rate: 0.5, minCalls: 10, windowMs: 60_000, cooldownMs: 30_000, probeMs: 60_000 }
    */
   readonly breakers?: false | Partial<BreakerSettings>

@@ -7,9 +7,10 @@
  * - PP1 Equal definitions have equal data; functions count by name only.
  */
 import { z } from 'zod'
-import type { AgentData, CrewData, Limits } from '../machines/index.js'
+import type { AgentData, CrewData } from '../machines/index.js'
+import { limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
-import { type Agent, type AnyTool, type Budget, type Crew, delegateName, isAddress } from './define.js'
+import { type Agent, type AnyTool, type Crew, delegateName, isAddress } from './define.js'
 import type { ModelPort } from './ports.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
@@ -62,6 +63,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     lead: crew.lead,
     agents: data,
     limits: limitsOf(crew.budget),
+    ...termsOf(crew.budget),
     per: crew.budget.per ?? 'run',
     wallMs: crew.budget.wallMs ?? null,
     delegates: crew.limits.delegates,
@@ -120,19 +122,11 @@ function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: Mod
     minOutputTokens: Math.min(crew.minOutputTokens, maxOutputTokens),
     baseTokens: estimateTokens(characters) + 16,
     limits: agent.budget === undefined ? null : limitsOf(agent.budget),
+    ...termsOf(agent.budget ?? {}),
     keep: agent.continue,
     // Only who calls something can repeat itself.
     loops: agent.tools.length + agent.delegates.length > 0 ? agent.limits.loops : null,
   }
-}
-
-function limitsOf(budget: Budget): Limits {
-  const limits: Limits = {}
-  if (budget.usd !== undefined) limits.nanoUsd = Math.round(budget.usd * 1e9)
-  if (budget.tokens !== undefined) limits.tokens = budget.tokens
-  if (budget.modelCalls !== undefined) limits.modelCalls = budget.modelCalls
-  if (budget.toolCalls !== undefined) limits.toolCalls = budget.toolCalls
-  return limits
 }
 
 function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {

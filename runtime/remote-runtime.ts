@@ -21,6 +21,8 @@ import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
 import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
+import { type BudgetLimits, raiseOf } from './budget.js'
+import type { RaiseOptions } from './raising.js'
 import { type SteerInput, steerKey, steerMessage, type SteerOptions, whomOf } from './steering.js'
 
 /** The way to whoever answers requests. */
@@ -159,6 +161,10 @@ export class RemoteRuntime implements Runtime {
     await steered(this.#channel, checkId(id, 'a crew id'), input, options)
   }
 
+  async raise(id: string, to: BudgetLimits, options: RaiseOptions = {}): Promise<void> {
+    await raised(this.#channel, checkId(id, 'a crew id'), to, options)
+  }
+
   async asks(id: string): Promise<readonly PendingAsk[]> {
     return asked(this.#channel, checkId(id, 'a crew id'))
   }
@@ -205,6 +211,11 @@ async function responded(
   said: Pick<Extract<ControlRequest, { method: 'answer' }>, 'decision' | 'text' | 'arguments' | 'by'>,
 ): Promise<void> {
   await channel.ask({ method: 'answer', crew, ask, ...said })
+}
+
+async function raised(channel: Channel, crew: string, limits: BudgetLimits, { agent }: RaiseOptions): Promise<void> {
+  raiseOf(limits)
+  await channel.ask({ method: 'raise', crew, limits, ...(agent === undefined ? {} : { agent }) })
 }
 
 /** The key makes asking again the same message. */
@@ -267,6 +278,10 @@ class RemoteCrew<Output> implements CrewHandle<Output> {
 
   async steer(input: SteerInput, options: SteerOptions = {}): Promise<void> {
     await steered(this.#channel, this.id, input, options)
+  }
+
+  async raise(to: BudgetLimits, options: RaiseOptions = {}): Promise<void> {
+    await raised(this.#channel, this.id, to, options)
   }
 
   asks(): Promise<readonly PendingAsk[]> {

@@ -17,6 +17,7 @@ import {
   respond,
   type Said,
 } from './asks.js'
+import type { BudgetLimits } from './budget.js'
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
 import { crewVersion, nameIn } from './crew-version.js'
@@ -27,6 +28,7 @@ import type { LiveCrew } from './dispatcher.js'
 import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import { type Durability, isDamage, type ShardHead } from './journal.js'
+import { raise, type RaiseOptions } from './raising.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
@@ -252,6 +254,12 @@ export class Runtime {
     await steer(this.worker.shard(id), input, options)
   }
 
+  /** As `face.ts` says. @throws TroupeError `CREW_UNKNOWN`, `INPUT_INVALID`, `RAISE_REFUSED`. */
+  async raise(id: string, to: BudgetLimits, options: RaiseOptions = {}): Promise<void> {
+    await this.#known(id)
+    await raise(this.worker.shard(id), to, options)
+  }
+
   /** What a crew waits for a person to say. @throws TroupeError `CREW_UNKNOWN`. */
   async asks(id: string): Promise<readonly PendingAsk[]> {
     await this.#known(id)
@@ -335,10 +343,11 @@ function infoOf(head: ShardHead): CrewInfo {
 function waitOf(body: {
   readonly kind?: string
   readonly type: string
+  readonly agent: string
   readonly tool?: string
   readonly deployments?: readonly string[]
 }): string {
-  if (body.type === 'human.ask') return `${body.kind ?? ''} of ${body.tool ?? ''}`
+  if (body.type === 'human.ask') return `${body.kind ?? ''} of ${body.tool || body.agent}`
   return body.type === 'model.call' ? `model ${body.deployments?.join(' or ') ?? ''}` : `tool ${body.tool ?? ''}`
 }
 

@@ -4,8 +4,17 @@ import { duration, oneLine } from './output.js'
 
 /** An ask in one line. */
 export function askLine({ id, kind, agent, tool, arguments: written, expiresAt }: PendingAsk): string {
-  const what = kind === 'question' ? questionIn(written) : `${tool} ${oneLine(written, 400)}`
-  return `${id}  ${agent} ${kind === 'question' ? 'asks' : 'wants to call'} ${what} (for ${duration(expiresAt - Date.now())} more)`
+  const what = {
+    approval: () => `wants to call ${tool} ${oneLine(written, 400)}`,
+    question: () => `asks ${questionIn(written)}`,
+    budget: () => `cannot pay: ${budgetIn(written)}`,
+  }[kind]()
+  return `${id}  ${agent} ${what} (for ${duration(expiresAt - Date.now())} more)`
+}
+
+function budgetIn(written: string): string {
+  const { account, dimension, limit } = JSON.parse(written) as { account: string; dimension: string; limit: number }
+  return `${account === 'run' ? 'the run' : account.slice(4)} has spent its ${limit} ${dimension}`
 }
 
 function questionIn(written: string): string {

@@ -63,6 +63,13 @@ function whole(text: string): number {
   return value
 }
 
+function dollars(text: string): number {
+  const value = Number(text)
+  if (text.trim() === '' || !(value >= 0 && value <= 1_000_000))
+    throw new InvalidArgumentError('dollars, from 0 to 1,000,000')
+  return value
+}
+
 function sequence(text: string): number {
   const value = Number(text)
   if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('a commit is a whole number from 1')
@@ -129,6 +136,17 @@ storeCommand('steer <id> <text>', 'say something to the agents of a crew that is
   .option('--agent <name>', 'to every task of this agent that goes on, or to this actor (default: the lead)')
   .action((id: string, text: string, options: Options & { run?: string; agent?: string }) =>
     end(async () => (await import('./show.js')).steer(id, text, options), options.json),
+  )
+
+storeCommand('raise <id>', 'set limits of a budget that is at work')
+  .option('--usd <dollars>', 'US dollars', dollars)
+  .option('--tokens <count>', 'input and output tokens', whole)
+  .option('--model-calls <count>', 'model calls', whole)
+  .option('--tool-calls <count>', 'tool calls', whole)
+  .option('--agent <name>', 'the budget of this agent (default: the run’s, or the crew’s)')
+  .addHelpText('after', '\nEach is what the limit is to be from now on; those that are not named stay.')
+  .action((id: string, options: Options & import('../budget.js').BudgetLimits & { agent?: string }) =>
+    end(async () => (await import('./show.js')).raise(id, options), options.json),
   )
 
 storeCommand('dead-letters [words...]', 'list messages that nobody could process; show, replay or drop one')

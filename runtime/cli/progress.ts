@@ -105,7 +105,7 @@ export class Progress {
         return { who: this.#names.get(text(data['address'])) ?? 'router', text: paint('yellow', wanted) }
       }
       case 'troupe.human.asked': {
-        const asks = data['kind'] === 'question' ? 'asks a question' : `wants to call ${text(data['tool'])}`
+        const asks = asked(text(data['kind']), text(data['tool']))
         return {
           who,
           text: paint(
@@ -117,10 +117,14 @@ export class Progress {
       case 'troupe.human.answered':
         return {
           who: this.#asker(data),
-          text: `${text(data['tool'])} ${text(data['decision'])} by ${text(data['by'])}`,
+          text: `${text(data['tool']) || 'more to spend'} ${text(data['decision'])} by ${text(data['by'])}`,
         }
-      case 'troupe.human.expired':
-        return { who: this.#asker(data), text: paint('yellow', `${text(data['tool'])}: nobody answered in time`) }
+      case 'troupe.human.expired': {
+        const what = text(data['tool']) || 'more to spend'
+        return { who: this.#asker(data), text: paint('yellow', `${what}: nobody answered in time`) }
+      }
+      case 'troupe.budget.raised':
+        return { who, text: `budget of ${text(data['account'])} raised` }
       case 'troupe.model.held':
         return {
           who: this.#names.get(text(data['address'])) ?? 'router',
@@ -216,4 +220,9 @@ function breakerText({ deployment, to, ms }: TroupeEvent['data']): string {
 
 function wait(ms: unknown): string {
   return duration(Number(ms))
+}
+
+function asked(kind: string, tool: string): string {
+  if (kind === 'question') return 'asks a question'
+  return kind === 'budget' ? 'cannot pay and asks for more' : `wants to call ${tool}`
 }

@@ -1,10 +1,11 @@
 /**
- * `troupe show`, `rm`, `pause`, `resume`, `cancel`, `steer`, `move`: looking at crews and telling them what to do.
+ * `troupe show`, `rm`, `pause`, `resume`, `cancel`, `steer`, `raise`, `move`: looking at crews and telling them what to do.
  *
  * Owns: how crews are shown.
  * Does not own: reaching them: beside a running process through its control socket, else by opening the store.
  */
 import { existsSync } from 'node:fs'
+import type { BudgetLimits } from '../budget.js'
 import { TroupeError } from '../errors.js'
 import type { Runtime } from '../face.js'
 import { createRuntime } from '../index.js'
@@ -112,6 +113,16 @@ export async function steer(
   options: StoreOptions & { readonly run?: string; readonly agent?: string },
 ): Promise<number> {
   return told(id, options, 'steered', (runtime) => runtime.steer(id, text, whomOf(options)))
+}
+
+/** Sets limits of a budget that is at work. */
+export async function raise(
+  id: string,
+  { agent, usd, tokens, modelCalls, toolCalls, ...options }: StoreOptions & BudgetLimits & { readonly agent?: string },
+): Promise<number> {
+  const named = Object.entries({ usd, tokens, modelCalls, toolCalls }).filter(([, limit]) => limit !== undefined)
+  const whose = agent === undefined ? {} : { agent }
+  return told(id, options, 'raised', (runtime) => runtime.raise(id, Object.fromEntries(named), whose))
 }
 
 /** Gives a crew to another worker, or to whomever it falls. */

@@ -85,3 +85,34 @@ describe('troupe approve', () => {
     })
   })
 })
+
+describe('troupe raise', () => {
+  const thrifty = crewFile('thrifty.mjs')
+  const looks: ModelScript = ({ messages }) =>
+    messages.at(-1)?.role === 'tool' ? `Told: ${String(messages.at(-1)?.content)}` : reply.call('look', {})
+  const words = ['run', thrifty, '--input', 'go']
+
+  test('raise: a run whose budget is spent leaves with 3 and says so; approved with a figure, it goes on', async () => {
+    const cwd = await scratch()
+    const server = await model(looks)
+    const left = await ended(words, { cwd, model: server })
+    expect(left).toMatchObject({ code: 3, stdout: '' })
+    expect(left.stderr).toMatch(/(\d+-\d+) {2}scout cannot pay: the run has spent its 1 modelCalls/)
+    const said = await ended(['approve', 'thrifty', '--arguments', '{"modelCalls":2}'], { cwd })
+    expect(said.code).toBe(0)
+    expect(await ended(words, { cwd, model: server })).toMatchObject({ code: 0, stdout: 'Told: seen\n' })
+  })
+
+  test('raise: by command; nonsense and budgets that are not at work are refused', async () => {
+    const cwd = await scratch()
+    const server = await model(looks)
+    expect(await ended(words, { cwd, model: server })).toMatchObject({ code: 3 })
+    expect(await ended(['raise', 'thrifty'], { cwd })).toMatchObject({ code: 2 })
+    expect(await ended(['raise', 'thrifty', '--usd', 'much'], { cwd })).toMatchObject({ code: 2 })
+    const nobody = await ended(['raise', 'thrifty', '--usd', '1', '--agent', 'nobody', '--json'], { cwd })
+    expect(jsonLines(nobody.stdout)).toMatchObject([{ type: 'error', code: 'RAISE_REFUSED' }])
+    const said = await ended(['raise', 'thrifty', '--model-calls', '2', '--json'], { cwd })
+    expect(jsonLines(said.stdout)).toEqual([{ type: 'raised', crew: 'thrifty' }])
+    expect(await ended(words, { cwd, model: server })).toMatchObject({ code: 0, stdout: 'Told: seen\n' })
+  })
+})

@@ -171,7 +171,7 @@ export interface GivenUp {
 }
 
 /** Outcomes behind which the same work is tried again, if at all, or asked about: its crashes are counted on. */
-const sameWork = new Set(['effect.interrupted', 'tool.verified', 'model.failed', 'tool.failed'])
+const sameWork = new Set(['effect.interrupted', 'tool.verified', 'model.failed', 'model.refused', 'tool.failed'])
 
 /** What a crew's journal has as given up. */
 export function givenUpOf(crew: string, commits: readonly RecordedCommit[]): GivenUp[] {

@@ -145,7 +145,7 @@ test('agent: a refused call is told and needs nobody', () => {
 test('agent: a delegation opens the conversation of its own that the reply brought', () => {
   const agent = acting([delegation(0), refusal(1)])
   expect(agent.state).toBe('acting')
-  expect(agent.to('log/helper-7-0')).toEqual([{ type: 'log.append', values: [1, 2] }])
+  expect(agent.to('log/helper-7-0')).toEqual([{ type: 'log.append', values: [1, 2], sequence: 7 }])
   expect(agent.to('crew/main')).toMatchObject([
     { type: 'delegate.call', caller: 'agent/writer-r1', index: 0, name: 'helper-7-0', depth: 1, length: 2, tokens: 40 },
   ])
@@ -340,10 +340,10 @@ test('agent: it cannot pay for a call: it tells the crew and waits', () => {
   const agent = start().send(refused)
   expect(agent.state).toBe('exhausted')
   expect(agent.to('crew/main')).toEqual([
-    { type: 'agent.exhausted', address: 'agent/writer-r1', account: 'run', dimension: 'nanoUsd' },
+    { type: 'agent.exhausted', address: 'agent/writer-r1', account: 'run', dimension: 'nanoUsd', limit: 9 },
   ])
   expect(agent.emitted).toEqual([{ type: 'budget.exhausted', account: 'run', dimension: 'nanoUsd' }])
-  agent.send({ type: 'budget.raise', account: 'run', limits: {} })
+  agent.send({ type: 'budget.raised' })
   expect(agent.state).toBe('reserving')
   expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.reserve', grant: 'agent/writer-r1#0' }])
 })
@@ -351,13 +351,19 @@ test('agent: it cannot pay for a call: it tells the crew and waits', () => {
 test('agent: it may not act: raised, it asks for the same calls again', () => {
   const agent = acting([toolCall(0)], { counted: true }).send({ ...refused, dimension: 'toolCalls' })
   expect(agent.state).toBe('exhausted')
-  agent.send({ type: 'budget.raise', account: 'run', limits: {} })
+  agent.send({ type: 'budget.raised' })
   expect(agent.state).toBe('authorizing')
   expect(agent.to('budget/r1')).toMatchObject([{ type: 'budget.charge', toolCalls: 1 }])
 })
 
+test('agent: raised, a delegation has the task that its reply brought, whatever brings the raise', () => {
+  const agent = acting([delegation(1)], { counted: true }).send({ ...refused, dimension: 'toolCalls' })
+  agent.send({ type: 'budget.raised' }, granted)
+  expect(agent.to('log/helper-7-1')).toEqual([{ type: 'log.append', values: [1, 2], sequence: 7 }])
+})
+
 test('agent: a raise that it does not wait for changes nothing', () => {
-  const agent = thinking().send({ type: 'budget.raise', account: 'run', limits: {} })
+  const agent = thinking().send({ type: 'budget.raised' })
   expect(agent.state).toBe('thinking')
   expect(agent.sent).toEqual([])
 })
@@ -498,9 +504,9 @@ const onward: Readonly<Record<string, (agent: Driver) => Driver>> = {
       { type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' },
       { type: 'delegate.finished', index: 1, tokens: 1, result: 'r' },
     ),
-  exhausted: (agent) => agent.send({ type: 'budget.raise', account: 'run', limits: {} }),
+  exhausted: (agent) => agent.send({ type: 'budget.raised' }),
   'exhausted with calls': (agent) =>
-    agent.send({ type: 'budget.raise', account: 'run', limits: {} }, granted, {
+    agent.send({ type: 'budget.raised' }, granted, {
       type: 'tool.finished',
       index: 0,
       status: 'ok',

@@ -8,6 +8,7 @@ import {
   cost,
   grants,
   open,
+  raise,
   reserve,
   settle,
   spentOf,
@@ -51,7 +52,7 @@ describe('budget: grants', () => {
   test('budget: below the least that is worth a call it is refused, with what is short', () => {
     const keeper = start({ tokens: 59 }).send(reserve('a'))
     expect(keeper.sent).toEqual([
-      ['agent/a', { type: 'budget.refused', grant: 'a', account: 'run', dimension: 'tokens' }],
+      ['agent/a', { type: 'budget.refused', grant: 'a', account: 'run', dimension: 'tokens', limit: 59 }],
     ])
     expect(start({ nanoUsd: 10 }).send(reserve('a')).sent).toMatchObject([['agent/a', { dimension: 'nanoUsd' }]])
     expect(start({ modelCalls: 0 }).send(reserve('a')).sent).toMatchObject([['agent/a', { dimension: 'modelCalls' }]])
@@ -92,10 +93,32 @@ describe('budget: grants', () => {
 
   test('budget: a raise lets the waiting go on, one for nobody changes nothing', () => {
     const keeper = start({ tokens: 200 }).send(reserve('a'), reserve('b'))
-    keeper.send({ type: 'budget.raise', account: 'ghost', limits: { tokens: 9_999 } })
+    keeper.send(raise('ghost', { tokens: 9_999 }, 'to'))
     expect(keeper.sent).toEqual([])
-    keeper.send({ type: 'budget.raise', account: 'run', limits: { tokens: 9_999 } })
+    keeper.send(raise('run', { tokens: 9_999 }, 'to'))
     expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: 'b' }])
+  })
+
+  test('budget: limits are set anew, those named become another, or what is limited grows', () => {
+    const keeper = start({ tokens: 200, modelCalls: 3 })
+    const limits = () => accounts(keeper)['run']?.limits
+    keeper.send(raise('run', { tokens: 300 }, 'to'))
+    expect(limits()).toEqual({ tokens: 300, modelCalls: 3 })
+    keeper.send(raise('run', { tokens: 50, toolCalls: 9 }, 'by'))
+    expect(limits()).toEqual({ tokens: 350, modelCalls: 3 })
+    keeper.send(raise('run', { toolCalls: 9 }, 'set'))
+    expect(limits()).toEqual({ toolCalls: 9 })
+  })
+
+  test('budget: what a child is raised by comes from what its parent has left', () => {
+    const keeper = start({ tokens: 1_000 }).send(open('a', { tokens: 300 }), open('b', { tokens: 200 }))
+    keeper.send(raise('a', { tokens: 500 }, 'to'))
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 700 } }, a: { limits: { tokens: 500 } } })
+    keeper.send(raise('b', { tokens: 900 }, 'by'))
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 1_000 } }, b: { limits: { tokens: 500 } } })
+    // What somebody may have spent already is not taken back.
+    keeper.send(raise('a', { tokens: 100 }, 'to'))
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 1_000 } }, a: { limits: { tokens: 500 } } })
   })
 })
 
@@ -133,7 +156,7 @@ describe('budget: settlements', () => {
     expect(keeper.send(charge(3)).to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: '' }])
     expect(spentOf(keeper).toolCalls).toBe(5)
     expect(keeper.send(charge(1)).to('agent/a')).toEqual([
-      { type: 'budget.refused', grant: '', account: 'run', dimension: 'toolCalls' },
+      { type: 'budget.refused', grant: '', account: 'run', dimension: 'toolCalls', limit: 5 },
     ])
     expect(spentOf(keeper).toolCalls).toBe(5)
   })
@@ -165,6 +188,59 @@ describe('budget: settlements', () => {
     expect(keeper.timers.size).toBe(0)
     keeper.send(reserve('b'))
     expect([...keeper.timers.keys()]).toEqual(['sweep'])
+  })
+})
+
+describe('budget: soft accounts', () => {
+  const soft = (limits: Limits) => startKeeper(limits, covered.machine, true)
+
+  test('budget: a call is made whole as long as anything is left, and the next one is not', () => {
+    const keeper = soft({ tokens: 90 }).send(reserve('a'))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', maxOutputTokens: 100 }]])
+    keeper.send(settle('a', amounts(50, 39)), reserve('b'))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', maxOutputTokens: 100 }]])
+    keeper.send(settle('b', amounts(50, 90)), reserve('c'))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.refused', account: 'run', limit: 90 }]])
+  })
+
+  test('budget: of two calls at once only the first passes the limit', () => {
+    const keeper = soft({ tokens: 90 }).send(reserve('a'), reserve('b'))
+    expect(keeper.sent).toEqual([])
+    keeper.send(settle('a', amounts(10, 10)))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'b' }]])
+  })
+
+  test('budget: tool calls of a reply are made as long as one is left', () => {
+    const keeper = soft({ toolCalls: 3 }).send(charge(2))
+    expect(keeper.send(charge(4)).to('agent/a')).toMatchObject([{ type: 'budget.granted' }])
+    expect(keeper.send(charge(1)).to('agent/a')).toMatchObject([{ type: 'budget.refused' }])
+  })
+
+  test('budget: what a soft child lacks its parent must have', () => {
+    const keeper = start({ tokens: 300 }).send({ ...open('a', { tokens: 60 }), soft: true })
+    keeper.send(reserve('g', { account: 'a' }))
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', maxOutputTokens: 100 }])
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 150 } }, a: { limits: { tokens: 150 } } })
+    keeper.send(settle('g', amounts(50, 90)), { ...open('b', { tokens: 20 }), soft: true })
+    keeper.send(reserve('h', { account: 'b', inputTokens: 1, maxOutputTokens: 900 }))
+    // The parent has 150 less 20, the child its 20.
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', maxOutputTokens: 149 }])
+  })
+
+  test('budget: a soft child of a soft parent passes both by one call', () => {
+    const keeper = soft({ tokens: 70 }).send({ ...open('a', { tokens: 60 }), soft: true })
+    keeper.send(reserve('g', { account: 'a' }))
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', maxOutputTokens: 100 }])
+    keeper.send(settle('g', amounts(50, 100)), reserve('h', { account: 'a' }))
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.refused', account: 'a' }])
+  })
+
+  test('budget: who waits for a soft child may get what the parent’s other grants give back', () => {
+    const keeper = start({ tokens: 200 }).send({ ...open('a', { tokens: 40 }), soft: true }, reserve('g'))
+    keeper.send(reserve('h', { account: 'a' }))
+    expect(keeper.sent).toEqual([])
+    keeper.send(settle('g', amounts(5, 5)))
+    expect(keeper.to('agent/a')).toMatchObject([{ type: 'budget.granted', grant: 'h', maxOutputTokens: 100 }])
   })
 })
 

@@ -15,7 +15,7 @@ const ask = (at: number, need: PermitNeed = 'only', call = `c${at}`): Message =>
   ...{ type: 'permit.ask', replyTo: 'port/model', call, at, need },
 })
 const done = (verdict: 'answered' | 'failed' | 'none', at: number, more: object = {}): Message => ({
-  ...{ type: 'permit.done', call: 'c', at, verdict, cooling: null },
+  ...{ type: 'permit.done', call: 'c', at, verdict, cooling: null, underWay: 0 },
   ...more,
 })
 /** What was said to who asked last. */
@@ -49,6 +49,22 @@ describe('breaker: closed', () => {
     const ends = [done('failed', 1), done('failed', 2), done('answered', 3), done('failed', 4)]
     expect(start().send(...ends).state).toBe('open')
     expect(start({ minCalls: 5 }).send(...ends).state).toBe('closed')
+  })
+
+  test('breaker: given many calls under way, a few quick failures among them do not open it', () => {
+    const quick = [199, 198, 197, 196, 195, 194].map((underWay) => done('failed', 1, { underWay }))
+    expect(start({ minCalls: 5 }).send(...quick).state).toBe('closed')
+    // All of them fail: with every one fewer may succeed yet.
+    const breaker = start({ minCalls: 999 })
+    for (let underWay = 99; breaker.state === 'closed'; underWay--) breaker.send(done('failed', 1, { underWay }))
+    expect(breaker.context).toMatchObject({ inARow: 0, until: 101 })
+    expect(
+      start({ minCalls: 999 }).send(
+        done('failed', 1, { underWay: 6 }),
+        done('failed', 1, { underWay: 6 }),
+        done('failed', 1, { underWay: 6 }),
+      ).state,
+    ).toBe('open')
   })
 
   test('breaker: exactly its rate is not above it', () => {

@@ -7,6 +7,7 @@ import {
   call,
   closed,
   data,
+  decided,
   exhausted,
   finished,
   spent,
@@ -199,12 +200,12 @@ describe('crew: delegates', () => {
       'shard/actors actor.start',
     ])
     expect(crew.to('budget/r1')).toEqual([
-      { type: 'budget.open', account: 'saver', parent: 'run', limits: { tokens: 50 } },
+      { type: 'budget.open', account: 'run/saver', parent: 'run', limits: { tokens: 50 } },
     ])
     crew.send(call('saver-5-1', { agent: 'saver', index: 1 }), finished('agent/saver-5-0'))
     expect(crew.to('budget/r1')).toEqual([])
     crew.send(finished('agent/saver-5-1'))
-    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.refund', account: 'saver' }])
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.refund', account: 'run/saver' }])
   })
 
   test('crew: somebody unknown says nothing that counts', () => {
@@ -224,7 +225,7 @@ describe('crew: budget', () => {
   })
 
   test('crew: a delegate’s own account ran dry: only the delegation fails', () => {
-    const crew = running().send(call('saver-5-0', { agent: 'saver' }), exhausted('agent/saver-5-0', 'saver'))
+    const crew = running().send(call('saver-5-0', { agent: 'saver' }), exhausted('agent/saver-5-0', 'run/saver'))
     expect(crew.sent).toEqual([['agent/saver-5-0', { type: 'run.cancel' }]])
     expect(crew.state).toBe('running.working')
     crew.send(finished('agent/saver-5-0', { code: 'RUN_CANCELLED', reason: 'cancelled' }))
@@ -233,9 +234,124 @@ describe('crew: budget', () => {
 
   test('crew: the lead’s own account ran dry: the run ends', () => {
     const agents = { ...data.agents, writer: agentData('writer', { limits: { tokens: 5 } }) }
-    const crew = running({ agents }).send(exhausted('agent/writer-r1', 'writer'))
+    const crew = running({ agents }).send(exhausted('agent/writer-r1', 'run/writer'))
     crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
     expect(end(crew)).toMatchObject({ code: 'BUDGET_EXHAUSTED' })
+  })
+
+  describe('crew: a person is asked for more', () => {
+    const asking = (more: Partial<CrewData> = {}) => running({ raiseMs: 900, ...more })
+    const saver = { ...data.agents, saver: agentData('saver', { limits: { tokens: 50 }, raiseMs: 700 }) }
+    const stopped = (name: string) => ({ type: 'actor.stop', address: `escalation/${name}` })
+
+    test('crew: who cannot pay waits for an escalation, one a budget', () => {
+      const crew = asking().send(call('helper-5-0'), exhausted('agent/helper-5-0', 'run'))
+      expect(crew.to('shard/actors')).toMatchObject([
+        {
+          ...{ type: 'actor.start', kind: 'escalation', name: 'helper-5-0' },
+          input: { agent: 'helper', account: 'run', dimension: 'tokens', limit: 40, waitMs: 900, run: 'r1' },
+        },
+      ])
+      expect(crew.send(exhausted('agent/writer-r1', 'run')).sent).toEqual([])
+      expect(crew.state).toBe('running.working')
+    })
+
+    test('crew: with more, the keeper is told, and all who wait ask again', () => {
+      const crew = asking().send(call('helper-5-0'), exhausted('agent/helper-5-0', 'run'))
+      crew.send(exhausted('agent/writer-r1', 'run'), decided('run', true, { limits: { tokens: 5_000 } }))
+      expect(crew.sent).toEqual([
+        ['budget/r1', { type: 'budget.raise', account: 'run', limits: { tokens: 5_000 }, mode: 'to' }],
+        ['agent/helper-5-0', { type: 'budget.raised' }],
+        ['agent/writer-r1', { type: 'budget.raised' }],
+      ])
+      expect(crew.emitted).toMatchObject([{ type: 'budget.raised', account: 'run', mode: 'to' }])
+      // It is asked anew when that is spent, too.
+      expect(crew.send(exhausted('agent/writer-r1', 'run')).to('shard/actors')).toMatchObject([{ kind: 'escalation' }])
+    })
+
+    test('crew: without a figure it gets as much as its definition says, once more', () => {
+      const crew = asking().send(exhausted('agent/writer-r1', 'run'), decided('run', true))
+      const raise = { type: 'budget.raise', account: 'run', limits: { tokens: 1_000 }, mode: 'by' }
+      expect(crew.to('budget/r1')).toEqual([raise])
+    })
+
+    test('crew: no more for the run ends it, no more for a delegate’s own budget only the delegation', () => {
+      const crew = asking().send(exhausted('agent/writer-r1', 'run'), decided('run', false))
+      crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
+      expect(end(crew)).toMatchObject({ code: 'BUDGET_EXHAUSTED', reason: expect.stringContaining('ada gave no more') })
+      const other = running({ agents: saver }).send(call('saver-5-0', { agent: 'saver' }))
+      other.send(exhausted('agent/saver-5-0', 'run/saver'))
+      expect(other.to('shard/actors')).toMatchObject([
+        { kind: 'escalation', input: { waitMs: 700, account: 'run/saver' } },
+      ])
+      other.send(decided('run/saver', false))
+      expect(other.sent).toEqual([['agent/saver-5-0', { type: 'run.cancel' }]])
+      expect(other.state).toBe('running.working')
+    })
+
+    test('crew: no more for the lead’s own budget ends the run', () => {
+      const agents = { ...data.agents, writer: agentData('writer', { limits: { tokens: 5 }, raiseMs: 700 }) }
+      const crew = running({ agents }).send(exhausted('agent/writer-r1', 'run/writer'), decided('run/writer', false))
+      expect(crew.state).toBe('closing.stopping')
+    })
+
+    test('crew: nobody is asked any more when nobody waits any more, or the run ends', () => {
+      const crew = asking().send(call('helper-5-0'), exhausted('agent/helper-5-0', 'run'))
+      crew.send(finished('agent/helper-5-0', { code: 'RUN_CANCELLED' }))
+      expect(crew.to('shard/actors')).toEqual([stopped('helper-5-0')])
+      crew.send(exhausted('agent/writer-r1', 'run'), { type: 'crew.cancel' })
+      expect(crew.to('shard/actors')).toEqual([stopped('writer-r1')])
+      expect(crew.send(decided('run', true)).sent).toEqual([])
+    })
+
+    test('crew: an escalation that fails ends the run', () => {
+      const crew = asking().send(exhausted('agent/writer-r1', 'run'), actorFailed('escalation/writer-r1'))
+      expect(crew.state).toBe('closing.stopping')
+    })
+
+    test('crew: another definition lets who waits ask again', () => {
+      const crew = asking().send(exhausted('agent/writer-r1', 'run'))
+      crew.send({ type: 'crew.redefined', crew: { ...data, limits: { tokens: 9_000 } } })
+      expect(crew.sent).toMatchObject([
+        ['agent/writer-r1', { type: 'agent.redefined' }],
+        ['budget/r1', { type: 'budget.raise', limits: { tokens: 9_000 }, mode: 'set' }],
+        ['agent/writer-r1', { type: 'budget.raised' }],
+        ['shard/actors', stopped('writer-r1')],
+      ])
+    })
+  })
+
+  describe('crew: a budget is raised by command', () => {
+    const raise = (more: Record<string, unknown> = {}): Message => ({
+      ...{ type: 'crew.raise', limits: { tokens: 2_000 } },
+      ...more,
+    })
+
+    test('crew: of the run at work, and who waits asks again', () => {
+      const crew = running({ raiseMs: 900 }).send(exhausted('agent/writer-r1', 'run'), raise())
+      expect(crew.sent).toEqual([
+        ['budget/r1', { type: 'budget.raise', account: 'run', limits: { tokens: 2_000 }, mode: 'to' }],
+        ['agent/writer-r1', { type: 'budget.raised' }],
+        ['shard/actors', { type: 'actor.stop', address: 'escalation/writer-r1' }],
+      ])
+    })
+
+    test('crew: of an agent with a budget of its own, whether or not that is open yet', () => {
+      const crew = running().send(raise({ agent: 'saver' }))
+      expect(crew.to('budget/r1')).toEqual([
+        { type: 'budget.open', account: 'run/saver', parent: 'run', limits: { tokens: 50 } },
+        { type: 'budget.raise', account: 'run/saver', limits: { tokens: 2_000 }, mode: 'to' },
+      ])
+      expect(crew.send(raise({ agent: 'helper' })).emitted).toEqual([{ type: 'raise.refused', agent: 'helper' }])
+      expect(crew.sent).toEqual([])
+    })
+
+    test('crew: without a run only of a budget that counts over runs, and never while one ends', () => {
+      expect(start().send(raise()).emitted).toEqual([{ type: 'raise.refused', agent: '' }])
+      const crew = running({ per: 'crew' }).send(finished('agent/writer-r1'))
+      expect(crew.send(raise()).emitted).toEqual([{ type: 'raise.refused', agent: '' }])
+      expect(crew.send(closed, raise()).to('budget/crew')).toMatchObject([{ type: 'budget.raise', mode: 'to' }])
+    })
   })
 
   test('crew: the wall budget ends the run, and goes with it', () => {
@@ -381,7 +497,7 @@ describe('crew: pause and definition', () => {
     const other: CrewData = { ...data, lead: 'helper', limits: { tokens: 5 } }
     const crew = running().send(task(2), { type: 'crew.redefined', crew: other })
     expect(crew.to('agent/writer-r1')).toEqual([{ type: 'agent.redefined', data: other.agents['writer'] }])
-    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.raise', account: 'run', limits: { tokens: 5 } }])
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.raise', account: 'run', limits: { tokens: 5 }, mode: 'set' }])
     crew.send(finished('agent/writer-r1'), closed)
     expect(started(crew)).toEqual(['r2', 'helper-r2'])
   })

@@ -11,6 +11,7 @@ import {
   crewMachine,
   defaultLoops,
   envoyMachine,
+  escalationMachine,
   loopMachine,
   nothing,
   routerMachine,
@@ -86,6 +87,18 @@ test('graph of the envoy: the runtime takes each step as the model does, and non
   covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], 6)
 })
 
+test('graph of the escalation: the runtime takes each step as the model does, and none is left out', () => {
+  const input = {
+    ...{ self: 'escalation/r1-run', crew: 'crew/main', run: 'r1', agent: 'writer' },
+    ...{ account: 'run', dimension: 'tokens', limit: 40, waitMs: 50 },
+  }
+  const answered = (decision: string, more: object = {}): Message => {
+    return { type: 'human.answered', decision, by: 'ada', bytes: 0, result: '', ...more }
+  }
+  const messages = [answered('approved'), answered('approved', { limits: { tokens: 90 } }), answered('denied')]
+  covers(cover(escalationMachine), [{ inputs: [input], messages: () => messages }], 2)
+})
+
 test('graph of the loop detector: the runtime takes each step as the model does, and none is left out', () => {
   interface Tracks {
     readonly tracks: readonly { readonly level: number }[]
@@ -142,7 +155,7 @@ test('graph of the circuit breaker: the runtime takes each step as the model doe
   }
   const settings = { failures: 2, rate: 0.5, minCalls: 3, windowMs: 1_000, cooldownMs: 100, probeMs: 50 }
   const done = (verdict: string, call = 'c', cooling: object | null = null) => ({
-    ...{ type: 'permit.done', call, at: 100, verdict, cooling },
+    ...{ type: 'permit.done', call, at: 100, verdict, cooling, underWay: 0 },
   })
   const closed = { type: 'breaker.told', state: 'closed', until: 0, probe: null, cooling: null }
   const messages = [
@@ -170,7 +183,7 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
   const spent = { nanoUsd: 5, tokens: 60, modelCalls: 1, toolCalls: 0 }
   const release = (grant: string): Message => ({ type: 'budget.release', grant })
   const [resumed, sweep] = [{ type: 'actor.resumed' }, { type: 'budget.sweep' }]
-  const raise = { type: 'budget.raise', account: 'run', limits: { ...limits, tokens: 500 } }
+  const raise = budget.raise('run', { tokens: 500 }, 'to')
   const large = budget.reserve('b', { inputTokens: 280, replyTo: 'agent/b' })
   const estimated = budget.settle('a', spent, false)
   const two = [
@@ -197,7 +210,8 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
     if (isFar(books)) return []
     return messages === accounts && 'child' in books.accounts ? [...messages, child] : messages
   }
-  const inputs = [{ self: 'budget/r1', limits, minOutputTokens: 10 }]
+  const strict = { self: 'budget/r1', limits, minOutputTokens: 10 }
+  const inputs = [strict, { ...strict, soft: true }]
   const models = [two, one, accounts].map((messages): Model<Books> => ({ inputs, messages: within(messages) }))
   covers<Books>(cover(budgetMachine), models, 200)
 })
@@ -229,12 +243,12 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     ...[agent.replied({ fits: false, reason: 'no object' }), agent.replied({ calls: [agent.refusal(0)] })],
     ...[agent.failed(), agent.next('a:one', 1), agent.ended],
     agent.unadmitted({ deployment: 'a:one', reason: 'open', waitMs: 9 }),
-    ...[...ends, ...bare('effect.interrupted', 'effect.crashed', 'run.cancel', 'budget.raise')],
+    ...[...ends, ...bare('effect.interrupted', 'effect.crashed', 'run.cancel', 'budget.raised')],
   ]
   const loops: Message[] = [
     ...[agent.granted, agent.refused, agent.replied({ calls }), ...ends],
     ...[verdict('pass'), verdict('warn'), verdict('block', [0, 1]), verdict('stop')],
-    ...bare('run.cancel', 'budget.raise', 'run.pause', 'run.resume'),
+    ...bare('run.cancel', 'budget.raised', 'run.pause', 'run.resume'),
   ]
   const routes: Message[] = [
     ...[agent.granted, agent.replied(), one, agent.failed(), agent.next('a:one'), agent.next('b:two', 1), agent.ended],
@@ -276,6 +290,7 @@ test('graph of the crew: the runtime takes each step as the model does, and none
     readonly keeper: string | null
     readonly detector: string | null
     readonly router: string | null
+    readonly short: Readonly<Record<string, { readonly escalation: string; readonly agents: readonly string[] }>>
   }
   const bare = (...types: readonly string[]): Message[] => types.map((type) => ({ type }))
   const isKnown = (known: Known, run: string): boolean =>
@@ -283,7 +298,7 @@ test('graph of the crew: the runtime takes each step as the model does, and none
   /** What the actors of a crew may say: those that work, and its keeper, detector and router. */
   const actorsOf = ({ workers, keeper, detector, router, task }: Known): Message[] => [
     ...Object.keys(workers).flatMap((address) => {
-      const accounts = address.includes('saver') ? ['run', 'saver'] : ['run']
+      const accounts = address.includes('saver') ? ['run', 'run/saver'] : ['run']
       const ends = [crew.finished(address), crew.actorFailed(address)]
       return [...ends, ...accounts.map((account) => crew.exhausted(address, account))]
     }),
@@ -344,6 +359,34 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       ...bare('crew.pause', 'crew.resume', 'crew.cancel'),
     ],
   }
+  /** Each of those who work cannot pay once. */
+  const shortOf = ({ short, workers }: Known): Message[] =>
+    Object.keys(workers)
+      .filter((address) => !Object.values(short).some(({ agents }) => agents.includes(address)))
+      .map((address) => crew.exhausted(address, address.includes('saver') ? 'run/saver' : 'run'))
+  const asking = { ...crew.data.agents, saver: crew.agentData('saver', { limits: { tokens: 50 }, raiseMs: 7 }) }
+  const budgets: Model<Known> = {
+    inputs: [input({ raiseMs: 9, agents: asking, delegates: 2 }), input({ per: 'crew', raiseMs: 9 })],
+    messages: (known) => [
+      ...tasks(known, 1),
+      ...calls(known, { 'helper-5-0': 'helper', 'saver-5-1': 'saver' }),
+      ...shortOf(known),
+      ...Object.keys(known.workers).map((address) => crew.finished(address)),
+      ...Object.entries(known.short).flatMap(([account, { escalation }]) => [
+        ...[crew.decided(account, true), crew.decided(account, true, { limits: { tokens: 99 } })],
+        ...[crew.decided(account, false), crew.actorFailed(`escalation/${escalation}`)],
+      ]),
+      ...[
+        { type: 'crew.raise', limits: { tokens: 88 } },
+        { type: 'crew.raise', limits: {}, agent: 'saver' },
+      ],
+      ...[
+        { type: 'crew.raise', limits: {}, agent: 'helper' },
+        { type: 'budget.closed', spent: nothing },
+      ],
+      ...[crew.actorFailed('agent/nobody'), ...bare('crew.cancel')],
+    ],
+  }
   const mail: Model<Known> = {
     inputs: [input()],
     messages: (known) => [
@@ -356,5 +399,5 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       { type: 'delegate.revoke', sender: 'z/envoy/y' },
     ],
   }
-  covers(cover(crewMachine), [runs, delegates, users, mail], 500)
+  covers(cover(crewMachine), [runs, delegates, users, budgets, mail], 500)
 })

@@ -27,6 +27,14 @@ test('conversation: values become messages as they are, and a user message is ma
   expect(texts(logs, 'a')).toEqual([user('y'), user('x'), user('told "so"')])
 })
 
+test('conversation: values of an earlier commit are named by it, and read when they are asked for', () => {
+  const [now, later]: [Conversations, Conversations] = [new Map(), new Map()]
+  append(now, 'a', { type: 'log.append', values: [1], sequence: 4 }, 4, [user('x'), user('y')])
+  append(later, 'a', { type: 'log.append', values: [1], sequence: 4 }, 9, [user('other')])
+  expect([texts(now, 'a'), texts(later, 'a')]).toEqual([[user('y')], [null]])
+  expect(later.get('a')!.hash).toBe(now.get('a')!.hash)
+})
+
 test('V1 conversation: the hash after n entries names exactly these n', () => {
   const entry = fc.record({ sequence: fc.nat(3), index: fc.nat(2), text: fc.string() })
   fc.assert(

@@ -2,12 +2,15 @@ import { describe, expect, test } from 'vitest'
 import { z } from 'zod'
 import { nothing as nothingSpent } from '../../machines/index.js'
 import { defineAgent, defineTool, toCrew } from '../../runtime/define.js'
-import { Dispatcher, maxInFlight } from '../../runtime/dispatcher.js'
+import { Dispatcher, type DispatchingShard, maxInFlight } from '../../runtime/dispatcher.js'
+import { Breakers } from '../../runtime/breakers.js'
+import type { Draft } from '../../runtime/envelope.js'
 import { TroupeError } from '../../runtime/errors.js'
 import type { Journal } from '../../runtime/journal.js'
-import type { ModelPort, ToolOutcome, ToolPort, ToolRequest } from '../../runtime/ports.js'
+import type { ModelPort, ModelReply, ModelRequest, ToolOutcome, ToolPort, ToolRequest } from '../../runtime/ports.js'
 import { fromRecord } from '../../runtime/record.js'
 import { type Effect, emptyState } from '../../runtime/state.js'
+import { MemoryBreakers } from '../../transport/memory-breakers.js'
 import { call, gate, openStage, override, quiet, resultsIn, say, type Stage, until } from '../support/crew-stage.js'
 
 const lookup = (effect: 'pure' | 'idempotent' | 'once', run: () => unknown = () => 'found') =>
@@ -37,6 +40,55 @@ const holding = () => {
     })
   return { hold, reached, journal }
 }
+
+/** A dispatcher without a shard around it, whose model answers when it is told to. */
+async function alone(more: Partial<DispatchingShard> = {}) {
+  const stage = await openStage()
+  const asked: string[] = []
+  const ends: (() => void)[] = []
+  const posted: Draft[] = []
+  const live = stage.bind(toCrew(agentWith()))
+  const ask = (request: ModelRequest) => {
+    asked.push(request.effect)
+    return new Promise<ModelReply>((resolve) => ends.push(() => resolve(say('x'))))
+  }
+  const dispatcher = new Dispatcher({
+    id: 's1',
+    journal: stage.journal,
+    ports: {
+      clock: stage.clock,
+      random: () => 0,
+      breakers: new Breakers({ store: new MemoryBreakers(), clock: stage.clock }),
+    },
+    executor: () => 'test',
+    term: 1,
+    given: () => undefined,
+    owns: () => true,
+    send: () => Promise.resolve(),
+    state: () => emptyState('s1'),
+    crew: () => ({ ...live, model: { ...live.model, call: ask } }),
+    dataOf: () => Promise.resolve(null),
+    post: (draft) => {
+      posted.push(draft)
+      return Promise.resolve()
+    },
+    watched: () => false,
+    show: () => undefined,
+    stop: () => undefined,
+    ...more,
+  })
+  return { dispatcher, asked, ends, posted, close: () => stage.runtime.close() }
+}
+
+const modelCalls = (count: number) =>
+  Array.from({ length: count }, (_, index): Effect => {
+    const body = {
+      ...{ type: 'model.call', agent: 'agent', run: 'r1', conversation: 'r1', deployments: ['a:one'] },
+      ...{ maxOutputTokens: 1, grant: 'g', keeper: 'budget/r1', depth: 0, tries: 0, worst: nothingSpent },
+    } as Effect['body']
+    const place = { length: 0, hash: '', executor: '', startBy: null, parked: false }
+    return { id: `1-${index}`, from: 'agent/a', body, ...place }
+  })
 
 describe('dispatcher', () => {
   test('X1 dispatcher: an effect goes to its port only behind its append', async () => {
@@ -196,67 +248,21 @@ describe('dispatcher', () => {
     await stage.runtime.close()
   })
 
+  test('X5 dispatcher: a model call that this process may not make any more is asked of nobody, and costs nothing', async () => {
+    const { dispatcher, asked, posted, close } = await alone({ owns: () => false })
+    dispatcher.dispatch(modelCalls(1))
+    await until(() => posted.length === 1)
+    expect(asked).toEqual([])
+    expect(posted[0]).toMatchObject({
+      ...{ from: 'port/model', to: 'agent/a', cause: '1-0' },
+      body: { type: 'model.refused', skipped: [{ deployment: 'a:one', reason: 'elsewhere', waitMs: 250 }] },
+    })
+    await close()
+  })
+
   test('X4 dispatcher: at most so many effects are with the ports, the rest wait in order', async () => {
-    const stage = await openStage()
-    const asked: string[] = []
-    const ends: (() => void)[] = []
-    const live = stage.bind(toCrew(agentWith()))
-    const posted: string[] = []
-    const dispatcher = new Dispatcher({
-      id: 's1',
-      journal: stage.journal,
-      ports: { clock: stage.clock, random: () => 0 },
-      executor: () => 'test',
-      term: 1,
-      given: () => undefined,
-      owns: () => true,
-      send: () => Promise.resolve(),
-      state: () => emptyState('s1'),
-      crew: () => ({
-        ...live,
-        model: {
-          ...live.model,
-          call: (request) => {
-            asked.push(request.effect)
-            return new Promise((resolve) => ends.push(() => resolve(say('x'))))
-          },
-        },
-      }),
-      dataOf: () => Promise.resolve(null),
-      post: (draft) => {
-        posted.push(draft.cause)
-        return Promise.resolve()
-      },
-      watched: () => false,
-      show: () => undefined,
-      stop: () => undefined,
-    })
-    const effects = Array.from({ length: maxInFlight + 10 }, (_, index): Effect => {
-      const body = {
-        type: 'model.call',
-        agent: 'agent',
-        run: 'r1',
-        conversation: 'r1',
-        deployments: ['a:one'],
-        maxOutputTokens: 1,
-        grant: 'g',
-        keeper: 'budget/r1',
-        depth: 0,
-        tries: 0,
-        worst: nothingSpent,
-      }
-      return {
-        id: `1-${index}`,
-        from: 'agent/a',
-        body: body as Effect['body'],
-        length: 0,
-        hash: '',
-        executor: '',
-        startBy: null,
-        parked: false,
-      }
-    })
-    dispatcher.dispatch(effects)
+    const { dispatcher, asked, ends, posted, close } = await alone()
+    dispatcher.dispatch(modelCalls(maxInFlight + 10))
     await quiet()
     expect(asked).toHaveLength(maxInFlight)
     expect([dispatcher.running, dispatcher.size]).toEqual([maxInFlight, maxInFlight + 10])
@@ -273,6 +279,6 @@ describe('dispatcher', () => {
     expect(asked).toHaveLength(maxInFlight + 3)
     dispatcher.close()
     expect([dispatcher.running, dispatcher.size]).toEqual([0, 0])
-    await stage.runtime.close()
+    await close()
   })
 })

@@ -37,6 +37,7 @@ export const invariants = {
   probe:
     'while a breaker is half-open its probe is the only call, and another takes its place only when that is overdue',
   approved: 'a call that wants approval starts only after a person approved this very call',
+  raised: 'a limit that grows while its run goes on is one that a person has raised',
   ladder: 'rounds that bring nothing new add up, and only what is learned takes from them',
 } as const
 
@@ -158,6 +159,7 @@ export const branches = [
   'call approved with other arguments',
   'call denied',
   'call not answered in time',
+  'budget raised',
   'answer refused: nobody waits for it',
   'breaker opened',
   'breaker closed',

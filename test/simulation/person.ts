@@ -20,11 +20,11 @@ export class Person {
   }
 
   /** It is asked something, durably. */
-  ask(shard: string, ask: string): void {
+  ask(shard: string, ask: string, kind: string): void {
     const isHeard = this.#world.calm || this.#random.chance(0.85)
     const times = isHeard ? (this.#random.chance(0.15) ? 2 : 1) : 0
     for (let time = 0; time < times; time++)
-      this.#plan(shard, ask, this.#random.int(20, this.#random.pick([500, 25_000])))
+      this.#plan(shard, ask, kind, this.#random.int(20, this.#random.pick([500, 25_000])))
   }
 
   /** Whether it has said that to this ask. */
@@ -32,22 +32,21 @@ export class Person {
     return this.#answers.has(`${shard} ${ask} ${decision}`)
   }
 
-  #plan(shard: string, ask: string, delayMs: number): void {
-    const said = this.#say()
+  #plan(shard: string, ask: string, kind: string, delayMs: number): void {
+    const said = this.#say(kind)
     this.#world.timeline.after(delayMs, null, () => {
       const clients = this.#clients(shard)
       // Nobody lives who could bring the answer: it is brought later.
-      if (clients.length === 0) return this.#plan(shard, ask, 1_000)
+      if (clients.length === 0) return this.#plan(shard, ask, kind, 1_000)
       this.#answers.add(`${shard} ${ask} ${said.decision}`)
       for (const client of clients) void client.respond(ask, said)
     })
   }
 
-  #say(): Said {
+  #say(kind: string): Said {
     if (this.#world.calm) return { decision: 'approved' }
     if (this.#random.chance(0.25)) return { decision: 'denied', text: 'No.' }
-    return this.#random.chance(0.2)
-      ? { decision: 'approved', arguments: { topic: 'again 1' } }
-      : { decision: 'approved' }
+    const edited = kind === 'budget' ? { tokens: 30_000, modelCalls: 30, toolCalls: 30 } : { topic: 'again 1' }
+    return this.#random.chance(0.2) ? { decision: 'approved', arguments: edited } : { decision: 'approved' }
   }
 }

@@ -49,7 +49,7 @@ export interface ReplicaWorld {
   /** An owner did not leave before the next one took its shard. */
   readonly overtaken: (owner: string) => void
   /** An agent waits for a person to say something. */
-  readonly asked: (shard: string, ask: string) => void
+  readonly asked: (shard: string, ask: string, kind: string) => void
   /** Whether a person has said that to an ask. */
   readonly hasSaid: (shard: string, ask: string, decision: string) => boolean
   /** When the present process started. */
@@ -435,9 +435,15 @@ export class Replica {
     if (body.depth > 1) notes.reached('delegation nested')
   }
 
-  /** What a person was asked by an executor, if anything. */
+  /** What a person was asked last by an actor, if anything. */
   askOf(executor: string): Effect | undefined {
-    return [...this.asked.values()].find(({ from, body }) => from === executor && body.type === 'human.ask')
+    return this.#lastAsk(({ from }) => from === executor)
+  }
+
+  /** Whoever is answered may ask again in the same commit. */
+  #lastAsk(isMeant: (effect: Effect) => boolean): Effect | undefined {
+    const before = [...this.asked.values()].filter(({ id }) => Number(id.split('-')[0]) < this.state.sequence)
+    return before.findLast((effect) => effect.body.type === 'human.ask' && isMeant(effect))
   }
 
   /** An answer came to the call that it was said to. */
@@ -445,6 +451,15 @@ export class Replica {
     const ask = this.askOf(from)
     const hasSaid = ask !== undefined && this.#world.hasSaid(this.shard, ask.id, decision)
     this.#world.notes.check('approved', hasSaid, () => `${this.#where()}: nobody has ${decision} the call of ${from}`)
+  }
+
+  /** The limit that is raised is one that a person has raised. */
+  #checkRaise(account: string): void {
+    const { notes } = this.#world
+    notes.reached('budget raised')
+    const ask = this.#lastAsk(({ body }) => isOfBudget(body, account))
+    const isRaised = ask !== undefined && this.#world.hasSaid(this.shard, ask.id, 'approved')
+    notes.check('raised', isRaised, () => `${this.#where()}: nobody has raised the budget of ${account}`)
   }
 
   #see(from: string, event: Seen): void {
@@ -459,7 +474,7 @@ export class Replica {
       case 'tool.refused':
         return notes.reached('call refused')
       case 'human.asked':
-        return this.#world.asked(this.shard, event.ask)
+        return this.#world.asked(this.shard, event.ask, event.kind)
       case 'human.answered':
         this.#checkAnswer(from, event.decision)
         if (event.decision === 'approved') this.approved.add(from)
@@ -477,6 +492,8 @@ export class Replica {
         return notes.reached('tool call retried')
       case 'tool.finished':
         return event.status === 'unknown' ? this.#seeUnknown(event.callId) : undefined
+      case 'budget.raised':
+        return this.#checkRaise(event.account)
       case 'budget.exhausted':
         return notes.reached(event.account === 'run' ? 'budget refused' : 'child budget refused')
       case 'message.dead':
@@ -550,6 +567,11 @@ export class Replica {
   }
 }
 
+function isOfBudget(body: Effect['body'], account: string): boolean {
+  if (body.type !== 'human.ask' || body.kind !== 'budget') return false
+  return (JSON.parse(body.arguments ?? '{}') as { account: string }).account === account
+}
+
 /** Messages and events, as far as they are looked at. */
 type Seen =
   | { type: 'model.replied'; calls: { arguments?: string }[] }
@@ -564,7 +586,8 @@ type Seen =
   | { type: 'agent.started' | 'agent.finished'; address: string }
   | { type: 'run.paused' | 'run.started'; run: string }
   | { type: 'model.skipped' | 'model.held' | 'human.expired' }
-  | { type: 'human.asked'; ask: string }
+  | { type: 'human.asked'; ask: string; kind: string }
+  | { type: 'budget.raised'; account: string; mode: string }
   | { type: 'human.answered'; decision: string; edited: boolean }
   | { type: 'breaker.changed'; to: string }
   | { type: 'run.finished'; run: string; code: string | null; reason: string; spent: Amounts }

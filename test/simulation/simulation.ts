@@ -152,7 +152,7 @@ class Simulation implements World {
       crashesSince: (before) =>
         this.cluster === null ? this.#crashes - before : new Set(this.cluster.gone.slice(before)).size,
       overtaken: (owner) => this.cluster?.lose(owner),
-      asked: (shard, ask) => this.#person.ask(shard, ask),
+      asked: (shard, ask, kind) => this.#person.ask(shard, ask, kind),
       hasSaid: (shard, ask, decision) => this.#person.hasSaid(shard, ask, decision),
       startedAt: () => this.#slots[0]!.startedAt,
       deadMs: () => this.#deadMs,

@@ -5,7 +5,8 @@
  * too. Crews come from a fixed set of variants, so that each is prepared once in a process.
  */
 import { z } from 'zod'
-import { type Budget, type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
+import type { Budget } from '../../runtime/budget.js'
+import { type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
 import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
 import type { SeededRandom } from './seeded-random.js'
@@ -96,7 +97,9 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   const settings = () => ({ maxOutputTokens: random.pick([200, 400, 1_200]) })
   const instructions = (name: string) =>
     random.chance(0.8) ? `You are the ${name}.` : () => `You are the ${name}, called.`
-  const own = (): { budget?: Budget } => (random.chance(0.4) ? { budget: budgetOf(random) } : {})
+  // By the crew's number, so that nothing else of it changes with them.
+  const asks: Budget = index % 12 === 7 || index % 12 === 11 ? { onExhausted: 'ask', askMs: 15_000 } : {}
+  const own = (): { budget?: Budget } => (random.chance(0.4) ? { budget: { ...budgetOf(random), ...asks } } : {})
   const attempts = () => random.int(2, 4)
   const agents = {
     chief: defineAgent({
@@ -134,6 +137,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     lead: 'chief',
     budget: {
       ...budget,
+      ...(index % 12 === 7 ? asks : {}),
       ...(random.chance(0.25) ? { wallMs: random.int(8_000, 90_000) } : {}),
       per: random.chance(0.2) ? 'crew' : 'run',
     },

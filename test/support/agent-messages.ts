@@ -45,6 +45,7 @@ export const refused: Message = {
   grant: 'agent/writer-r1#0',
   account: 'run',
   dimension: 'nanoUsd',
+  limit: 9,
 }
 export const toolCall = (index: number): CallVerdict => ({
   verdict: 'tool',

@@ -19,8 +19,8 @@ export interface Grant {
 
 const price = { input: 1_000_000, output: 2_000_000 }
 /** Starts a keeper with these limits of its root account. */
-export const startKeeper = (limits: Limits, machine: AnyStateMachine = budgetMachine): Driver =>
-  drive(machine, { self: 'budget/r1', limits, minOutputTokens: 10 } as { self: string })
+export const startKeeper = (limits: Limits, machine: AnyStateMachine = budgetMachine, soft = false): Driver =>
+  drive(machine, { self: 'budget/r1', limits, minOutputTokens: 10, ...(soft ? { soft } : {}) } as { self: string })
 export const reserve = (grant: string, more: Record<string, unknown> = {}): Message => ({
   type: 'budget.reserve',
   grant,
@@ -52,6 +52,12 @@ export const open = (account: string, limits: Limits, parent = 'run'): Message =
   account,
   parent,
   limits,
+})
+export const raise = (account: string, limits: Limits, mode: 'set' | 'to' | 'by'): Message => ({
+  type: 'budget.raise',
+  account,
+  limits,
+  mode,
 })
 export const report: Message = { type: 'budget.report', replyTo: 'crew/main' }
 export const close: Message = { type: 'budget.close', replyTo: 'crew/main' }

@@ -80,4 +80,13 @@ export const exhausted = (address: string, account: string): Message => ({
   address,
   account,
   dimension: 'tokens',
+  limit: 40,
+})
+export const decided = (account: string, raised: boolean, more: Record<string, unknown> = {}): Message => ({
+  type: 'budget.decided',
+  account,
+  dimension: 'tokens',
+  raised,
+  reason: raised ? '' : 'ada gave no more',
+  ...more,
 })

@@ -1,0 +1,147 @@
+/**
+ * The agents that work for a crew: the messages that start them, and those that follow from their end.
+ *
+ * Owns: what is said to whom, in order.
+ * Does not own: when (`crew.ts`), what is known of them (`crew-context.ts`), their accounts (`crew-budgets.ts`).
+ */
+import { accountOf, counted, leftBy, openingOf, shortWithout } from './crew-budgets.js'
+import {
+  answerable,
+  type CrewContext,
+  type CrewEvent,
+  isLead,
+  keeperOf,
+  keptOf,
+  leadName,
+  leadOf,
+  limitsOf,
+  runOf,
+  without,
+  type Worker,
+} from './crew-context.js'
+import type { CrewData, CrewMessage } from './messages.js'
+
+/** A message, and whom it is for. */
+export interface Said {
+  readonly target: string
+  readonly message: { readonly type: string }
+}
+
+type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
+type Ended = Finished | Extract<CrewMessage, { type: 'actor.failed' }>
+
+/** The messages that start an agent actor: its account when it has one, then itself. */
+export function startOf(
+  context: CrewContext,
+  agent: string,
+  name: string,
+  part: {
+    account: string
+    depth: number
+    length: number
+    tokens: number
+    conversation: string
+    trail: readonly string[]
+  },
+) {
+  const address = `agent/${name}`
+  const keeper = keeperOf(context)
+  const { account } = part
+  const data = context.data.agents[agent]
+  const open = limitsOf(context, agent) === null ? [] : [{ target: keeper, message: openingOf(context, account) }]
+  const input = {
+    self: address,
+    run: runOf(context),
+    crew: context.self,
+    keeper,
+    account,
+    conversation: part.conversation,
+    depth: part.depth,
+    length: part.length,
+    tokens: part.tokens + (data?.baseTokens ?? 0),
+    paused: context.paused,
+    counted: counted(context, account),
+    detector: context.detector,
+    router: context.router,
+    trail: [...part.trail, agent],
+    data,
+  }
+  return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
+}
+
+/** How the lead of the present run begins. */
+export function leadStart(context: CrewContext) {
+  const task = context.task!
+  const agent = leadOf(context)
+  const name = leadName(context)
+  const { conversation, length, tokens } = keptOf(context, task)
+  const part = {
+    ...{ account: accountOf(context, agent, null), conversation, trail: [] },
+    ...{ depth: task.mail?.depth ?? 0, length: length + task.messages, tokens: tokens + task.tokens },
+  }
+  const started = { target: 'shard/runs', message: { type: 'run.started', run: task.run, conversation } }
+  // What was kept goes on with the task.
+  const joined = { target: `log/${conversation}`, message: { type: 'log.append', all: task.run } }
+  const worker: Worker = { agent, account: part.account, conversation, call: null }
+  return {
+    agent,
+    address: `agent/${name}`,
+    worker,
+    said: [started, ...(conversation === task.run ? [] : [joined]), ...startOf(context, agent, name, part)],
+  }
+}
+
+/** How an envoy is started. */
+export function envoyStart(context: CrewContext) {
+  const call = context.waiting[0]!
+  const { agent, caller, name, depth, length } = call
+  const { self: crew, data, task } = context
+  const self = `envoy/${name}`
+  const chain = task?.mail?.chain ?? []
+  const input = { self, crew, agent, conversation: name, length, depth, chain, answerMs: data.answerMs }
+  const worker: Worker = { agent, account: accountOf(context, agent, caller), conversation: name, call }
+  return { self, agent, worker, start: { type: 'actor.start', kind: 'envoy', name, input } }
+}
+
+/** The answer of a delegate, or why there is none, for whoever called it. */
+export function answersOf(context: CrewContext, event: Finished): Said[] {
+  const { agent } = context.workers[event.address]!
+  const failed = `${agent} failed: ${event.code}: ${event.reason}`
+  const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
+  const told = { tokens: event.answer + 16, result: event.code ?? event.result }
+  return answerable(context, event.address).flatMap(({ index, callId, conversation, caller }) => [
+    { target: `log/${conversation}`, message: { type: 'log.stage', index, callId, ...content } },
+    { target: caller, message: { type: 'delegate.finished', index, ...told } },
+  ])
+}
+
+/** What follows from the end of an agent, whatever it was. */
+export function farewell(context: CrewContext, event: Ended) {
+  const { address, code } = event
+  const worker = context.workers[address]!
+  const workers = without(context.workers, address)
+  const { short, settled } = shortWithout(context, address)
+  const said: Said[] = [
+    ...leftBy(worker, workers).map((account) => {
+      return { target: keeperOf(context), message: { type: 'budget.refund', account } }
+    }),
+    ...(isLead(context, address) ? [] : [{ target: `log/${worker.conversation}`, message: { type: 'log.drop' } }]),
+    ...settled.map((escalation) => stopped(`escalation/${escalation}`)),
+  ]
+  const rounds = event.type === 'agent.finished' ? event.rounds : 0
+  const told: CrewEvent = { type: 'agent.finished', agent: worker.agent, address, code, rounds }
+  return { said, told, workers, short }
+}
+
+/** What ends an actor. */
+export function stopped(address: string): Said & { readonly message: { readonly address: string } } {
+  return { target: 'shard/actors', message: { type: 'actor.stop', address } as never }
+}
+
+/** Another definition, for the agents at work that it still has. */
+export function redefined({ workers }: CrewContext, { agents }: CrewData): Said[] {
+  return Object.entries(workers).flatMap(([target, { agent }]) => {
+    const data = agents[agent]
+    return data === undefined ? [] : [{ target, message: { type: 'agent.redefined', data } }]
+  })
+}
