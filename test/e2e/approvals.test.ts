@@ -3,7 +3,17 @@ import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { type ModelScript, reply } from '../../actors/scripted-model.js'
 import { until } from '../support/crew-stage.js'
+import type { NatsLink } from '../../transport/nats-connection.js'
+import type { NatsServer } from '../support/nats-server.js'
+import { useNats } from '../support/use-nats.js'
 import { crewFile, ended, jsonLines, model, scratch, troupe } from './command-line.js'
+import { gather } from './crowd.js'
+
+let server: NatsServer
+let link: NatsLink
+useNats((nats) => {
+  ;({ server, link } = nats)
+})
 
 const till = crewFile('till.mjs')
 const pays: ModelScript = ({ messages }) =>
@@ -114,5 +124,29 @@ describe('troupe raise', () => {
     const said = await ended(['raise', 'thrifty', '--model-calls', '2', '--json'], { cwd })
     expect(jsonLines(said.stdout)).toEqual([{ type: 'raised', crew: 'thrifty' }])
     expect(await ended(words, { cwd, model: server })).toMatchObject({ code: 0, stdout: 'Told: seen\n' })
+  })
+
+  test('raise: beside a running process that waits', async () => {
+    const cwd = await scratch()
+    const scripted = await model(looks)
+    const waiting = troupe([...words, '--wait'], { cwd, model: scripted })
+    await waiting.says('cannot pay and asks for more')
+    expect(await ended(['raise', 'thrifty', '--model-calls', '5'], { cwd })).toMatchObject({
+      ...{ code: 0, stderr: 'thrifty raised\n' },
+    })
+    expect(await waiting.end).toMatchObject({ code: 0, stdout: 'Told: seen\n' })
+  })
+
+  test('raise: over NATS, and who waits for it outlives its worker', async () => {
+    const crowd = await gather({ server, link, names: ['w1', 'w2'], script: looks, crew: 'thrifty.mjs' })
+    const running = crowd.run('--wait')
+    const owner = crowd.ownerOf(await crowd.events(({ event }) => event.type === 'troupe.human.asked'))
+    crowd.workers.get(owner)!.child.kill('SIGKILL')
+    const asks = JSON.parse((await crowd.ask('show', 'thrifty', '--json')).stdout) as { asks: { kind: string }[] }
+    expect(asks.asks).toMatchObject([{ kind: 'budget', agent: 'scout' }])
+    const none = await crowd.ask('raise', 'thrifty', '--usd', '1', '--agent', 'scout')
+    expect([none.code, none.stderr]).toEqual([1, expect.stringContaining('RAISE_REFUSED')])
+    expect(await crowd.ask('raise', 'thrifty', '--model-calls', '2')).toMatchObject({ code: 0 })
+    expect(await running.end).toMatchObject({ code: 0, stdout: 'Told: seen\n' })
   })
 })
