@@ -23,6 +23,9 @@ export interface Task {
   readonly run: string
   readonly tokens: number
   readonly messages: number
+  /** The commit that brought it, and of a flow where system messages of agents are in it. */
+  readonly sequence: number
+  readonly systems: Readonly<Record<string, number>>
   /** Null for a task of the crew's user. */
   readonly mail: TaskMail | null
 }
@@ -161,19 +164,23 @@ export const mayStart = (context: CrewContext) =>
   delegateWorkers(context).filter(([address]) => !callers(context).has(address)).length < context.data.delegates
 /** Calls that will not be made any more. */
 export const dropped = (calls: readonly DelegateCall[]) => calls.map((call) => to(`log/${call.name}`))
-export const minOutputTokens = (context: CrewContext) => context.data.agents[leadOf(context)]?.minOutputTokens ?? 1
+export const minOutputTokens = (context: CrewContext) =>
+  context.data.agents[leadOf(context)]?.minOutputTokens ??
+  Math.min(...Object.values(context.data.agents).map((agent) => agent.minOutputTokens))
 
 type Steer = Extract<CrewMessage, { type: 'crew.steer' }>
 /** Keys of messages that are remembered: whoever got no answer asks again soon. */
 const maxSteers = 64
 export const isRepeated = (context: CrewContext, { key }: Steer) => context.steers.includes(key)
 export const remembered = ({ steers }: CrewContext, { key }: Steer) => [...steers, key].slice(-maxSteers)
-/** Who takes a message of the user: the lead, or each live task of the named agent, or the actor of that name. */
+/** Nobody but the user, or the flow that leads the run, has asked it. */
+const isInFront = ({ call }: Worker) => call === null || call.caller.startsWith('flow/')
+/** Who takes a message of the user: the lead, or whoever a flow has at work, or each live task of the named agent, or the actor of that name. */
 export const steered = (context: CrewContext, { run, agent }: Steer) =>
   Object.entries(context.workers)
     .filter(([address]) => address.startsWith('agent/') && (run ?? runOf(context)) === runOf(context))
     .filter(([address, worker]) =>
-      agent === undefined ? worker.call === null : worker.agent === agent || address === `agent/${agent}`,
+      agent === undefined ? isInFront(worker) : worker.agent === agent || address === `agent/${agent}`,
     )
     .map(([address]) => address)
 
@@ -198,6 +205,12 @@ type DelegateTask = Extract<CrewMessage, { type: 'delegate.task' }>
 export const mailOf = ({ agent, sender, shard, depth, chain }: DelegateTask): TaskMail => ({
   ...{ agent, sender, shard, depth },
   chain: [...chain, crewOf(sender)],
+})
+
+/** What is known of a task, whoever gave it. */
+export const taskOf = (event: Extract<CrewMessage, { type: 'crew.task' | 'delegate.task' }>): Task => ({
+  ...{ run: `r${event.sequence}`, sequence: event.sequence, tokens: event.tokens, messages: event.messages },
+  ...(event.type === 'crew.task' ? { systems: event.systems ?? {}, mail: null } : { systems: {}, mail: mailOf(event) }),
 })
 
 /** Why a task by mail is not taken; null when it is. */

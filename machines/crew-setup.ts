@@ -27,7 +27,6 @@ import {
   keeperOf,
   keptByCrew,
   limitsOf,
-  mailOf,
   mayStart,
   minOutputTokens,
   perCrew,
@@ -36,6 +35,7 @@ import {
   runOf,
   steered,
   type Task,
+  taskOf,
   without,
   type Worker,
 } from './crew-context.js'
@@ -101,13 +101,13 @@ export const crew = setup({
   actions: {
     takeTask: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, ['crew.task', 'delegate.task'])
-      const run = `r${event.sequence}`
+      const task = taskOf(event)
+      const { run } = task
       const values = Array.from({ length: event.messages }, (_, index) => index)
       enqueue.sendTo(to('shard/runs'), { type: 'run.queued', run })
       enqueue.sendTo(to(`log/${run}`), { type: 'log.append', values })
       enqueue.emit({ type: 'run.queued', run })
-      const mail = event.type === 'delegate.task' ? mailOf(event) : null
-      enqueue.assign({ queue: [...context.queue, { run, tokens: event.tokens, messages: event.messages, mail }] })
+      enqueue.assign({ queue: [...context.queue, task] })
     }),
     /** A run that ends before it begins: so it is answered like any other. */
     refuseTask: enqueueActions(({ context, event, enqueue }) => {
@@ -193,7 +193,8 @@ export const crew = setup({
       const text = `${agent} failed: ${event.code}: ${event.reason}`
       for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
         enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, text })
-        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 64, result: event.code })
+        const { code, reason } = event
+        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 64, result: code, code, reason })
       }
     }),
     /** Whoever works for an agent that failed works for nobody. */

@@ -16,10 +16,11 @@ import {
   leadOf,
   limitsOf,
   runOf,
+  type Task,
   without,
   type Worker,
 } from './crew-context.js'
-import type { CrewData, CrewMessage } from './messages.js'
+import type { CrewData, CrewMessage, FlowInput, FlowStages } from './messages.js'
 
 /** A message, and whom it is for. */
 export interface Said {
@@ -69,9 +70,32 @@ export function startOf(
   return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
 }
 
-/** How the lead of the present run begins. */
-export function leadStart(context: CrewContext) {
+/** How the present run begins: with its lead, or with the flow that leads it. */
+export function leadStart(context: CrewContext): Start {
   const task = context.task!
+  const stages = context.data.flow
+  return stages === undefined || task.mail !== null ? agentStart(context, task) : flowStart(context, task, stages)
+}
+
+/** Who leads, and what is said at the beginning. */
+interface Start {
+  readonly agent: string
+  readonly address: string
+  readonly worker: Worker
+  readonly said: readonly Said[]
+}
+
+function flowStart({ self: crew }: CrewContext, task: Task, stages: FlowStages): Start {
+  const { run, sequence, systems, messages: length, tokens } = task
+  const self = `flow/${run}`
+  const input: FlowInput = { self, crew, run, conversation: run, length, tokens, sequence, systems, stages }
+  const started = { target: 'shard/runs', message: { type: 'run.started', run, conversation: run } }
+  const start = { target: 'shard/actors', message: { type: 'actor.start', kind: 'flow', name: run, input } }
+  const worker: Worker = { agent: 'flow', account: 'run', conversation: run, call: null }
+  return { agent: 'flow', address: self, worker, said: [started, start] }
+}
+
+function agentStart(context: CrewContext, task: Task): Start {
   const agent = leadOf(context)
   const name = leadName(context)
   const { conversation, length, tokens } = keptOf(context, task)
@@ -108,7 +132,8 @@ export function answersOf(context: CrewContext, event: Finished): Said[] {
   const { agent } = context.workers[event.address]!
   const failed = `${agent} failed: ${event.code}: ${event.reason}`
   const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
-  const told = { tokens: event.answer + 16, result: event.code ?? event.result }
+  const { code, reason } = event
+  const told = { tokens: event.answer + 16, result: code ?? event.result, code, reason }
   return answerable(context, event.address).flatMap(({ index, callId, conversation, caller }) => [
     { target: `log/${conversation}`, message: { type: 'log.stage', index, callId, ...content } },
     { target: caller, message: { type: 'delegate.finished', index, ...told } },

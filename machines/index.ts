@@ -4,6 +4,7 @@ import { budgetMachine } from './budget-keeper.js'
 import { crewMachine } from './crew.js'
 import { envoyMachine } from './envoy.js'
 import { escalationMachine } from './escalation.js'
+import { flowMachine } from './flow.js'
 import { loopMachine } from './loop-detector.js'
 import { routerMachine } from './model-router.js'
 import { toolMachine } from './tool-executor.js'
@@ -14,6 +15,7 @@ export { type BreakerEvent, breakerMachine } from './circuit-breaker.js'
 export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
 export { type EscalationEvent, escalationMachine } from './escalation.js'
+export { type FlowEvent, flowMachine } from './flow.js'
 export { type LoopEvent, loopMachine } from './loop-detector.js'
 export * from './messages.js'
 export { type RouterEvent, routerMachine } from './model-router.js'
@@ -21,7 +23,7 @@ export { type ToolEvent, toolMachine } from './tool-executor.js'
 
 /** The shipped machines by actor kind. */
 export const machines: Readonly<
-  Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'escalation' | 'loop' | 'router', AnyStateMachine>
+  Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'escalation' | 'flow' | 'loop' | 'router', AnyStateMachine>
 > = {
   agent: agentMachine,
   tool: toolMachine,
@@ -29,6 +31,7 @@ export const machines: Readonly<
   crew: crewMachine,
   envoy: envoyMachine,
   escalation: escalationMachine,
+  flow: flowMachine,
   loop: loopMachine,
   router: routerMachine,
 }

@@ -85,10 +85,18 @@ export const agentData = z.object({
 })
 export type AgentData = z.infer<typeof agentData>
 
+/** Stages of a flow, one after the other. The agents of a stage work at once, until `all` have answered or the `first` has. */
+export const flowStages = z
+  .array(z.object({ agents: z.array(z.string()).min(1), join: z.enum(['all', 'first']) }))
+  .min(1)
+export type FlowStages = z.infer<typeof flowStages>
+
 /** A crew's definition as far as machines need it. */
 export const crewData = z.object({
   name: z.string(),
+  /** Empty for a crew with a flow. */
   lead: z.string(),
+  flow: flowStages.optional(),
   agents: z.record(z.string(), agentData),
   limits,
   ...budgetTerms,
@@ -113,6 +121,8 @@ export const crewTask = z.object({
   key: z.string().min(1).max(256),
   /** Whether one more value follows: the run's `data` as JSON text. */
   data: z.boolean(),
+  /** Of a flow: which values are system messages of agents that make their own for a task. */
+  systems: z.record(z.string(), count).optional(),
   sequence: count.default(0),
 })
 export const crewPause = z.object({ type: z.literal('crew.pause') })
@@ -223,8 +233,31 @@ export const delegateFinished = z.object({
   tokens: count,
   /** What came back, as a hash. */
   result: z.string(),
+  /** Null: it answered. */
+  code: code.nullable(),
+  reason: z.string(),
 })
+export type DelegateFinished = z.infer<typeof delegateFinished>
 export const delegateCancel = z.object({ type: z.literal('delegate.cancel'), caller: address })
+
+// ---------------------------------------------------------------------------------------------- crew ↔ flow
+
+/** What a flow is started with, in the place of a lead. */
+export const flowInput = z.object({
+  self: address,
+  crew: address,
+  run: z.string(),
+  /** Where the task is, and where the answers go. */
+  conversation: z.string(),
+  /** Messages of the task, and their tokens. */
+  length: count,
+  tokens: count,
+  /** The commit that has the task, and where in it system messages of agents are. */
+  sequence: count,
+  systems: z.record(z.string(), count),
+  stages: flowStages,
+})
+export type FlowInput = z.infer<typeof flowInput>
 
 // ---------------------------------------------------------------------------------------------- crew ↔ crew, by mail
 
@@ -792,7 +825,7 @@ export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
-  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop', 'router', 'escalation']),
+  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop', 'router', 'escalation', 'flow']),
   name: z.string(),
   input: z.unknown(),
 })
@@ -820,6 +853,10 @@ export const logAppend = z.object({
   sequence: count.optional(),
   user: z.string().optional(),
   all: z.string().optional(),
+  /** Another conversation, which stays as it is. */
+  copy: z.string().optional(),
+  /** What was staged of a call in another conversation: as an assistant's message, or as a user's that says whose it is. */
+  answer: z.object({ of: z.string(), index: count, role: z.enum(['user', 'assistant']), agent: z.string() }).optional(),
 })
 export type LogAppend = z.infer<typeof logAppend>
 /** To `log/<conversation>`: keeps the result of a call until the round is sealed. */
@@ -835,6 +872,8 @@ export const logStage = z.object({
 export type LogStage = z.infer<typeof logStage>
 /** To `log/<conversation>`: appends what was staged, in the order of the calls. */
 export const logSeal = z.object({ type: z.literal('log.seal') })
+/** To `log/<conversation>`: what is staged will not be read again. */
+export const logClear = z.object({ type: z.literal('log.clear') })
 /** To `log/<conversation>`: nobody will read it again. */
 export const logDrop = z.object({ type: z.literal('log.drop') })
 
@@ -918,6 +957,9 @@ export type RouterMessage = M<typeof routeAsk>
 
 /** What a circuit breaker takes. */
 export type BreakerMessage = M<typeof permitAsk> | M<typeof permitDone> | M<typeof breakerTold>
+
+/** What a flow takes. */
+export type FlowMessage = M<typeof delegateFinished> | M<typeof runCancel>
 
 /** What an escalation takes. */
 export type EscalationMessage = M<typeof humanAnswered>

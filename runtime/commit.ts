@@ -314,6 +314,9 @@ class Deciding {
       case 'log.seal':
         logs.get(name)?.seal()
         return
+      case 'log.clear':
+        logs.get(name)?.staged.clear()
+        return
       default:
         logs.delete(name)
     }

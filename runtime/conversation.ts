@@ -19,6 +19,8 @@ export type Shape =
   | 'tool'
   /** It is an assistant's message whose text is the result of a call. */
   | 'answer'
+  /** It is an assistant's message whose text a user says, and whose it is: `callId` is that agent's name. */
+  | 'said'
 
 /** One message: where its content lies and how it is read. */
 export interface Entry {
@@ -44,7 +46,12 @@ export const emptyHash = ''
 export function render(shape: Shape, callId: string, content: string): string {
   if (shape === 'message') return content
   const text = shape === 'tool' ? content : textOf(content)
+  if (shape === 'said') return said(callId, text)
   return `{"role":"tool","tool_call_id":${JSON.stringify(callId)},"content":${JSON.stringify(text)}}`
+}
+
+function said(agent: string, text: string): string {
+  return JSON.stringify({ role: 'user', content: `${agent}:\n${text}` })
 }
 
 /** The text of a chat message given as JSON. */
@@ -132,10 +139,26 @@ export function append(
     const entry = inlineEntry('message', '', JSON.stringify({ role: 'user', content: message.user }))
     log.append(entry, linkOf(entry))
   }
+  for (const entry of logs.get(message.copy ?? '')?.entries ?? []) log.append(entry, linkOf(entry))
+  if (message.answer !== undefined) {
+    const entry = answered(logs, message.answer)
+    log.append(entry, linkOf(entry))
+  }
   if (message.all !== undefined) {
     for (const entry of logs.get(message.all)?.entries ?? []) log.append(entry, linkOf(entry))
     logs.delete(message.all)
   }
+}
+
+/** What was staged of a call, as a message; it stays staged. */
+function answered(logs: Conversations, { of, index, role, agent }: NonNullable<LogAppend['answer']>): Entry {
+  const staged = logs.get(of)?.staged.get(index)
+  if (staged?.shape !== 'answer') return inlineEntry('message', '', said(agent, staged?.inline ?? ''))
+  const [shape, callId] = role === 'user' ? (['said', agent] as const) : (['message', ''] as const)
+  const { sequence, inline } = staged
+  // What is not here is read when it is asked for.
+  const text = sequence === 0 ? render(shape, callId, inline) : null
+  return { sequence, index: staged.index, shape, callId, inline, text }
 }
 
 /** Carries out `log.stage`. */

@@ -20,10 +20,10 @@ import {
 } from './asks.js'
 import { crewAddress } from './commit.js'
 import { textsOf, valuesAt } from './content.js'
-import { textOf } from './conversation.js'
+import { type Entry, textOf } from './conversation.js'
 import type { LiveCrew } from './dispatcher.js'
-import { instructionsOf } from './edge.js'
-import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
+import { taskMessages } from './edge.js'
+import { type ErrorCode, TroupeError } from './errors.js'
 import { type Cursor, isAfter, streamEvents, type TroupeEvent } from './events.js'
 import { estimateTokens } from './prepared-crew.js'
 import type { PlacedEvent } from './record.js'
@@ -206,14 +206,10 @@ export class CrewHandle<Output = unknown> {
     options: StartOptions,
   ): Promise<string> {
     const { prepared } = this.#live
-    const { lead } = prepared.crew
-    const system = await instructionsOf(prepared, lead, text, options.data ?? null).catch((error: unknown) => {
-      const { message } = toTroupeError(error, 'INPUT_INVALID')
-      throw new TroupeError('INPUT_INVALID', `the instructions of ${lead} threw: ${message}`, { cause: error })
-    })
-    const all = [...(system === null ? [] : [system]), ...messages]
+    const { all, count, systems } = await taskMessages(prepared, messages, text, options.data ?? null)
     const tokens = estimateTokens(all.reduce((sum, message) => sum + message.length, 0))
-    const body = { type: 'crew.task', tokens, messages: all.length, key, data: data !== null }
+    const task = { type: 'crew.task', tokens, messages: count, key, data: data !== null }
+    const body = systems === null ? task : { ...task, systems }
     const values = data === null ? all : [...all, data]
     const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values }, true)
     return `r${commit.sequence}`
@@ -239,20 +235,33 @@ export class CrewHandle<Output = unknown> {
     // A system message that `instructions` made is the first of a run; one of the caller's own stays.
     const made = typeof this.#live.prepared.crew.agents[this.#live.prepared.crew.lead]?.instructions === 'function'
     const messages = texts.slice(made ? 1 : 0).map((text) => JSON.parse(text) as ChatMessage)
-    const last = entries.at(-1)
-    const typed = this.#live.prepared.agents.get(this.#live.prepared.crew.lead)?.agent.output !== undefined
-    const value =
-      typed && last !== undefined ? (await valuesAt(this.#worker.journal, this.id, last.sequence))[1] : undefined
     const { nanoUsd, ...usage } = end.spent
     return {
       runId: id,
-      output: (value === undefined ? textOf(texts.at(-1) ?? '{}') : JSON.parse(value)) as Output,
+      output: (await this.#output(entries, texts)) as Output,
       messages,
       usage,
       cost: { usd: nanoUsd / 1e9, nanoUsd },
       finishReason: end.finish,
       rounds: end.rounds,
     }
+  }
+
+  /** What the last message says; behind several agents at once what each of them says, by its name. */
+  async #output(entries: readonly Entry[], texts: readonly string[]): Promise<unknown> {
+    const { crew } = this.#live.prepared
+    const { agents, join } = crew.flow?.stages.at(-1) ?? { agents: [crew.lead], join: 'all' }
+    const last = entries.length - (join === 'all' ? agents.length : 1)
+    const said = await Promise.all(entries.slice(last).map((entry, at) => this.#said(entry, texts[last + at]!, agents)))
+    if (agents.length === 1 || join === 'first') return said[0]
+    return Object.fromEntries(agents.map((agent, at) => [agent, said[at]]))
+  }
+
+  /** An answer: text, or the value that its agent's `output` made of it. */
+  async #said({ sequence }: Entry, text: string, agents: readonly string[]): Promise<unknown> {
+    const typed = agents.some((name) => this.#live.prepared.agents.get(name)?.agent.output !== undefined)
+    const value = typed ? (await valuesAt(this.#worker.journal, this.id, sequence))[1] : undefined
+    return value === undefined ? textOf(text) : (JSON.parse(value) as unknown)
   }
 
   /** Waits for the run's end. */

@@ -11,6 +11,7 @@ import { z } from 'zod'
 import { defaultLoops, type Loops } from '../machines/index.js'
 import { type Budget, budgetFields, defaultAskMs, ms } from './budget.js'
 import { contentHash } from './codec.js'
+import { agentsOf, type Flow, isFlow, type Parallel, type Step, toFlow } from './flow.js'
 import { TroupeError } from './errors.js'
 import type { ModelSettings, Price } from './ports.js'
 
@@ -219,6 +220,7 @@ export interface CrewOptions<Agents extends Record<string, Agent<unknown>>, Lead
   readonly agents: Agents
   /** The agent that gets the task and whose answer is the crew's. */
   readonly lead: Lead
+  readonly flow?: undefined
   readonly budget?: Budget
   readonly limits?: {
     /** Delegations at work at once; the rest wait. @default 16 */
@@ -238,12 +240,34 @@ export interface CrewOptions<Agents extends Record<string, Agent<unknown>>, Lead
   readonly version?: string
 }
 
+/** A crew whose agents work in an order of its own, as `defineCrew` takes it. */
+export interface FlowCrewOptions<Agents extends Record<string, Agent<unknown>>, Last extends Step>
+  extends Omit<CrewOptions<Agents, keyof Agents & string>, 'lead' | 'flow'> {
+  /** In the place of a lead: which agents get the task, in what order. */
+  readonly flow: Flow<Last> | (Last & Parallel)
+  readonly lead?: undefined
+}
+
+type OutputOf<Found> = Found extends Agent<infer Output> ? Output : never
+/** What a flow answers: what its last agent does; of several an object by their names, or whoever was first. */
+export type FlowOutput<Agents, Last extends Step> =
+  Last extends Parallel<infer Name, infer Join>
+    ? Join extends 'first'
+      ? AnswerOf<Agents, Name>
+      : { readonly [Each in Name]: AnswerOf<Agents, Each> }
+    : Last extends string
+      ? AnswerOf<Agents, Last>
+      : unknown
+type AnswerOf<Agents, Name> = Name extends keyof Agents ? OutputOf<Agents[Name]> : unknown
+
 /** A checked crew. */
 export interface Crew<Output = unknown> {
   readonly kind: 'crew'
   readonly name: string
   readonly agents: Readonly<Record<string, Agent<unknown>>>
+  /** Empty for a crew with a flow. */
   readonly lead: string
+  readonly flow: Flow | undefined
   readonly budget: Budget
   readonly limits: {
     readonly delegates: number
@@ -344,7 +368,8 @@ const agentShape = z.strictObject({
 const crewShape = z.strictObject({
   name: z.string().regex(namePattern),
   agents: z.record(z.string().regex(namePattern), z.custom<Agent>(isAgent, 'an agent of defineAgent')),
-  lead: z.string(),
+  lead: z.string().optional(),
+  flow: z.custom<Flow | Parallel>(isFlow, 'sequential(…) or parallel(…)').optional(),
   budget: z.strictObject({ ...budgetFields, per: z.enum(['run', 'crew']).optional() }).default({}),
   limits: z
     .strictObject({
@@ -387,9 +412,9 @@ function isAgent(value: unknown): boolean {
 
 function isCrew(value: unknown): boolean {
   if (!hasKind(value, 'crew')) return false
-  const { name, agents, lead, limits } = value as Partial<Crew>
+  const { name, agents, lead, flow, limits } = value as Partial<Crew>
   const whole = typeof name === 'string' && typeof lead === 'string' && limits !== undefined
-  return whole && typeof agents === 'object' && agents !== null && isAgent(agents[lead])
+  return whole && typeof agents === 'object' && agents !== null && (isFlow(flow) || isAgent(agents[lead]))
 }
 
 function hasKind(value: unknown, kind: string): boolean {
@@ -475,17 +500,25 @@ const askPerson: AnyTool = Object.freeze({
 })
 
 /**
- * Defines a crew. Its output type is the lead's.
- * @throws TroupeError `CREW_INVALID` for a lead or delegate that is no agent of the crew.
+ * Defines a crew, with a lead or a flow. Its output type is the lead's, or that of the flow's last step.
+ * @throws TroupeError `CREW_INVALID` for a lead, delegate or step that is no agent of the crew.
  */
 export function defineCrew<
   const Agents extends Record<string, Agent<unknown>>,
   const Lead extends keyof Agents & string,
->(options: CrewOptions<Agents, Lead>): Crew<Agents[Lead] extends Agent<infer Output> ? Output : never> {
+>(options: CrewOptions<Agents, Lead>): Crew<OutputOf<Agents[Lead]>>
+export function defineCrew<const Agents extends Record<string, Agent<unknown>>, const Last extends Step>(
+  options: FlowCrewOptions<Agents, Last>,
+): Crew<FlowOutput<Agents, Last>>
+export function defineCrew(options: unknown): Crew<never> {
   const data = check(crewShape, options, `crew ${describe(options)}`)
-  if (data.agents[data.lead] === undefined) {
-    throw new TroupeError('CREW_INVALID', `crew ${data.name}: lead '${data.lead}' is not one of its agents`)
-  }
+  const flow = data.flow === undefined ? undefined : toFlow(data.flow)
+  if ((data.lead === undefined) === (flow === undefined))
+    throw new TroupeError('CREW_INVALID', `crew ${data.name}: either a lead or a flow`)
+  const [what, leads] = flow === undefined ? ['lead', [data.lead!]] : ['flow', agentsOf(flow)]
+  const unknown = leads.find((name) => data.agents[name] === undefined)
+  if (unknown !== undefined)
+    throw new TroupeError('CREW_INVALID', `crew ${data.name}: ${what} '${unknown}' is not one of its agents`)
   for (const [name, agent] of Object.entries(data.agents)) {
     const missing = agent.delegates.find((delegate) => !isAddress(delegate) && data.agents[delegate] === undefined)
     if (missing !== undefined) {
@@ -499,7 +532,8 @@ export function defineCrew<
     kind: 'crew',
     name: data.name,
     agents: data.agents,
-    lead: data.lead,
+    lead: data.lead ?? '',
+    flow,
     budget: data.budget as Budget,
     limits: {
       delegates: data.limits.delegates ?? 16,

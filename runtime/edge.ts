@@ -20,7 +20,8 @@ import {
 } from '../machines/index.js'
 import type { AnyTool } from './define.js'
 import { canonicalJson, shortHash, type Value } from './codec.js'
-import type { ErrorCode } from './errors.js'
+import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
+import { agentsOf } from './flow.js'
 import type { ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
 import { estimateTokens, type PreparedAgent, type PreparedCrew, systemMessage } from './prepared-crew.js'
 import type { Message } from './scope.js'
@@ -189,6 +190,37 @@ export async function instructionsOf(
   const instructions = crew.agents.get(agent)?.agent.instructions
   if (typeof instructions !== 'function') return null
   return systemMessage(String(await instructions({ agent, input, data })))
+}
+
+/**
+ * The messages of a task, and system messages of agents whose instructions are functions: the lead's comes first, those of a
+ * flow's agents behind the rest, by their places.
+ * @throws TroupeError `INPUT_INVALID` for instructions that throw.
+ */
+export async function taskMessages(
+  prepared: PreparedCrew,
+  messages: readonly string[],
+  text: string,
+  data: unknown,
+): Promise<{ all: readonly string[]; count: number; systems: Record<string, number> | null }> {
+  const { lead, flow } = prepared.crew
+  const systemOf = (agent: string): Promise<string | null> =>
+    instructionsOf(prepared, agent, text, data).catch((error: unknown) => {
+      const { message } = toTroupeError(error, 'INPUT_INVALID')
+      throw new TroupeError('INPUT_INVALID', `the instructions of ${agent} threw: ${message}`, { cause: error })
+    })
+  if (flow === undefined) {
+    const system = await systemOf(lead)
+    const all = system === null ? messages : [system, ...messages]
+    return { all, count: all.length, systems: null }
+  }
+  const made = await Promise.all(agentsOf(flow).map(async (agent) => [agent, await systemOf(agent)] as const))
+  const own = made.filter((each): each is readonly [string, string] => each[1] !== null)
+  return {
+    all: [...messages, ...own.map(([, system]) => system)],
+    count: messages.length,
+    systems: Object.fromEntries(own.map(([agent], at) => [agent, messages.length + at])),
+  }
 }
 
 /** A user message as JSON text. */

@@ -49,6 +49,8 @@ export {
   defineCrew,
   defineTool,
   type EffectClass,
+  type FlowCrewOptions,
+  type FlowOutput,
   type InstructionsContext,
   type Tool,
   type ToolContext,
@@ -66,6 +68,7 @@ export type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-lett
 export type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 export type { RepairReport } from './repair.js'
 export type { Budget, BudgetLimits } from './budget.js'
+export { type Flow, type Parallel, parallel, type ParallelOptions, sequential, type Step } from './flow.js'
 export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'

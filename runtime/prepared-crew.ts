@@ -61,6 +61,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
   const crewData: CrewData = {
     name: crew.name,
     lead: crew.lead,
+    ...(crew.flow === undefined ? {} : { flow: crew.flow.stages }),
     agents: data,
     limits: limitsOf(crew.budget),
     ...termsOf(crew.budget),

@@ -12,6 +12,7 @@ import {
   defaultLoops,
   envoyMachine,
   escalationMachine,
+  flowMachine,
   loopMachine,
   nothing,
   routerMachine,
@@ -85,6 +86,26 @@ test('graph of the envoy: the runtime takes each step as the model does, and non
     ...['run.cancel', 'run.pause'].map((type) => ({ type })),
   ]
   covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], 6)
+})
+
+test('graph of the flow: the runtime takes each step as the model does, and none is left out', () => {
+  const base = {
+    ...{ self: 'flow/r3', crew: 'crew/main', run: 'r3', conversation: 'r3', length: 1, tokens: 9, sequence: 3 },
+    systems: { b: 1 },
+  }
+  const inputs = (['all', 'first'] as const).map((join) => ({
+    ...base,
+    stages: [
+      { agents: ['a', 'b'], join },
+      { agents: ['c'], join: 'all' as const },
+    ],
+  }))
+  const messages = [0, 1, 64].flatMap((index) =>
+    [null, 'MODEL_FAILED'].map((code) => ({
+      ...{ type: 'delegate.finished', index, tokens: 5, result: 'r', code, reason: 'so' },
+    })),
+  )
+  covers(cover(flowMachine), [{ inputs, messages: () => [...messages, { type: 'run.cancel' }] }], 12)
 })
 
 test('graph of the escalation: the runtime takes each step as the model does, and none is left out', () => {

@@ -4,7 +4,7 @@
  */
 import { respond, type Said } from '../../runtime/asks.js'
 import { crewAddress } from '../../runtime/commit.js'
-import { instructionsOf, userMessage } from '../../runtime/edge.js'
+import { taskMessages, userMessage } from '../../runtime/edge.js'
 import { isTroupeError, TroupeError } from '../../runtime/errors.js'
 import { estimateTokens } from '../../runtime/prepared-crew.js'
 import type { Shard } from '../../runtime/shard.js'
@@ -177,10 +177,16 @@ export class Client {
     }
     const { prepared } = variantOf(this.#crew.variant)
     const text = `task ${key}`
-    const system = await instructionsOf(prepared, prepared.crew.lead, text, null)
-    const values = [...(system === null ? [] : [system]), userMessage(text)]
+    const { all: values, count, systems } = await taskMessages(prepared, [userMessage(text)], text, null)
     const tokens = estimateTokens(values.reduce((sum, value) => sum + value.length, 0))
-    const body = { type: 'crew.task', tokens, messages: values.length, key, data: false }
+    const body = {
+      type: 'crew.task',
+      tokens,
+      messages: count,
+      key,
+      data: false,
+      ...(systems === null ? {} : { systems }),
+    }
     const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: nextCause(), body, values }, true)
     return `r${commit.sequence}`
   }

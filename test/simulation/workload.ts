@@ -6,6 +6,7 @@
  */
 import { z } from 'zod'
 import type { Budget } from '../../runtime/budget.js'
+import { parallel, sequential } from '../../runtime/flow.js'
 import { type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
 import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
@@ -131,10 +132,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     }),
   }
   const budget = ample ? (random.chance(0.5) ? { usd: 900 } : {}) : budgetOf(random)
-  return defineCrew({
-    name: `crew-${index}`,
-    agents,
-    lead: 'chief',
+  const rest = {
     budget: {
       ...budget,
       ...(index % 12 === 7 ? asks : {}),
@@ -143,7 +141,12 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     },
     limits: { delegates: random.int(1, 4), depth: random.int(1, 3) },
     minOutputTokens: random.pick([32, 100, 200]),
-  })
+  } as const
+  const name = `crew-${index}`
+  // By the crew's number, like the asking budgets.
+  if (index % 12 !== 3 && index % 12 !== 10) return defineCrew({ name, agents, lead: 'chief', ...rest })
+  const join = index % 24 < 12 ? 'all' : 'first'
+  return defineCrew({ name, agents, flow: sequential(parallel(['scout', 'clerk'], { join }), 'chief'), ...rest })
 }
 
 /** What one agent means to do with one task. */
