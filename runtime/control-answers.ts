@@ -88,8 +88,11 @@ export async function* answerRequest(
       return yield { result: null }
     case 'letter':
       return yield { result: await runtime.deadLetters.show(request.crew, request.letter) }
-    case 'replay':
-      return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter)) ?? null }
+    case 'replay': {
+      const { message, by = 'local' } = request
+      const edit = message === undefined ? {} : { message, by: client ?? by }
+      return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter, edit)) ?? null }
+    }
     case 'drop':
       return yield { result: await runtime.deadLetters.drop(request.crew, request.letter) }
     case 'refused':

@@ -128,8 +128,12 @@ export class RemoteRuntime implements Runtime {
       const crew = checkId(id, 'a crew id')
       return (await this.#channel.ask({ method: 'letter', crew, letter })) as DeadLetterDetails
     },
-    replay: async (crew, letter) => {
-      await this.#channel.ask({ method: 'replay', crew: checkId(crew, 'a crew id'), letter })
+    replay: async (id, letter, { message, by } = {}) => {
+      const crew = checkId(id, 'a crew id')
+      const who = by === undefined ? {} : { by }
+      // Whether it is a message is told by the other end.
+      const edit = message === undefined ? {} : { message: message as { type: string }, ...who }
+      await this.#channel.ask({ method: 'replay', crew, letter, ...edit })
     },
     drop: async (id, letter) => {
       const crew = checkId(id, 'a crew id')

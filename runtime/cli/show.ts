@@ -94,10 +94,13 @@ function writeOutgoing({ outgoing }: CrewDetails): void {
   for (const { to, message, number } of outgoing) writeLine(`  ${message} ${number} to ${to}`, process.stdout)
 }
 
-function runLine(run: RunInfo): string {
-  if (run.status !== 'finished') return `${run.runId}  ${run.status}`
+/** A run in one line; what one that goes on has cost is so far. */
+export function runLine(run: RunInfo): string {
+  const cost = `${count(run.tokens)} tokens · ${dollars(run.costUsd)}`
+  if (run.status === 'queued') return `${run.runId}  queued`
+  if (run.status === 'running') return `${run.runId}  running · ${cost} so far`
   const end = run.code === null ? 'done' : `${run.code}: ${oneLine(run.reason)}`
-  return `${run.runId}  ${end} · ${plural(run.rounds, 'round')} · ${count(run.tokens)} tokens · ${dollars(run.costUsd)}`
+  return `${run.runId}  ${end} · ${plural(run.rounds, 'round')} · ${cost}`
 }
 
 /** Deletes a crew. */
