@@ -45,6 +45,7 @@ const code = { name: z.string().max(64).optional(), definition: z.string().lengt
 export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('list') }),
   z.strictObject({ method: z.literal('cluster') }),
+  z.strictObject({ method: z.literal('breakers') }),
   z.strictObject({ method: z.literal('drain'), worker: id.optional(), graceMs: z.int().min(0).max(maxGraceMs) }),
   z.strictObject({ method: z.literal('show'), crew: id }),
   z.strictObject({ method: z.literal('journal'), crew: id, from: z.int().min(1) }),

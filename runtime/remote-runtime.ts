@@ -8,6 +8,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
+import type { BreakerInfo } from './breakers.js'
 import { type ControlRequest, fromWireCommit } from './control-wire.js'
 import type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 import { type Agent, type Crew, toCrew } from './define.js'
@@ -81,6 +82,10 @@ export class RemoteRuntime implements Runtime {
 
   async cluster(): Promise<ClusterInfo | null> {
     return (await this.#channel.ask({ method: 'cluster' })) as ClusterInfo | null
+  }
+
+  async breakers(): Promise<readonly BreakerInfo[]> {
+    return (await this.#channel.ask({ method: 'breakers' })) as BreakerInfo[]
   }
 
   async *drain(

@@ -17,6 +17,7 @@ import {
   respond,
   type Said,
 } from './asks.js'
+import type { BreakerInfo } from './breakers.js'
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
 import { crewVersion, nameIn } from './crew-version.js'
@@ -115,6 +116,9 @@ export class Runtime {
   /** Letters over NATS that no crew takes. */
   readonly refusedLetters: RefusedLetters
 
+  /** @internal Its process has the store for a moment only: whoever is refused may ask again. */
+  passing = false
+
   /** @internal */
   get worker(): Worker {
     return this.#parts.worker
@@ -159,6 +163,11 @@ export class Runtime {
   /** The workers; null where one process owns everything. */
   async cluster(): Promise<ClusterInfo | null> {
     return (await this.#parts.survey?.cluster()) ?? null
+  }
+
+  /** Circuit breakers that keep somebody back. */
+  async breakers(): Promise<readonly BreakerInfo[]> {
+    return (await this.worker.breakers?.list()) ?? []
   }
 
   /** Has the owner of the store, or a worker, hand over and go. @throws TroupeError `CONFIG_INVALID`, `WORKER_UNKNOWN`. */

@@ -11,6 +11,7 @@ import { createRuntime } from '../index.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
 import { whomOf } from '../steering.js'
 import { askLine } from './asks.js'
+import { BusyStore, passing } from './busy-store.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import { count, dollars, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine } from './output.js'
 
@@ -22,17 +23,28 @@ export interface StoreOptions extends NatsFlags {
 
 /**
  * Opens an existing store for one command, or reaches its owner, or the workers.
+ * @param again the work may be done once more when the owner goes meanwhile: it only looks, and has told nothing yet
  * @throws TroupeError `CONFIG_INVALID` when there is none.
  */
-export async function withStore<T>(options: StoreOptions, work: (runtime: Runtime) => Promise<T>): Promise<T> {
+export async function withStore<T>(
+  options: StoreOptions,
+  work: (runtime: Runtime) => Promise<T>,
+  again = false,
+): Promise<T> {
   if (options.nats === undefined) checkStore(options.store)
   const where =
     options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' as const } }
-  const runtime = await createRuntime({ ...where, log: 'silent' })
-  try {
-    return await work(runtime)
-  } finally {
-    await runtime.close({ graceMs: 0 })
+  const busy = new BusyStore()
+  for (;;) {
+    const runtime = await createRuntime({ ...where, log: 'silent' }, busy.tell)
+    passing(runtime)
+    try {
+      return await work(runtime)
+    } catch (error) {
+      if (!again || options.nats !== undefined || !(await busy.again(runtime, error))) throw error
+    } finally {
+      await runtime.close({ graceMs: 0 })
+    }
   }
 }
 
@@ -53,12 +65,10 @@ export function stateOf({ openEffects, nextDueAt }: CrewInfo, asks = 0): string 
 
 /** Shows one crew. */
 export async function show(id: string, options: StoreOptions): Promise<number> {
-  return withStore(options, async (runtime) => {
-    const details = await runtime.show(id)
-    if (options.json === true) writeJson(details)
-    else writeDetails(details)
-    return exitCodes.done
-  })
+  const details = await withStore(options, (runtime) => runtime.show(id), true)
+  if (options.json === true) writeJson(details)
+  else writeDetails(details)
+  return exitCodes.done
 }
 
 function writeDetails(details: CrewDetails): void {
