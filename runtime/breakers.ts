@@ -40,6 +40,8 @@ export interface BreakerStore {
    * @param revision of the change before it; 0 for none
    */
   save(target: string, breaker: StoredBreaker, revision: number): Promise<number | null>
+  /** Everything that is stored, by target. */
+  all(): Promise<ReadonlyMap<string, BreakerEntry>>
   /** Calls back with what others store, until the returned function is called. */
   watch(told: (target: string, entry: BreakerEntry) => void): () => void
 }
@@ -64,6 +66,18 @@ export interface Refusal {
   readonly target: string
   readonly reason: Skipped['reason']
   readonly waitMs: number
+}
+
+/** A breaker that keeps somebody back. */
+export interface BreakerInfo {
+  /** `model/<deployment>`, or the server of tools. */
+  readonly target: string
+  /** Open: nobody calls it. Half-open: one call finds out. Cooling: whoever has another one leaves it alone. */
+  readonly state: 'open' | 'halfOpen' | 'cooling'
+  /** Epoch milliseconds; of an open one in the past: the next call finds out. */
+  readonly until: number
+  /** Its calls failed; a call is under way to find out; it asked for time; it refuses for a reason that lasts. */
+  readonly why: 'failed' | 'probing' | 'asked' | 'fault'
 }
 
 /** What came of a permitted call. */
@@ -102,6 +116,16 @@ export class Breakers {
   /** Tells what came of a permitted call. Returns what that changes for others. */
   done(target: string, call: string, end: CallEnd): BreakerChange[] {
     return this.#of(target).done(call, end)
+  }
+
+  /** Those that keep somebody back, by target. A store that is away tells nothing: then it is those of this process. */
+  async list(): Promise<readonly BreakerInfo[]> {
+    const stored = await this.#options.store.all().catch(() => new Map<string, BreakerEntry>())
+    for (const [target, entry] of stored) this.#breakers.get(target)?.told(entry)
+    const all = new Map([...stored].map(([target, { breaker }]) => [target, breaker]))
+    for (const [target, breaker] of this.#breakers) if (breaker.isReady) all.set(target, breaker.kept)
+    const now = this.#options.clock.now()
+    return [...all.keys()].sort().flatMap((target) => infoOf(target, all.get(target)!, now) ?? [])
   }
 
   /** Calls of a target that were permitted and are not done. */
@@ -153,7 +177,7 @@ class Breaker {
   #revision = 0
   /** It is known what is stored, or that nobody can tell. */
   readonly #ready: Promise<void>
-  #isReady = false
+  isReady = false
   #saving: Promise<boolean> = Promise.resolve(true)
   underWay = 0
   /** Called once it is in another state. */
@@ -165,11 +189,11 @@ class Breaker {
     this.#options = options
     const self = addressOf(target)
     this.#snapshot = scope.start(breakerMachine, self, { self, target, settings }).snapshot
-    this.#stored = this.#kept
+    this.#stored = this.kept
     this.#ready = this.#load().then(
-      () => void (this.#isReady = true),
+      () => void (this.isReady = true),
       (error: unknown) => {
-        this.#isReady = true
+        this.isReady = true
         this.#warn(error)
       },
     )
@@ -184,13 +208,13 @@ class Breaker {
   }
 
   async #decide(call: string, need: PermitNeed): Promise<Permit> {
-    if (!this.#isReady) await this.#ready
+    if (!this.isReady) await this.#ready
     for (;;) {
       const { answer } = this.#step({ type: 'permit.ask', replyTo: 'port', call, at: this.#now(), need })
       if (answer.type === 'permit.refused') return { granted: false, reason: answer.reason, waitMs: answer.waitMs }
       if (!answer.probe) return { granted: true }
       const isStored = await this.#save()
-      const isOwn = this.#kept.probe?.call === call
+      const isOwn = this.kept.probe?.call === call
       if (isStored && isOwn) return { granted: true }
       // Another one was first: it is asked again, as that one has left it.
       if (!isOwn) continue
@@ -203,7 +227,7 @@ class Breaker {
     this.underWay -= 1
     const { underWay } = this
     const { events } = this.#step({ type: 'permit.done', call, at: this.#now(), underWay, ...end })
-    if (!isEqual(this.#kept, this.#stored)) void this.#save()
+    if (!isEqual(this.kept, this.#stored)) void this.#save()
     return events.flatMap(changeOf)
   }
 
@@ -211,11 +235,11 @@ class Breaker {
     if (revision <= this.#revision) return
     this.#revision = revision
     this.#stored = breaker
-    if (!isEqual(this.#kept, breaker)) this.#step({ type: 'breaker.told', ...breaker })
+    if (!isEqual(this.kept, breaker)) this.#step({ type: 'breaker.told', ...breaker })
   }
 
   /** What of its state is worth keeping. */
-  get #kept(): StoredBreaker {
+  get kept(): StoredBreaker {
     const { until, probe, cooling } = this.#snapshot.context as StoredBreaker
     return { state: this.#snapshot.value as StoredBreaker['state'], until, probe, cooling }
   }
@@ -225,7 +249,7 @@ class Breaker {
   }
 
   #step(message: BreakerMessage): { readonly answer: PermitAnswer; readonly events: readonly BreakerEvent[] } {
-    const before = this.#kept.state
+    const before = this.kept.state
     const step = this.#scope.deliver(this.#snapshot, addressOf(this.#target), message)
     this.#snapshot = step.snapshot
     const sent = step.actions.find((action) => action.kind === 'send')
@@ -233,7 +257,7 @@ class Breaker {
       action.kind === 'emit' ? [action.event as unknown as BreakerEvent] : [],
     )
     for (const { type, ...rest } of events) if (type !== 'breaker.probed') this.#options.log?.info(type, rest)
-    if (this.#kept.state !== before) for (const wake of [...this.waiting]) wake()
+    if (this.kept.state !== before) for (const wake of [...this.waiting]) wake()
     // Only an ask is answered, and each is.
     return { answer: sent?.message as unknown as PermitAnswer, events }
   }
@@ -251,7 +275,7 @@ class Breaker {
 
   /** Never rejects. */
   async #write(): Promise<boolean> {
-    const breaker = this.#kept
+    const breaker = this.kept
     if (isEqual(breaker, this.#stored)) return true
     try {
       const revision = await this.#options.store.save(this.#target, breaker, this.#revision)
@@ -275,6 +299,14 @@ class Breaker {
     const reason = error instanceof Error ? error.message : String(error)
     this.#options.log?.warn('circuit breaker not stored', { target: this.#target, reason })
   }
+}
+
+function infoOf(target: string, breaker: StoredBreaker, now: number): BreakerInfo | null {
+  const { state, until, probe, cooling } = breaker
+  if (state === 'halfOpen' && probe !== null) return { target, state, until: probe.until, why: 'probing' }
+  if (state !== 'closed') return { target, state: 'open', until, why: 'failed' }
+  if (cooling === null || cooling.until <= now) return null
+  return { target, state: 'cooling', until: cooling.until, why: cooling.why }
 }
 
 function isEqual(one: StoredBreaker, two: StoredBreaker): boolean {

@@ -159,7 +159,7 @@ class Deciding {
       case 'shard.skipped':
         return
       case 'letter.replayed':
-        return this.#replay(body['letter'] as string)
+        return this.#replay(body)
       case 'letter.dropped':
         return this.#tellDropped(dropLetters(this.#state.letters, body['letter'] as string | null), 'asked')
       case 'timer.crashed':
@@ -499,18 +499,19 @@ class Deciding {
     if (count > 0) this.#decided.emit('shard/dead', { type: 'letters.dropped', count, reason })
   }
 
-  #replay(id: string): void {
-    const letter = this.#state.letters.get(id)
+  #replay({ letter: id, message: edited, by }: Message): void {
+    const letter = this.#state.letters.get(id as string)
     if (letter === undefined) return
-    this.#state.letters.delete(id)
-    this.#replayed = letter.message
+    this.#state.letters.delete(letter.id)
+    this.#replayed = (edited as Message | undefined) ?? letter.message
     this.#decided.emit('shard/dead', {
       type: 'letter.replayed',
-      letter: id,
+      letter: letter.id,
       to: letter.to,
-      message: letter.message.type,
+      message: this.#replayed.type,
+      ...(edited === undefined ? {} : { editedBy: by }),
     })
-    const message = { ...letter.message, sequence: this.#state.sequence }
+    const message = { ...this.#replayed, sequence: this.#state.sequence }
     this.#push({ from: this.#envelope.from, to: letter.to, message, must: false, replayed: true })
   }
 

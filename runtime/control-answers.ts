@@ -29,6 +29,8 @@ export interface AnswerTarget {
    * @param name the crew whose code an id that is not known yet is to run
    */
   crew(id: string, name?: string): CrewHandle | undefined | Promise<CrewHandle | undefined>
+  /** This process is about to leave the crews to others. @default it stays */
+  passing?(): boolean
 }
 
 /**
@@ -50,6 +52,8 @@ export async function* answerRequest(
       return yield { result: null }
     case 'cluster':
       return yield { result: await runtime.cluster() }
+    case 'breakers':
+      return yield { result: await runtime.breakers() }
     case 'drain':
       for await (const item of runtime.drain(request.worker, request)) yield { item }
       return yield { result: null }
@@ -94,8 +98,11 @@ export async function* answerRequest(
       return yield { result: null }
     case 'letter':
       return yield { result: await runtime.deadLetters.show(request.crew, request.letter) }
-    case 'replay':
-      return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter)) ?? null }
+    case 'replay': {
+      const { message, by = 'local' } = request
+      const edit = message === undefined ? {} : { message, by: client ?? by }
+      return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter, edit)) ?? null }
+    }
     case 'drop':
       return yield { result: await runtime.deadLetters.drop(request.crew, request.letter) }
     case 'refused':
@@ -151,7 +158,7 @@ async function crewOf(target: AnswerTarget, request: CrewRequest): Promise<CrewH
   const { store } = target
   throw new TroupeError('STORE_BUSY', `${store} is in use by process ${process.pid}, ${why}`, {
     retryable: true,
-    details: { path: store, pid: process.pid },
+    details: { path: store, pid: process.pid, ...(target.passing?.() === true ? { passing: true } : {}) },
   })
 }
 

@@ -45,6 +45,7 @@ const code = { name: z.string().max(64).optional(), definition: z.string().lengt
 export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('list') }),
   z.strictObject({ method: z.literal('cluster') }),
+  z.strictObject({ method: z.literal('breakers') }),
   z.strictObject({ method: z.literal('drain'), worker: id.optional(), graceMs: z.int().min(0).max(maxGraceMs) }),
   z.strictObject({ method: z.literal('show'), crew: id }),
   z.strictObject({ method: z.literal('journal'), crew: id, from: z.int().min(1) }),
@@ -80,7 +81,14 @@ export const controlRequest = z.discriminatedUnion('method', [
   }),
   z.strictObject({ method: z.literal('letters'), crew: id }),
   z.strictObject({ method: z.literal('letter'), crew: id, letter: id }),
-  z.strictObject({ method: z.literal('replay'), crew: id, letter: id }),
+  /** Without `message`: as it is. */
+  z.strictObject({
+    method: z.literal('replay'),
+    crew: id,
+    letter: id,
+    message: z.looseObject({ type: z.string().max(128) }).optional(),
+    by: z.string().max(256).optional(),
+  }),
   /** Without `letter`: all of them. */
   z.strictObject({ method: z.literal('drop'), crew: id, letter: id.optional() }),
   /** Of letters that no crew takes. Whoever is asked answers: there may be no owner. */

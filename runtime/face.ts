@@ -7,6 +7,7 @@
  * - F1 Both runtimes keep every promise written here; what one cannot do, it refuses with a code.
  */
 import type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
+import type { BreakerInfo } from './breakers.js'
 import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
@@ -73,6 +74,8 @@ export interface Runtime extends AsyncDisposable {
   list(): AsyncGenerator<CrewInfo, void, void>
   /** The workers that share the crews over NATS; null for a store, which one process owns. */
   cluster(): Promise<ClusterInfo | null>
+  /** Circuit breakers of deployments and tool servers that keep somebody back, of this process or of all workers. */
+  breakers(): Promise<readonly BreakerInfo[]>
   /**
    * Has a worker, or without NATS the process that owns the store, take nothing new, hand over or park what it has, and go.
    * Begins when it is iterated, and ends when that process is done; each item says what it still has.

@@ -117,10 +117,15 @@ export class Inbox {
   }
 }
 
+/** The shape of a message that another crew may say to an actor; undefined for another one. */
+export function mailSchema(to: string, type: string): (typeof allowed)[keyof typeof allowed]['schema'] | undefined {
+  const known = Object.hasOwn(allowed, type) ? allowed[type as keyof typeof allowed] : undefined
+  return known !== undefined && to.startsWith(`${known.kind}/`) ? known.schema : undefined
+}
+
 /** The message of a letter. @throws TroupeError `MESSAGE_REFUSED`. */
 function messageOf({ to, from, body }: Draft, shard: string): Message {
-  const known = Object.hasOwn(allowed, body.type) ? allowed[body.type as keyof typeof allowed] : undefined
-  const message = known !== undefined && to.startsWith(`${known.kind}/`) ? known.schema.safeParse(body) : undefined
+  const message = mailSchema(to, body.type)?.safeParse(body)
   if (message?.success === true) return message.data
   const what = `${body.type.slice(0, 80)} from ${from.slice(0, 200)} to ${to.slice(0, 80)}`
   throw new TroupeError('MESSAGE_REFUSED', `${shard}: ${what} may not come by mail`)

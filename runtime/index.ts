@@ -64,7 +64,7 @@ export type { LogLevel } from './log.js'
 export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
 export type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
-export type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
+export type { DeadLetterDetails, DeadLetterInfo, DeadLetters, ReplayOptions } from './dead-letters.js'
 export type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 export type { RepairReport } from './repair.js'
 export type { Budget, BudgetLimits } from './budget.js'
@@ -73,6 +73,7 @@ export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
 export type { CrewDetails, CrewInfo, RunInfo, SpawnOptions } from './runtime.js'
+export type { BreakerInfo } from './breakers.js'
 export type { ClusterInfo, DrainProgress, WorkerInfo } from './survey.js'
 
 /** How to create a runtime. */
@@ -135,7 +136,7 @@ interface SharedStore {
 const home = globalThis as { [key: symbol]: Map<string, SharedStore> | undefined }
 const stores = (home[Symbol.for('troupe.stores.1')] ??= new Map<string, SharedStore>())
 /** How long a busy store is asked again: its owner may be about to listen, or about to leave. */
-const busyMs = 3_000
+const busyMs = 5_000
 const askAgainMs = 50
 /** When it is looked again what a store that drains still has. */
 const drainLookMs = 250
@@ -145,9 +146,13 @@ const noBound = Number.POSITIVE_INFINITY
 /**
  * Opens a store, or a memory, and takes up what its last owner left. On a store that another process owns it becomes a
  * client of that process: crews that run there can be used, others are `STORE_BUSY`.
+ * @param inUse called each time that the store is found in use by a process that does not answer, for 5 s at most
  * @throws TroupeError `STORE_BUSY` when the owner cannot be reached, `STORE_CORRUPT`, `CONFIG_INVALID`.
  */
-export async function createRuntime(options: RuntimeOptions = {}): Promise<Runtime> {
+export async function createRuntime(
+  options: RuntimeOptions = {},
+  inUse: () => void = () => undefined,
+): Promise<Runtime> {
   checkBreakers(options)
   const log = createLog(options.log ?? 'warn')
   const model = createOpenAIModelPort({
@@ -210,6 +215,7 @@ export async function createRuntime(options: RuntimeOptions = {}): Promise<Runti
       const remote = await connectRuntime({ store: path, hashOf: (crew) => prepareCrew(crew, model).hash })
       if (remote !== null) return remote
       if (performance.now() > until) throw error
+      inUse()
     }
   }
 }
@@ -279,7 +285,8 @@ function openStore(path: string, options: RuntimeOptions, log: Log): SharedStore
         .reverse()
         .find((each) => each.crew(id) !== undefined)
         ?.crew(id)
-    return listenControl({ store: path, runtime, crew, log })
+    const passing = () => runtimes.size > 0 && [...runtimes].every((each) => each.passing)
+    return listenControl({ store: path, runtime, crew, log, passing })
   }
   const journal = createLevelJournal({ path, durability: options.durability ?? 'power' })
   const opening = FileBreakers.open(path)

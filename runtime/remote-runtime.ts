@@ -8,6 +8,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
+import type { BreakerInfo } from './breakers.js'
 import { type ControlRequest, fromWireCommit } from './control-wire.js'
 import type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 import { type Agent, type Crew, toCrew } from './define.js'
@@ -85,6 +86,10 @@ export class RemoteRuntime implements Runtime {
     return (await this.#channel.ask({ method: 'cluster' })) as ClusterInfo | null
   }
 
+  async breakers(): Promise<readonly BreakerInfo[]> {
+    return (await this.#channel.ask({ method: 'breakers' })) as BreakerInfo[]
+  }
+
   async *drain(
     worker?: string,
     { graceMs = 30_000 }: { readonly graceMs?: number } = {},
@@ -130,8 +135,12 @@ export class RemoteRuntime implements Runtime {
       const crew = checkId(id, 'a crew id')
       return (await this.#channel.ask({ method: 'letter', crew, letter })) as DeadLetterDetails
     },
-    replay: async (crew, letter) => {
-      await this.#channel.ask({ method: 'replay', crew: checkId(crew, 'a crew id'), letter })
+    replay: async (id, letter, { message, by } = {}) => {
+      const crew = checkId(id, 'a crew id')
+      const who = by === undefined ? {} : { by }
+      // Whether it is a message is told by the other end.
+      const edit = message === undefined ? {} : { message: message as { type: string }, ...who }
+      await this.#channel.ask({ method: 'replay', crew, letter, ...edit })
     },
     drop: async (id, letter) => {
       const crew = checkId(id, 'a crew id')

@@ -17,6 +17,7 @@ import {
   respond,
   type Said,
 } from './asks.js'
+import type { BreakerInfo } from './breakers.js'
 import type { BudgetLimits } from './budget.js'
 import { crewAddress } from './commit.js'
 import { command, CrewHandle, stayAlive } from './crew-handle.js'
@@ -32,11 +33,13 @@ import { raise, type RaiseOptions } from './raising.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
-import type { RunState } from './runs.js'
+import { type RunInfo, runInfo, stateName } from './run-info.js'
 import { crewNameOf, portWork } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import type { Worker } from './worker.js'
+
+export type { RunInfo }
 
 /** How long what runs may take when its process closes. */
 const defaultGraceMs = 30_000
@@ -61,18 +64,6 @@ export interface CrewInfo extends Partial<CrewPlace> {
   readonly nextDueAt: number | null
   /** Name of the crew whose code it runs, where the journal keeps it. */
   readonly crew?: string
-}
-
-/** A run, as `show` tells it. */
-export interface RunInfo {
-  readonly runId: string
-  readonly key: string
-  readonly status: RunState['status']
-  readonly code: string | null
-  readonly reason: string
-  readonly rounds: number
-  readonly costUsd: number
-  readonly tokens: number
 }
 
 /** Everything `show` tells. */
@@ -127,6 +118,9 @@ export class Runtime {
   /** Letters over NATS that no crew takes. */
   readonly refusedLetters: RefusedLetters
 
+  /** @internal Its process has the store for a moment only: whoever is refused may ask again. */
+  passing = false
+
   /** @internal */
   get worker(): Worker {
     return this.#parts.worker
@@ -173,6 +167,11 @@ export class Runtime {
     return (await this.#parts.survey?.cluster()) ?? null
   }
 
+  /** Circuit breakers that keep somebody back. */
+  async breakers(): Promise<readonly BreakerInfo[]> {
+    return (await this.worker.breakers?.list()) ?? []
+  }
+
   /** Has the owner of the store, or a worker, hand over and go. @throws TroupeError `CONFIG_INVALID`, `WORKER_UNKNOWN`. */
   drain(worker?: string, options: { readonly graceMs?: number } = {}): AsyncGenerator<DrainProgress, void, void> {
     const { drain } = this.#parts
@@ -199,7 +198,7 @@ export class Runtime {
         state: stateName(actor.snapshot.value),
         waitsFor: waits.get(address) ?? null,
       })),
-      runs: [...state.runs.values()].map(runInfo),
+      runs: [...state.runs.values()].map((run) => runInfo(run, state)),
       stopped: shard.stopped === null ? null : { code: shard.stopped.code, reason: shard.stopped.message },
       outgoing: [...state.mail.outbox.values()].map(({ to, body, number }) => ({ to, message: body.type, number })),
       asks: await pendingAsks(shard, this.worker.journal),
@@ -349,24 +348,4 @@ function waitOf(body: {
 }): string {
   if (body.type === 'human.ask') return `${body.kind ?? ''} of ${body.tool || body.agent}`
   return body.type === 'model.call' ? `model ${body.deployments?.join(' or ') ?? ''}` : `tool ${body.tool ?? ''}`
-}
-
-function stateName(value: unknown): string {
-  if (typeof value === 'string') return value
-  return Object.entries(value as Record<string, unknown>)
-    .map(([key, inner]) => `${key}.${stateName(inner)}`)
-    .join(' ')
-}
-
-function runInfo(run: RunState): RunInfo {
-  return {
-    runId: run.run,
-    key: run.key,
-    status: run.status,
-    code: run.end?.code ?? null,
-    reason: run.end?.reason ?? '',
-    rounds: run.end?.rounds ?? 0,
-    costUsd: (run.end?.spent.nanoUsd ?? 0) / 1e9,
-    tokens: run.end?.spent.tokens ?? 0,
-  }
 }

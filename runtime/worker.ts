@@ -100,10 +100,8 @@ export class Worker {
     this.#wakes = new Wakes(options.ports.clock, (shard) => this.#wakeDue(shard))
     this.#departed = new Departed(options.ports.clock)
     this.#host = {
-      journal: options.journal,
-      ports: options.ports,
+      ...{ journal: options.journal, ports: options.ports, executor: options.executor },
       context: options.trace === undefined ? options.context : { ...options.context, trace: true },
-      executor: options.executor,
       ownership: options.ownership ?? null,
       checks: options.checks === true,
       openedAt: () => this.#openedAt,
@@ -625,6 +623,11 @@ export class Worker {
     await Promise.allSettled([...this.#activating.values()])
     await Promise.all([...this.#active.keys()].map((id) => this.leave(id)))
     await this.#departed.settled(graceMs)
+  }
+
+  /** Who may be called now; undefined when nobody is kept back. */
+  get breakers(): Ports['breakers'] {
+    return this.#options.ports.breakers
   }
 
   /** Shards that are here, those included that were left while something ran for them, and what runs. */

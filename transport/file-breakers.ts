@@ -46,6 +46,10 @@ export class FileBreakers implements BreakerStore {
     return saved
   }
 
+  all(): Promise<ReadonlyMap<string, BreakerEntry>> {
+    return this.#memory.all()
+  }
+
   watch(told: (target: string, entry: BreakerEntry) => void): () => void {
     return this.#memory.watch(told)
   }

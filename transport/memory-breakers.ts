@@ -26,6 +26,10 @@ export class MemoryBreakers implements BreakerStore {
     return Promise.resolve(entry.revision)
   }
 
+  all(): Promise<ReadonlyMap<string, BreakerEntry>> {
+    return Promise.resolve(new Map(this.#entries))
+  }
+
   watch(told: (target: string, entry: BreakerEntry) => void): () => void {
     this.#watchers.add(told)
     return () => void this.#watchers.delete(told)

@@ -26,6 +26,8 @@ export interface NatsBreakersOptions {
 
 /** The target is in it, too: its key is encoded. */
 const stored = storedBreaker.extend({ target: z.string() })
+/** Breakers that are told of at once. */
+const maxListed = 1_000
 const closed: StoredBreaker = { state: 'closed', until: 0, probe: null, cooling: null }
 
 /** The breakers of a namespace. */
@@ -72,6 +74,17 @@ export class NatsBreakers implements BreakerStore {
     }
   }
 
+  async all(): Promise<ReadonlyMap<string, BreakerEntry>> {
+    try {
+      const keys: string[] = []
+      for await (const key of await this.#bucket.keys()) if (keys.length < maxListed) keys.push(key)
+      const entries = await Promise.all(keys.map((key) => this.#bucket.get(key)))
+      return new Map(entries.flatMap(entryOf))
+    } catch (error) {
+      throw storeError(error)
+    }
+  }
+
   watch(told: (target: string, entry: BreakerEntry) => void): () => void {
     this.#watchers.add(told)
     return () => void this.#watchers.delete(told)
@@ -95,6 +108,11 @@ export class NatsBreakers implements BreakerStore {
       }
     })().catch(() => undefined)
   }
+}
+
+function entryOf(entry: KvEntry | null): [string, BreakerEntry][] {
+  const found = entry === null ? null : read(entry)
+  return found === null ? [] : [[found.target, { breaker: found.breaker, revision: entry!.revision }]]
 }
 
 /** What an entry says; null when that cannot be read. */

@@ -4,14 +4,21 @@
  * Owns: what its words mean, how a dead letter reads.
  * Does not own: what is done about one (`dead-letters.ts` and `refused-letters.ts` of the runtime).
  */
+import { readFileSync } from 'node:fs'
+import { userInfo } from 'node:os'
 import type { DeadLetterDetails, DeadLetterInfo } from '../dead-letters.js'
 import { isTroupeError, TroupeError, toTroupeError } from '../errors.js'
 import type { Runtime } from '../face.js'
 import { isRefused, type RefusedDetails, type RefusedInfo } from '../refused-letters.js'
 import { duration, exitCodes, oneLine, plural, writeJson, writeLine, writeTable } from './output.js'
-import { type StoreOptions, withStore } from './show.js'
+import { runLine, type StoreOptions, withStore } from './show.js'
 
-type Options = StoreOptions & { readonly all?: boolean }
+type Options = StoreOptions & {
+  readonly all?: boolean
+  /** JSON text, or the path of a file with it: the message instead of the letter's own. */
+  readonly edit?: string
+  readonly by?: string
+}
 
 /** Lists dead letters, or does with one what the words say. */
 export async function deadLetters(words: readonly string[], options: Options): Promise<number> {
@@ -20,6 +27,8 @@ export async function deadLetters(words: readonly string[], options: Options): P
   if (!isVerb && words.length > 1) throw misused()
   const all = verb === 'drop' && options.all === true
   if (isVerb && (words.length > 3 || (letter === undefined) !== all)) throw misused()
+  if (options.edit !== undefined && (verb !== 'replay' || isRefused(letter ?? ''))) throw misused()
+  const edit = options.edit === undefined ? {} : { message: messageIn(options.edit), by: editor(options) }
   return withStore(options, async (runtime) => {
     if (!isVerb) return list(runtime, verb, options)
     const ofMail = letter !== undefined && isRefused(letter)
@@ -27,7 +36,7 @@ export async function deadLetters(words: readonly string[], options: Options): P
     else if (verb === 'show') show(crew, await runtime.deadLetters.show(crew, letter!), options)
     else if (verb === 'drop') dropped(crew, await drop(runtime, crew, letter), options)
     else {
-      await (ofMail ? runtime.refusedLetters : runtime.deadLetters).replay(crew, letter!)
+      await (ofMail ? runtime.refusedLetters.replay(crew, letter) : runtime.deadLetters.replay(crew, letter!, edit))
       if (options.json === true) writeJson({ type: 'replayed', crew, letter })
       else writeLine(`${letter} of ${crew} ${ofMail ? 'sent again' : 'replayed'}`)
     }
@@ -35,8 +44,34 @@ export async function deadLetters(words: readonly string[], options: Options): P
   })
 }
 
+/** The message of `--edit`. @throws TroupeError `INPUT_INVALID`, `CONFIG_INVALID`. */
+function messageIn(edit: string): unknown {
+  let text = edit
+  if (!edit.trimStart().startsWith('{')) {
+    try {
+      text = readFileSync(edit, 'utf8')
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      throw new TroupeError(
+        'CONFIG_INVALID',
+        `--edit is neither JSON nor a file that can be read: ${code ?? 'unknown'}`,
+      )
+    }
+  }
+  try {
+    return JSON.parse(text)
+  } catch {
+    throw new TroupeError('INPUT_INVALID', '--edit is not JSON')
+  }
+}
+
+function editor({ by }: Options): string {
+  return by ?? userInfo().username
+}
+
 function misused(): TroupeError {
-  const usage = 'dead-letters [ID] | show ID LETTER | replay ID LETTER | drop ID LETTER | drop ID --all'
+  const usage =
+    'dead-letters [ID] | show ID LETTER | replay ID LETTER [--edit JSON] | drop ID LETTER | drop ID --all; no edit of refused ones'
   return new TroupeError('CONFIG_INVALID', usage)
 }
 
@@ -90,10 +125,12 @@ function rowOf(crew: string, { id, code, from, to, type, at }: Row, mark = ''): 
 
 function show(crew: string, letter: DeadLetterDetails, options: Options): void {
   if (options.json === true) return writeJson({ crew, ...letter })
-  const { id, code, reason, from, to, at, message, values } = letter
+  const { id, code, reason, from, to, at, message, values, state, run } = letter
   const lines = [
     `${id} of ${crew}  ${code}: ${oneLine(reason, 2_000)}`,
     `${oneLine(from)} → ${oneLine(to)}  ${oneLine(message.type)}  ${new Date(at).toISOString()}`,
+    `${oneLine(to)} ${state === null ? 'is gone' : `is ${oneLine(state)}`}`,
+    ...(run === null ? [] : [`run ${runLine(run)}`]),
     oneLine(JSON.stringify(message), 2_000),
     ...values.map((value) => `  ${oneLine(value, 2_000)}`),
   ]

@@ -151,8 +151,10 @@ storeCommand('raise <id>', 'set limits of a budget that is at work')
 
 storeCommand('dead-letters [words...]', 'list messages that nobody could process; show, replay or drop one')
   .option('--all', 'drop every one of the crew')
-  .addHelpText('after', '\n[ID] lists; show ID LETTER, replay ID LETTER, drop ID LETTER, drop ID --all')
-  .action((words: string[], options: Options & { all?: boolean }) =>
+  .option('--edit <json>', 'replay it with this message instead of its own; or a file with it')
+  .option('--by <name>', 'who edits it (default: your user name; over NATS the name of the client)')
+  .addHelpText('after', '\n[ID] lists; show ID LETTER, replay ID LETTER [--edit JSON], drop ID LETTER, drop ID --all')
+  .action((words: string[], options: Options & { all?: boolean; edit?: string; by?: string }) =>
     end(async () => (await import('./dead-letters.js')).deadLetters(words, options), options.json),
   )
 

@@ -1,9 +1,10 @@
 /**
- * `troupe ps`: the crews of a store, or the workers of a namespace and their crews.
+ * `troupe ps`: the crews of a store, or the workers of a namespace and their crews; circuit breakers that keep somebody back.
  *
- * Owns: how workers and crews read in a list.
- * Does not own: reaching them (`show.ts`), what is told of them (`survey.ts` of the runtime).
+ * Owns: how workers, crews and breakers read in a list.
+ * Does not own: reaching them (`show.ts`), what is told of them (`survey.ts` and `breakers.ts` of the runtime).
  */
+import type { BreakerInfo } from '../breakers.js'
 import type { CrewInfo } from '../runtime.js'
 import type { ClusterInfo, WorkerInfo } from '../survey.js'
 import { count, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine, writeTable } from './output.js'
@@ -28,8 +29,29 @@ export async function ps(options: StoreOptions): Promise<number> {
       else rows.push(rowOf(crew, cluster))
     }
     if (options.json !== true) writeTable(rows)
+    tellBreakers(await runtime.breakers(), options.json === true)
     return exitCodes.done
   })
+}
+
+/** Why a breaker keeps somebody back, for people. */
+const reasons: Readonly<Record<BreakerInfo['why'], string>> = {
+  failed: 'its calls failed',
+  probing: 'one call finds out',
+  asked: 'it asked for time',
+  fault: 'it refuses for a reason that lasts: key, quota, or no such model',
+}
+
+function tellBreakers(breakers: readonly BreakerInfo[], json: boolean): void {
+  if (json) for (const breaker of breakers) writeJson({ type: 'breaker', ...breaker })
+  if (json || breakers.length === 0) return
+  const rows = breakers.map(({ target, state, until, why }) => {
+    const ms = until - Date.now()
+    const left = ms > 0 ? duration(ms) : 'the next call'
+    return [oneLine(target, 100), state === 'halfOpen' ? 'half-open' : state, left, reasons[why]]
+  })
+  writeLine('', process.stdout)
+  writeTable([['BREAKER', 'STATE', 'UNTIL', 'WHY'], ...rows])
 }
 
 function rowOf(crew: CrewInfo, cluster: ClusterInfo | null): string[] {

@@ -12,6 +12,7 @@
 import { fstatSync } from 'node:fs'
 import { toTroupeError, TroupeError } from '../errors.js'
 import { isLive, type TroupeEvent } from '../events.js'
+import type { Crew } from '../define.js'
 import type { CrewHandle, Runtime } from '../face.js'
 import { createRuntime, keyOf } from '../index.js'
 import type { Run, RunResult } from '../run.js'
@@ -19,6 +20,7 @@ import type { RunInput } from '../run-input.js'
 import type { RunInfo } from '../runtime.js'
 import type { PendingAsk } from '../asks.js'
 import { askLine } from './asks.js'
+import { BusyStore, passing } from './busy-store.js'
 import { loadCrew } from './load.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import {
@@ -75,14 +77,12 @@ export async function run(file: string, options: RunOptions): Promise<number> {
     const input = await inputOf(options, loaded.input)
     const task = new Task(id, input, options, goOn(false))
     for (;;) {
-      const runtime = await createRuntime(
-        options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' } },
-      )
+      const runtime = await open(loaded.crew, id, options, interruption)
       try {
-        const spawn = { id, acceptUpgrade: options.acceptUpgrade === true }
-        const end = await task.follow(runtime, await runtime.spawn(loaded.crew, spawn), interruption)
+        const end = await task.follow(runtime, runtime.crew(id)!, interruption)
         if (end !== 'owner gone') return end
       } finally {
+        passing(runtime)
         // Others may have runs here: they get the same time as ours.
         await runtime.close({ graceMs: interruption.quiet ? 0 : graceMs })
         if (interruption.signal.aborted && !interruption.quiet) task.tellInterrupted()
@@ -95,6 +95,24 @@ export async function run(file: string, options: RunOptions): Promise<number> {
     return reportError(later ? withDetails(known, { command: goes }) : error, options.json === true)
   } finally {
     interruption.stop()
+  }
+}
+
+/** A runtime that has the crew. A store that somebody has for a moment only is waited for. */
+async function open(crew: Crew, id: string, options: RunOptions, { signal }: Interruption): Promise<Runtime> {
+  const busy = new BusyStore()
+  for (;;) {
+    const runtime = await createRuntime(
+      options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' } },
+      busy.tell,
+    )
+    try {
+      await runtime.spawn(crew, { id, acceptUpgrade: options.acceptUpgrade === true })
+      return runtime
+    } catch (error) {
+      await runtime.close({ graceMs })
+      if (signal.aborted || options.nats !== undefined || !(await busy.again(runtime, error))) throw error
+    }
   }
 }
 

@@ -12,6 +12,7 @@ import { createRuntime } from '../index.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
 import { whomOf } from '../steering.js'
 import { askLine } from './asks.js'
+import { BusyStore, passing } from './busy-store.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import { count, dollars, duration, exitCodes, oneLine, painter, plural, writeJson, writeLine } from './output.js'
 
@@ -23,17 +24,28 @@ export interface StoreOptions extends NatsFlags {
 
 /**
  * Opens an existing store for one command, or reaches its owner, or the workers.
+ * @param again the work may be done once more when the owner goes meanwhile: it only looks, and has told nothing yet
  * @throws TroupeError `CONFIG_INVALID` when there is none.
  */
-export async function withStore<T>(options: StoreOptions, work: (runtime: Runtime) => Promise<T>): Promise<T> {
+export async function withStore<T>(
+  options: StoreOptions,
+  work: (runtime: Runtime) => Promise<T>,
+  again = false,
+): Promise<T> {
   if (options.nats === undefined) checkStore(options.store)
   const where =
     options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' as const } }
-  const runtime = await createRuntime({ ...where, log: 'silent' })
-  try {
-    return await work(runtime)
-  } finally {
-    await runtime.close({ graceMs: 0 })
+  const busy = new BusyStore()
+  for (;;) {
+    const runtime = await createRuntime({ ...where, log: 'silent' }, busy.tell)
+    passing(runtime)
+    try {
+      return await work(runtime)
+    } catch (error) {
+      if (!again || options.nats !== undefined || !(await busy.again(runtime, error))) throw error
+    } finally {
+      await runtime.close({ graceMs: 0 })
+    }
   }
 }
 
@@ -54,12 +66,10 @@ export function stateOf({ openEffects, nextDueAt }: CrewInfo, asks = 0): string 
 
 /** Shows one crew. */
 export async function show(id: string, options: StoreOptions): Promise<number> {
-  return withStore(options, async (runtime) => {
-    const details = await runtime.show(id)
-    if (options.json === true) writeJson(details)
-    else writeDetails(details)
-    return exitCodes.done
-  })
+  const details = await withStore(options, (runtime) => runtime.show(id), true)
+  if (options.json === true) writeJson(details)
+  else writeDetails(details)
+  return exitCodes.done
 }
 
 function writeDetails(details: CrewDetails): void {
@@ -95,10 +105,13 @@ function writeOutgoing({ outgoing }: CrewDetails): void {
   for (const { to, message, number } of outgoing) writeLine(`  ${message} ${number} to ${to}`, process.stdout)
 }
 
-function runLine(run: RunInfo): string {
-  if (run.status !== 'finished') return `${run.runId}  ${run.status}`
+/** A run in one line; what one that goes on has cost is so far. */
+export function runLine(run: RunInfo): string {
+  const cost = `${count(run.tokens)} tokens · ${dollars(run.costUsd)}`
+  if (run.status === 'queued') return `${run.runId}  queued`
+  if (run.status === 'running') return `${run.runId}  running · ${cost} so far`
   const end = run.code === null ? 'done' : `${run.code}: ${oneLine(run.reason)}`
-  return `${run.runId}  ${end} · ${plural(run.rounds, 'round')} · ${count(run.tokens)} tokens · ${dollars(run.costUsd)}`
+  return `${run.runId}  ${end} · ${plural(run.rounds, 'round')} · ${cost}`
 }
 
 /** Deletes a crew. */

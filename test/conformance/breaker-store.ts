@@ -49,6 +49,20 @@ export function testBreakerStore(name: string, make: () => Promise<StoreUnderTes
       for (const target of targets) expect((await one.load(target))?.breaker).toEqual(open)
     })
 
+    test(`${name}: everything that is stored is told, as it was stored last`, async () => {
+      const { one, two } = await make()
+      expect(await two.all()).toEqual(new Map())
+      const first = (await one.save('model/a:one', open, 0))!
+      const last = (await one.save('model/a:one', cooling, first))!
+      const other = (await one.save('tool/crm', probing, 0))!
+      expect(await two.all()).toEqual(
+        new Map([
+          ['model/a:one', { breaker: cooling, revision: last }],
+          ['tool/crm', { breaker: probing, revision: other }],
+        ]),
+      )
+    })
+
     test(`${name}: others hear of a change, until they do not want to any more`, async () => {
       const { one, two } = await make()
       const heard: [string, BreakerEntry][] = []

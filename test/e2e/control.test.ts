@@ -12,6 +12,7 @@ import { createLog } from '../../runtime/log.js'
 import { RemoteRuntime } from '../../runtime/remote-runtime.js'
 import type { Runtime as LocalRuntime } from '../../runtime/runtime.js'
 import { createLevelJournal } from '../../transport/level-journal.js'
+import { passing } from '../../runtime/cli/busy-store.js'
 import { clerk, crewFile, ended, Gate, jsonLines, model, scratch, troupe } from './command-line.js'
 
 /** The crew of `crews/desk.mjs`: its definition has the same hash. */
@@ -140,6 +141,45 @@ describe('the socket', () => {
     expect(runtime).not.toBeInstanceOf(RemoteRuntime)
     const { stdout } = await ended(['ps', '--json'], { cwd })
     expect(jsonLines(stdout)).toMatchObject([{ id: 'desk' }])
+  })
+
+  test('CB1 busy: a store that a command has for a moment is waited for, told once; one whose owner stays is not', async () => {
+    const cwd = await scratch()
+    const server = await model(clerk())
+    const runtime = (await runtimeOn(join(cwd, '.troupe'), server.baseURL)) as LocalRuntime
+    const words = ['run', crewFile('desk.mjs'), '--input', 'go']
+    const refused = await ended(words, { cwd, model: server })
+    expect(refused.stderr).toContain('STORE_BUSY')
+    expect(refused.stderr).not.toContain('waiting')
+    passing(runtime)
+    const waits = troupe(words, { cwd, model: server })
+    await waits.says('the store is in use: waiting for it')
+    await runtime.close()
+    const end = await waits.end
+    expect(end, end.stderr).toMatchObject({ code: 0, stdout: 'All is known.\n' })
+    expect(end.stderr.match(/in use/g)).toHaveLength(1)
+  })
+
+  test('CB1 busy: one that passes and never goes is STORE_BUSY in the end', async () => {
+    const cwd = await scratch()
+    const server = await model(clerk())
+    const runtime = (await runtimeOn(join(cwd, '.troupe'), server.baseURL)) as LocalRuntime
+    passing(runtime)
+    const end = await ended(['run', crewFile('desk.mjs'), '--input', 'go'], { cwd, model: server })
+    expect(end).toMatchObject({ code: 1, stderr: expect.stringContaining('STORE_BUSY') as string })
+    expect(end.stderr).toContain(`process ${process.pid}`)
+  })
+
+  test('busy: a run beside commands that come and go is never refused', async () => {
+    const cwd = await scratch()
+    const server = await model(clerk())
+    const words = ['run', crewFile('desk.mjs')]
+    expect((await ended([...words, '--input', 'first'], { cwd, model: server })).code).toBe(0)
+    const ends = await Promise.all([
+      ended([...words, '--input', 'second'], { cwd, model: server }),
+      ...['show', 'show', 'show'].map((command) => ended([command, 'desk'], { cwd })),
+    ])
+    expect(ends.map(({ code, stderr }) => [code, stderr.includes('STORE_BUSY')])).toEqual(Array(4).fill([0, false]))
   })
 
   test('none: a store without a socket works, and a second process is told who has it', async () => {

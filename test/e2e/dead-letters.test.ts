@@ -1,3 +1,4 @@
+import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { crewMachine } from '../../machines/index.js'
@@ -66,7 +67,21 @@ describe('dead-letters', () => {
     expect(jsonLines((await ask('show', 'desk', first, '--json')).stdout)).toMatchObject([
       { crew: 'desk', id: first, message: { type: 'crew.task' }, values: ['{"role":"user","content":"go"}'] },
     ])
-    expect(await ask('replay', 'desk', first)).toMatchObject({ code: 0, stderr: `${first} of desk replayed\n` })
+    expect(shown.stdout).toMatch(/^crew\/main is \S+$/m)
+    expect(shown.stdout).toMatch(/^run r\d+ {2}ACTOR_FAILED/m)
+    for (const [edit, code] of [
+      ['{"type":"xstate.done"}', 'MESSAGE_REFUSED'],
+      ['{"type":"crew.task"}', 'INPUT_INVALID'],
+      ['{', 'INPUT_INVALID'],
+      ['nowhere.json', 'CONFIG_INVALID'],
+    ] as const)
+      expect((await ask('replay', 'desk', first, '--edit', edit)).stderr).toContain(code)
+    const edited = { type: 'crew.task', tokens: 9, messages: 1, key: 'k', data: false }
+    await writeFile(join(cwd, 'edited.json'), JSON.stringify(edited))
+    expect(await ask('replay', 'desk', first, '--edit', 'edited.json', '--by', 'ann')).toMatchObject({
+      ...{ code: 0, stderr: `${first} of desk replayed\n` },
+    })
+    expect((await ended(['journal', 'desk', '--json'], { cwd })).stdout).toContain('"by":"ann"')
     expect((await ask('replay', 'desk', first)).stderr).toContain('LETTER_UNKNOWN')
     expect(jsonLines((await ask('drop', 'desk', '--all', '--json')).stdout)).toEqual([
       { type: 'dropped', crew: 'desk', count: 1 },
@@ -76,6 +91,7 @@ describe('dead-letters', () => {
       ['show', 'desk'],
       ['drop', 'desk'],
       ['replay', 'desk', first, 'x'],
+      ['show', 'desk', first, '--edit', '{}'],
     ])
       expect(await ask(...words)).toMatchObject({ code: 2, stderr: expect.stringContaining('CONFIG_INVALID') })
     gate.open()
@@ -93,6 +109,8 @@ describe('dead-letters', () => {
     expect((await crowd.ask('dead-letters', 'nobody')).stderr).toMatch(/CREW_UNKNOWN|WORKER_MISSING/)
     for (const verb of ['show', 'replay', 'drop'])
       expect((await crowd.ask('dead-letters', verb, 'desk', '9-9')).stderr).toContain('LETTER_UNKNOWN')
+    const edit = ['--edit', '{"type":"crew.pause"}']
+    expect((await crowd.ask('dead-letters', 'replay', 'desk', '9-9', ...edit)).stderr).toContain('LETTER_UNKNOWN')
     expect((await crowd.ask('dead-letters', 'drop', 'desk', '--all')).stderr).toBe('0 dead letters of desk dropped\n')
   })
 

@@ -23,6 +23,11 @@ class Watched extends MemoryBreakers {
     return super.load(of)
   }
 
+  override async all() {
+    if (this.isAway) throw new Error('away')
+    return super.all()
+  }
+
   override async save(of: string, breaker: StoredBreaker, revision: number) {
     if (this.isAway) throw new Error('away')
     const saved = await super.save(of, breaker, revision)
@@ -115,6 +120,37 @@ describe('breakers', () => {
     expect(await one.ask(target, name(), 'only')).toEqual({ granted: false, reason: 'probing', waitMs: 1_000 })
     store.isAway = false
     expect(await one.ask(target, name(), 'only')).toEqual({ granted: true })
+  })
+
+  test('BR3 breakers: those that keep somebody back are listed with their time and why, also as others stored them', async () => {
+    const { one, store, clock } = processes(1)
+    const now = clock.now()
+    expect(await one.list()).toEqual([])
+    await fail(one)
+    await one.ask('model/b:two', 'limited', 'choice')
+    one.done('model/b:two', 'limited', { verdict: 'answered', cooling: { ms: 50, why: 'asked' } })
+    await one.ask('model/c:three', 'well', 'only')
+    one.done('model/c:three', 'well', answered)
+    await quiet()
+    const open = { target, state: 'open', until: now + 100, why: 'failed' }
+    const cooling = { target: 'model/b:two', state: 'cooling', until: now + 50, why: 'asked' }
+    expect(await one.list()).toEqual([open, cooling])
+    const late = new Breakers({ store, clock, settings })
+    expect(await late.list()).toEqual([open, cooling])
+    clock.advance(100)
+    expect(await late.list()).toEqual([open])
+    await one.ask(target, 'probe', 'only')
+    expect(await late.list()).toEqual([{ target, state: 'halfOpen', until: now + 600, why: 'probing' }])
+    one.done(target, 'probe', answered)
+    await quiet()
+    expect(await late.list()).toEqual([])
+  })
+
+  test('BR4 breakers: while the store is away those of this process are listed', async () => {
+    const { one, store } = processes(1)
+    store.isAway = true
+    await fail(one)
+    expect(await one.list()).toMatchObject([{ target, state: 'open' }])
   })
 
   test('breakers: calls under way are counted, whatever comes of them', async () => {

@@ -1,8 +1,10 @@
 import { describe, expect, test } from 'vitest'
+import { z } from 'zod'
 import { crewMachine } from '../../machines/index.js'
 import { maxLetterBytes, maxLetters, trimLetters } from '../../runtime/dead-letter.js'
-import { defineAgent } from '../../runtime/define.js'
-import { openStage, shippedMachines, type Stage } from '../support/crew-stage.js'
+import { defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
+import { editedMessage } from '../../runtime/edited-letter.js'
+import { call, gate, openStage, say, shippedMachines, type Stage, until } from '../support/crew-stage.js'
 import { command, defined, Desk, events, task } from '../support/envelopes.js'
 
 const agent = defineAgent({ model: 'a:one', instructions: 'x' })
@@ -110,6 +112,140 @@ describe('dead letters: promises', () => {
       expect(letters.size).toBe(1)
     }
     await stage.runtime.close()
+  })
+
+  test('DL2 dead letters: shown, it tells the state of its actor and what its run has cost so far', async () => {
+    const stage = await died('go')
+    const [letter] = await all(stage.runtime.deadLetters.list('agent'))
+    const shown = await stage.runtime.deadLetters.show('agent', letter!.id)
+    expect(shown).toMatchObject({ state: 'idle', run: { runId: 'r2', status: 'finished', code: 'ACTOR_FAILED' } })
+    const { letters } = (await stage.worker.shard('agent')).state
+    letters.set('2-0', { ...letters.get('2-0')!, to: 'agent/agent-r9', message: { type: 'run.pause' } })
+    expect(await stage.runtime.deadLetters.show('agent', '2-0')).toMatchObject({ state: null, run: null })
+    await stage.runtime.close()
+  })
+
+  test('DL2 dead letters: of a run that goes on, the cost so far is told', async () => {
+    const look = defineTool({ name: 'look', description: '', effect: 'pure', input: z.object({}), run: () => 'seen' })
+    const clerk = defineAgent({ name: 'clerk', model: 'a:one', instructions: 'x', tools: [look] })
+    for (const per of ['run', 'crew'] as const) {
+      const stage = await openStage({
+        model: (_, index) => [say('done'), call(['look']), gate<never>().opened][index]!,
+      })
+      const crew = await stage.runtime.spawn(
+        defineCrew({ name: 'c', agents: { clerk }, lead: 'clerk', budget: { usd: 1, per } }),
+      )
+      // An earlier run's call, which is none of the next one's.
+      const { cost } = await crew.ask('go')
+      const run = crew.start('go on')
+      run.result.catch(() => undefined)
+      await until(() => stage.requests.length === 3)
+      const { state } = await stage.worker.shard('c')
+      const letter = {
+        id: '1-0' as const,
+        from: 'client/local',
+        to: `agent/clerk-${await run.id}`,
+        code: 'X',
+        reason: '',
+        at: 1,
+      }
+      state.letters.set('1-0', { ...letter, message: { type: 'run.pause' } })
+      expect(await stage.runtime.deadLetters.show('c', '1-0')).toMatchObject({
+        state: 'thinking',
+        run: { runId: await run.id, status: 'running', tokens: 30, costUsd: cost.usd },
+      })
+      await stage.runtime.close({ graceMs: 0 })
+    }
+  })
+
+  test('EL1 EL2 dead letters: edited, it is taken as the message that it was made, about its own content', async () => {
+    const stage = await died('go')
+    const next = await mended(stage)
+    const [letter] = await all(next.runtime.deadLetters.list('agent'))
+    const { message } = await next.runtime.deadLetters.show('agent', letter!.id)
+    const edited = { ...message, tokens: 7, key: 'another', extra: 'dropped', sequence: 99 }
+    await next.runtime.deadLetters.replay('agent', letter!.id, { message: edited, by: 'ann' })
+    const commits = await all(next.runtime.journal('agent'))
+    const replayed = commits.find(({ envelope }) => envelope.body.type === 'letter.replayed')!.envelope.body
+    expect(replayed).toMatchObject({ by: 'ann', message: { type: 'crew.task', tokens: 7, key: 'another' } })
+    expect(JSON.stringify(replayed)).not.toContain('dropped')
+    const { runs } = await next.runtime.show('agent')
+    const { output, messages } = await next.runtime.crew('agent')!.run(runs.at(-1)!.runId).result
+    expect([output, messages[0]?.content]).toEqual(['done', 'go'])
+    await next.runtime.close()
+  })
+
+  test.each([
+    ['EL1', 'MESSAGE_REFUSED', { type: 'xstate.done.actor.x' }],
+    ['EL1', 'MESSAGE_REFUSED', { type: 'model.replied' }],
+    ['EL1', 'MESSAGE_REFUSED', { type: 'human.answered', decision: 'approved', by: 'x', bytes: 0 }],
+    ['EL1', 'MESSAGE_REFUSED', { type: 'agent.finished' }],
+    ['EL1', 'MESSAGE_REFUSED', { type: 'delegate.task', agent: 'agent', depth: 0, chain: [] }],
+    ['EL1', 'MESSAGE_REFUSED', { type: 'toString' }],
+    ['EL1', 'INPUT_INVALID', 'crew.pause'],
+    ['EL1', 'INPUT_INVALID', null],
+    ['EL1', 'INPUT_INVALID', { key: 'k' }],
+    ['EL1', 'INPUT_INVALID', { type: 'crew.task', tokens: -1, messages: 1, key: 'k', data: true }],
+    ['EL2', 'INPUT_INVALID', { type: 'crew.task', tokens: 1, messages: 2, key: 'k', data: false }],
+    ['EL2', 'INPUT_INVALID', { type: 'crew.task', tokens: 1, messages: 2, key: 'k', data: true }],
+    ['EL2', 'INPUT_INVALID', { type: 'crew.steer', tokens: 1, key: 'k' }],
+  ])('%s dead letters: what it may not become is refused with %s, and it stays: %o', async (_, code, message) => {
+    const stage = await died('go')
+    const { sequence } = await stage.runtime.show('agent')
+    await expect(stage.runtime.deadLetters.replay('agent', '2-0', { message })).rejects.toMatchObject({ code })
+    expect(await all(stage.runtime.deadLetters.list('agent'))).toHaveLength(1)
+    expect((await stage.runtime.show('agent')).sequence).toBe(sequence)
+    await stage.runtime.close()
+  })
+
+  test('EL1 dead letters: of an outcome no other message is made, and a name is one', async () => {
+    const stage = await died('go')
+    const { letters } = (await stage.worker.shard('agent')).state
+    const [known] = letters.values()
+    const message = { type: 'crew.pause' }
+    for (const by of ['', 'x'.repeat(257)])
+      await expect(stage.runtime.deadLetters.replay('agent', '2-0', { message, by })).rejects.toMatchObject({
+        code: 'INPUT_INVALID',
+      })
+    letters.set('2-0', { ...known!, from: 'port/model' })
+    await expect(stage.runtime.deadLetters.replay('agent', '2-0', { message })).rejects.toMatchObject({
+      code: 'LETTER_REFUSED',
+    })
+    await stage.runtime.close()
+  })
+
+  test('EL1 EL2 edited letter: of another crew, what that one may say, in its own name', () => {
+    const task = {
+      type: 'delegate.task',
+      agent: 'a',
+      depth: 1,
+      chain: ['b'],
+      messages: 1,
+      sender: 'b/envoy/x',
+      shard: 'c',
+    }
+    const letter = {
+      id: '2-0' as const,
+      from: 'b/envoy/x',
+      to: 'crew/main',
+      message: task,
+      code: 'X',
+      reason: '',
+      at: 1,
+    }
+    const edited = editedMessage(letter, { ...task, agent: 'other', sender: 'forged/envoy/y', shard: 'x' }, 1)
+    expect(edited).toMatchObject({ agent: 'other', sender: 'b/envoy/x', shard: 'c' })
+    const codeOf = (message: unknown) => {
+      try {
+        return editedMessage(letter, message, 1).type
+      } catch (error) {
+        return (error as { code: string }).code
+      }
+    }
+    expect(codeOf({ type: 'crew.pause' })).toBe('MESSAGE_REFUSED')
+    expect(codeOf({ type: 'delegate.answered', code: null, reason: '' })).toBe('MESSAGE_REFUSED')
+    expect(codeOf({ ...task, messages: 2 })).toBe('INPUT_INVALID')
+    expect(codeOf({ type: 'delegate.revoke' })).toBe('delegate.revoke')
   })
 
   test('DL1 dead letters: the oldest go when there are too many or too large ones, and their number is told', () => {

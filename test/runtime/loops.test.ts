@@ -128,4 +128,81 @@ describe('loops', () => {
     expect(stage.requests).toHaveLength(8)
     await stage.runtime.close()
   })
+
+  /** Two crews whose agents may ask each other; what a model says to its results. */
+  async function twoCrews(
+    next: (name: string, results: readonly string[], index: number) => string | { answer: string },
+  ) {
+    const other = { p: 'q', q: 'p' } as const
+    const stage = await openStage({
+      model: (request, index) => {
+        const name = request.deployment.slice(2)
+        const task = next(name, resultsIn(request), index)
+        return typeof task === 'string' ? call([`${other[name as 'p']}_worker`, { task }]) : say(task.answer)
+      },
+    })
+    const spawn = (id: 'p' | 'q') => {
+      const delegates = [`${other[id]}/agent/worker`]
+      const worker = defineAgent({ model: `a:${id}`, instructions: id, delegates, limits: { rounds } })
+      return stage.runtime.spawn(defineCrew({ name: id, agents: { worker }, lead: 'worker' }), { id })
+    }
+    const [p] = [await spawn('p'), await spawn('q')]
+    const asked = (name: string) => stage.requests.filter(({ deployment }) => deployment === `a:${name}`).length
+    return { stage, run: p.start('go'), asked }
+  }
+
+  test('loops: crews that ask each other end within the first lap, and the answer comes home', async () => {
+    const { stage, run, asked } = await twoCrews((name, results) =>
+      results.length === 0 ? `for ${name}` : { answer: `told: ${results.join()}` },
+    )
+    const { output } = await run.result
+    expect(output).toContain('DELEGATION_FAILED: the crew p waits for it itself')
+    expect([asked('p'), asked('q')]).toEqual([2, 2])
+    // The task that came back was refused as a run that did nothing.
+    expect((await stage.runtime.show('p')).runs).toMatchObject([
+      { code: null },
+      { code: 'DELEGATION_FAILED', rounds: 0 },
+    ])
+    await stage.runtime.close()
+  })
+
+  test('loops: crews that go on asking each other, whatever they are told, are both stopped', async () => {
+    const { stage, run, asked } = await twoCrews(() => 'the same')
+    await expect(run.result).rejects.toMatchObject({ code: 'LOOP_DETECTED' })
+    expect((await stage.runtime.show('q')).runs.every(({ code }) => code === 'LOOP_DETECTED')).toBe(true)
+    // The third equal task is the first that could be known to bring nothing; it is warned of, the next one is refused.
+    expect((await stage.runtime.show('q')).runs.length).toBeLessThanOrEqual(4)
+    expect(asked('p')).toBeLessThanOrEqual(6)
+    await stage.runtime.close()
+  })
+
+  test('loops: a crew that is asked the same by another, and says the same, is not asked for ever', async () => {
+    const { stage, run } = await twoCrews((name) => (name === 'p' ? 'the same' : { answer: 'as before' }))
+    await expect(run.result).rejects.toMatchObject({ code: 'LOOP_DETECTED' })
+    expect((await found(run)).map(({ rung }) => rung)).toEqual(['warn', 'block', 'stop'])
+    expect((await stage.runtime.show('q')).runs).toHaveLength(4)
+    await stage.runtime.close()
+  })
+
+  test('loops: an agent of the same crew that is asked the same, and says the same, is not asked for ever', async () => {
+    const a = defineAgent({ model: 'a:a', instructions: 'a', delegates: ['b'], limits: { rounds } })
+    const b = defineAgent({ model: 'a:b', instructions: 'b' })
+    const stage = await openStage({
+      model: ({ deployment }) => (deployment === 'a:a' ? call(['b', { task: 'the same' }]) : say('as before')),
+    })
+    const crew = defineCrew({ name: 'pair', agents: { a, b }, lead: 'a' })
+    const run = (await stage.runtime.spawn(crew)).start('go')
+    await expect(run.result).rejects.toMatchObject({ code: 'LOOP_DETECTED' })
+    expect(stage.requests.filter(({ deployment }) => deployment === 'a:b')).toHaveLength(4)
+    await stage.runtime.close()
+  })
+
+  test('loops: a crew that is asked the same and has something new to say is asked on', async () => {
+    const { stage, run } = await twoCrews((name, results, index) =>
+      name === 'q' ? { answer: `news ${index}` } : results.length < 12 ? 'the same' : { answer: 'well' },
+    )
+    expect((await run.result).output).toBe('well')
+    expect((await stage.runtime.show('q')).runs).toHaveLength(12)
+    await stage.runtime.close()
+  })
 })

@@ -90,6 +90,10 @@ export class SimulatedBreakers {
         await latency()
         return saved
       },
+      all: async () => {
+        await latency()
+        return this.#memory.all()
+      },
       watch: (told) =>
         this.#memory.watch((target, entry) => {
           if (process.alive) told(target, entry)

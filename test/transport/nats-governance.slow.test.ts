@@ -34,6 +34,24 @@ async function join(
   return runtime as DistributedRuntime
 }
 
+test('breakers over NATS: a client is told by any worker which of them keep somebody back, also one that called nobody', async () => {
+  const model = await startScriptedModel(() => fault.status(500))
+  onTestFinished(() => model.close())
+  const clerk = defineAgent({ name: 'clerk', model: 'scripted:m', instructions: 'x', limits: { attempts: 1 } })
+  const breakers = { failures: 1, cooldownMs: 600_000 }
+  const worker = await join('told', 'w1', model.baseURL, { breakers })
+  await worker.offer(clerk)
+  const client = await join('told', null, model.baseURL)
+  expect(await client.breakers()).toEqual([])
+  await expect((await client.spawn(clerk, { id: 'q' })).ask('go')).rejects.toMatchObject({ code: 'MODEL_FAILED' })
+  const open = { target: 'model/scripted:m', state: 'open', until: expect.any(Number) as number, why: 'failed' }
+  await until(async () => (await client.breakers()).length === 1)
+  expect(await client.breakers()).toEqual([open])
+  await worker.close({ graceMs: 0 })
+  await join('told', 'w2', model.baseURL, { breakers })
+  expect(await client.breakers()).toEqual([open])
+})
+
 test('asks over NATS: a client answers what a crew asks, by its own name, wherever the crew is by then', async () => {
   const model = await startScriptedModel(({ messages }) =>
     messages.at(-1)?.role === 'tool' ? String(messages.at(-1)?.content) : reply.call('pay', { usd: 5 }),
