@@ -112,22 +112,22 @@ function left(accounts: BudgetContext['accounts'], name: string, dimension: Dime
   return orInfinite(account?.limits[dimension]) - (account?.held[dimension] ?? 0) - (account?.spent[dimension] ?? 0)
 }
 
+/** Has what it lacks from above. */
+const isLenient = (accounts: BudgetContext['accounts'], at: string, dimension: Dimension) =>
+  accounts[at]?.soft === true && left(accounts, at, dimension) > 0
+
 /** Accounts that a dimension of `name` is reserved from: whoever pays it and, above a soft one, who has what it lacks. */
 function sources(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): readonly string[] {
   const at = payer(accounts, name, dimension)
-  const account = accounts[at]
-  const above = account?.soft === true && left(accounts, at, dimension) > 0 ? account.parent : null
+  const above = isLenient(accounts, at, dimension) ? (accounts[at]?.parent ?? null) : null
   return above === null ? [at] : [at, ...sources(accounts, above, dimension)]
 }
 
-/** What may be reserved of a dimension for `name`. */
+/** What may be reserved of a dimension for `name`: as much as wanted, where nobody is above who would have to have it. */
 function room(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): number {
   const all = sources(accounts, name, dimension)
-  const last = accounts[all.at(-1)!]
-  const rest = all.reduce((sum, at) => sum + Math.max(0, left(accounts, at, dimension)), 0)
-  return last?.soft === true && last.parent === null && left(accounts, all.at(-1)!, dimension) > 0
-    ? Number.POSITIVE_INFINITY
-    : rest
+  if (isLenient(accounts, all.at(-1)!, dimension)) return Number.POSITIVE_INFINITY
+  return all.reduce((sum, at) => sum + Math.max(0, left(accounts, at, dimension)), 0)
 }
 
 /** Adds to `held` or `spent` of whoever pays each dimension. */

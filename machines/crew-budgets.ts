@@ -4,7 +4,7 @@
  * Owns: the names of accounts, the messages that open and raise them.
  * Does not own: the books (`budget-keeper.ts`), when anything happens (`crew.ts`).
  */
-import { type CrewContext, keeperOf, limitsOf, type Worker } from './crew-context.js'
+import { type CrewContext, keeperOf, limitsOf } from './crew-context.js'
 import type { BudgetOpen, CrewData, CrewMessage, Limits } from './messages.js'
 
 type OwnBudget = Pick<CrewData, 'soft' | 'raiseMs'> & { readonly limits: Limits | null }
@@ -37,9 +37,9 @@ const accountsOf = ({ workers }: CrewContext, agent: string): readonly string[] 
 }
 const isWithin = (account: string, above: string) => account === above || account.startsWith(`${above}/`)
 /** Accounts that nobody spends from any more when a worker is gone, the lowest first. */
-export const leftBy = ({ account }: Worker, workers: CrewContext['workers']): readonly string[] => {
+export const leftBy = (account: string, workers: CrewContext['workers']): readonly string[] => {
   if (account === 'run' || Object.values(workers).some((other) => isWithin(other.account, account))) return []
-  return [account, ...leftBy({ account: parentOf(account) } as Worker, workers)]
+  return [account, ...leftBy(parentOf(account), workers)]
 }
 /** Who still cannot pay when an agent is gone, and the escalations that nobody waits for any more. */
 export const shortWithout = ({ short }: CrewContext, address: string) => {

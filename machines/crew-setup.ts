@@ -5,21 +5,18 @@
  * Does not own: when (`crew.ts`), what is read off the context (`crew-context.ts`).
  */
 import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
-import { accountOf, raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
+import { raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
 import {
-  answerable,
   billOf,
   type CrewContext,
   type CrewEvent,
   type CrewInput,
   crossed,
   crosses,
-  delegatesOf,
   detectorsOf,
   dropped,
   endOf,
   grows,
-  isAway,
   isLead,
   isMeant,
   isRepeated,
@@ -37,9 +34,8 @@ import {
   type Task,
   taskOf,
   without,
-  type Worker,
 } from './crew-context.js'
-import { answersOf, envoyStart, farewell, leadStart, redefined, startOf } from './crew-workers.js'
+import { answersOf, delegateStart, deserted, farewell, leadStart, redefined, withdrawn } from './crew-workers.js'
 import { type CrewMessage, nothing, steeringsOf, to } from './messages.js'
 
 /** Raised by the crew itself. */
@@ -87,7 +83,6 @@ export const crew = setup({
       (event.type === 'crew.cancel' && event.run === undefined) || isMeant(event, context.task),
     cancelsWaiting: ({ context, event }) => context.queue.some((task) => isMeant(event, task)),
     refusesTask: ({ context, event }) => event.type === 'delegate.task' && refusalOf(context, event) !== null,
-    awayMayStart: ({ context }) => isAway(context.waiting[0]?.agent ?? '') && mayStart(context),
     steers: ({ context, event }) =>
       event.type === 'crew.steer' && !isRepeated(context, event) && steered(context, event).length > 0,
     steeredBefore: ({ context, event }) => event.type === 'crew.steer' && isRepeated(context, event),
@@ -155,23 +150,12 @@ export const crew = setup({
     enqueueDelegate: assign({
       waiting: ({ context, event }) => (event.type === 'delegate.call' ? [...context.waiting, event] : context.waiting),
     }),
-    startDelegate: enqueueActions(({ context, enqueue }) => {
-      const [call, ...waiting] = context.waiting
-      const { agent, caller, name, depth, length, tokens, trail } = call!
-      const account = accountOf(context, agent, caller)
-      const part = { account, depth, length, tokens, conversation: name, trail }
-      for (const { target, message } of startOf(context, agent, name, part)) {
-        enqueue.sendTo(to(target), message)
-      }
-      enqueue.emit({ type: 'agent.started', agent, address: `agent/${name}` })
-      const worker: Worker = { agent, account, conversation: name, call: call! }
-      enqueue.assign({ waiting, workers: { ...context.workers, [`agent/${name}`]: worker } })
-    }),
-    startEnvoy: enqueueActions(({ context, enqueue }) => {
-      const { self, agent, worker, start } = envoyStart(context)
-      enqueue.sendTo(to('shard/actors'), start)
-      enqueue.emit({ type: 'agent.started', agent, address: self })
-      enqueue.assign({ waiting: context.waiting.slice(1), workers: { ...context.workers, [self]: worker } })
+    /** The first that waits: an agent of this crew, or an envoy to that of another. */
+    startWaiting: enqueueActions(({ context, enqueue }) => {
+      const { agent, address, worker, said } = delegateStart(context)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      enqueue.emit({ type: 'agent.started', agent, address })
+      enqueue.assign({ waiting: context.waiting.slice(1), workers: { ...context.workers, [address]: worker } })
     }),
     /** Tasks of crews that this run waits for from now on. */
     refuseCrossing: enqueueActions(({ context, enqueue }) => {
@@ -184,26 +168,8 @@ export const crew = setup({
       enqueue.assign({ queue: context.queue.filter((task) => !isRefused(task)) })
     }),
     answerCaller: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'agent.finished')
+      assertEvent(event, ['agent.finished', 'actor.failed'])
       for (const { target, message } of answersOf(context, event)) enqueue.sendTo(to(target), message)
-    }),
-    answerFailed: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'actor.failed')
-      const { agent } = context.workers[event.address]!
-      const text = `${agent} failed: ${event.code}: ${event.reason}`
-      for (const { index, callId, conversation, caller } of answerable(context, event.address)) {
-        enqueue.sendTo(to(`log/${conversation}`), { type: 'log.stage', index, callId, text })
-        const { code, reason } = event
-        enqueue.sendTo(to(caller), { type: 'delegate.finished', index, tokens: 64, result: code, code, reason })
-      }
-    }),
-    /** Whoever works for an agent that failed works for nobody. */
-    cancelOrphans: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'actor.failed')
-      for (const address of delegatesOf(context, event.address)) enqueue.sendTo(to(address), { type: 'run.cancel' })
-      const theirs = context.waiting.filter((call) => call.caller === event.address)
-      for (const log of dropped(theirs)) enqueue.sendTo(log, { type: 'log.drop' })
-      enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.address) })
     }),
     dropWorker: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, ['agent.finished', 'actor.failed'])
@@ -212,12 +178,12 @@ export const crew = setup({
       enqueue.emit(told)
       enqueue.assign({ workers, short })
     }),
+    /** Whoever works for an agent that wants no answer any more, or that failed, works for nobody. */
     cancelDelegates: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'delegate.cancel')
-      for (const address of delegatesOf(context, event.caller)) enqueue.sendTo(to(address), { type: 'run.cancel' })
-      const theirs = context.waiting.filter((call) => call.caller === event.caller)
-      for (const log of dropped(theirs)) enqueue.sendTo(log, { type: 'log.drop' })
-      enqueue.assign({ waiting: context.waiting.filter((call) => call.caller !== event.caller) })
+      assertEvent(event, ['delegate.cancel', 'actor.failed'])
+      const { said, waiting } = deserted(context, event.type === 'delegate.cancel' ? event.caller : event.address)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      enqueue.assign({ waiting })
     }),
     dropCall: enqueueActions(({ event, enqueue }) => {
       assertEvent(event, 'delegate.call')
@@ -272,7 +238,7 @@ export const crew = setup({
     }),
     stopAsking: enqueueActions(({ context, enqueue }) => {
       for (const { escalation } of Object.values(context.short))
-        enqueue.sendTo(to('shard/actors'), { type: 'actor.stop', address: `escalation/${escalation}` })
+        enqueue.sendTo(to(withdrawn(escalation).target), withdrawn(escalation).message)
       enqueue.assign({ short: {} })
     }),
     /** Whoever could not pay asks again; for who still cannot, a person is asked anew. */

@@ -9,6 +9,8 @@ import {
   answerable,
   type CrewContext,
   type CrewEvent,
+  delegatesOf,
+  isAway,
   isLead,
   keeperOf,
   keptOf,
@@ -20,16 +22,15 @@ import {
   without,
   type Worker,
 } from './crew-context.js'
-import type { CrewData, CrewMessage, FlowInput, FlowStages } from './messages.js'
+import type { CrewData, CrewMessage, DelegateCall, FlowInput, FlowStages } from './messages.js'
 
 /** A message, and whom it is for. */
 export interface Said {
   readonly target: string
-  readonly message: { readonly type: string }
+  readonly message: { readonly type: string; readonly [field: string]: unknown }
 }
 
-type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
-type Ended = Finished | Extract<CrewMessage, { type: 'actor.failed' }>
+type Ended = Extract<CrewMessage, { type: 'agent.finished' | 'actor.failed' }>
 
 /** The messages that start an agent actor: its account when it has one, then itself. */
 export function startOf(
@@ -115,29 +116,51 @@ function agentStart(context: CrewContext, task: Task): Start {
   }
 }
 
-/** How an envoy is started. */
-export function envoyStart(context: CrewContext) {
+/** How the first call that waits begins: with an agent of this crew, or with an envoy to another one's. */
+export function delegateStart(context: CrewContext): Start {
   const call = context.waiting[0]!
-  const { agent, caller, name, depth, length } = call
-  const { self: crew, data, task } = context
-  const self = `envoy/${name}`
+  const { agent, caller, name, depth, length, tokens, trail } = call
+  const account = accountOf(context, agent, caller)
+  const worker: Worker = { agent, account, conversation: name, call }
+  if (isAway(agent)) return { agent, address: `envoy/${name}`, worker, said: [envoyStart(context, call)] }
+  const part = { account, depth, length, tokens, conversation: name, trail }
+  return { agent, address: `agent/${name}`, worker, said: startOf(context, agent, name, part) }
+}
+
+function envoyStart({ self: crew, data, task }: CrewContext, { agent, name, depth, length }: DelegateCall): Said {
   const chain = task?.mail?.chain ?? []
-  const input = { self, crew, agent, conversation: name, length, depth, chain, answerMs: data.answerMs }
-  const worker: Worker = { agent, account: accountOf(context, agent, caller), conversation: name, call }
-  return { self, agent, worker, start: { type: 'actor.start', kind: 'envoy', name, input } }
+  const { answerMs } = data
+  const input = { self: `envoy/${name}`, crew, agent, conversation: name, length, depth, chain, answerMs }
+  return { target: 'shard/actors', message: { type: 'actor.start', kind: 'envoy', name, input } }
 }
 
 /** The answer of a delegate, or why there is none, for whoever called it. */
-export function answersOf(context: CrewContext, event: Finished): Said[] {
+export function answersOf(context: CrewContext, event: Ended): Said[] {
   const { agent } = context.workers[event.address]!
-  const failed = `${agent} failed: ${event.code}: ${event.reason}`
-  const content = event.code === null ? { answerOf: event.conversation } : { text: failed }
   const { code, reason } = event
-  const told = { tokens: event.answer + 16, result: code ?? event.result, code, reason }
+  const answer = event.type === 'agent.finished' ? event : null
+  const content =
+    answer === null || code !== null
+      ? { text: `${agent} failed: ${code}: ${reason}` }
+      : { answerOf: answer.conversation }
+  const tokens = answer === null ? 64 : answer.answer + 16
   return answerable(context, event.address).flatMap(({ index, callId, conversation, caller }) => [
     { target: `log/${conversation}`, message: { type: 'log.stage', index, callId, ...content } },
-    { target: caller, message: { type: 'delegate.finished', index, ...told } },
+    {
+      target: caller,
+      message: { type: 'delegate.finished', index, tokens, result: code ?? answer?.result ?? '', code, reason },
+    },
   ])
+}
+
+/** What follows for those who work, or would, for a caller that takes no answer any more. */
+export function deserted(context: CrewContext, caller: string) {
+  const called = context.waiting.filter((call) => call.caller === caller)
+  const said: Said[] = [
+    ...delegatesOf(context, caller).map((target) => ({ target, message: { type: 'run.cancel' } })),
+    ...called.map(({ name }) => ({ target: `log/${name}`, message: { type: 'log.drop' } })),
+  ]
+  return { said, waiting: context.waiting.filter((call) => call.caller !== caller) }
 }
 
 /** What follows from the end of an agent, whatever it was. */
@@ -147,20 +170,20 @@ export function farewell(context: CrewContext, event: Ended) {
   const workers = without(context.workers, address)
   const { short, settled } = shortWithout(context, address)
   const said: Said[] = [
-    ...leftBy(worker, workers).map((account) => {
+    ...leftBy(worker.account, workers).map((account) => {
       return { target: keeperOf(context), message: { type: 'budget.refund', account } }
     }),
     ...(isLead(context, address) ? [] : [{ target: `log/${worker.conversation}`, message: { type: 'log.drop' } }]),
-    ...settled.map((escalation) => stopped(`escalation/${escalation}`)),
+    ...settled.map(withdrawn),
   ]
   const rounds = event.type === 'agent.finished' ? event.rounds : 0
   const told: CrewEvent = { type: 'agent.finished', agent: worker.agent, address, code, rounds }
   return { said, told, workers, short }
 }
 
-/** What ends an actor. */
-export function stopped(address: string): Said & { readonly message: { readonly address: string } } {
-  return { target: 'shard/actors', message: { type: 'actor.stop', address } as never }
+/** What withdraws a question to a person. */
+export function withdrawn(escalation: string): Said {
+  return { target: 'shard/actors', message: { type: 'actor.stop', address: `escalation/${escalation}` } }
 }
 
 /** Another definition, for the agents at work that it still has. */

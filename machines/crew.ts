@@ -76,7 +76,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
           { guard: 'detectorFailed', target: 'closing', actions: ['endFailed', 'dropDetector'] },
           { guard: 'routerFailed', target: 'closing', actions: ['endFailed', 'dropRouter'] },
-          { guard: 'isWorker', actions: ['answerFailed', 'cancelOrphans', 'dropSteerings', 'dropWorker'] },
+          { guard: 'isWorker', actions: ['answerCaller', 'cancelDelegates', 'dropSteerings', 'dropWorker'] },
           { guard: 'escalationFailed', target: 'closing', actions: 'endFailed' },
         ],
         'agent.exhausted': [
@@ -121,10 +121,12 @@ export const crewMachine = crew.createMachine({
           ],
         },
         working: {
-          always: [
-            { guard: 'awayMayStart', target: 'working', reenter: true, actions: ['startEnvoy', 'refuseCrossing'] },
-            { guard: 'waitsAndMayStart', target: 'working', reenter: true, actions: 'startDelegate' },
-          ],
+          always: {
+            guard: 'waitsAndMayStart',
+            target: 'working',
+            reenter: true,
+            actions: ['startWaiting', 'refuseCrossing'],
+          },
         },
       },
     },

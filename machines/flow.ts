@@ -19,12 +19,13 @@ interface FlowContext extends FlowInput {
   stage: number
   /** Called in this stage, and without an answer. */
   open: readonly Called[]
-  /** Those of the stage before this one, or of this one, in the order of the definition. */
+  /** Those that have answered in the stage before, and in this one, in the order of the definition. */
   before: readonly Called[]
   answered: readonly Called[]
-  /** Tokens and hash of what was answered in this stage; of the stage before. */
-  answer: number
+  /** Tokens of what was answered in the stage before, and in this one. */
   given: number
+  answer: number
+  /** Hash of the last answer. */
   result: string
   code: string | null
   reason: string
@@ -105,7 +106,6 @@ const flow = setup({
       stage: context.stage + 1,
       before: context.answered,
       given: context.answer,
-      open: [],
     })),
     answerRun: enqueueActions(({ context, enqueue }) => {
       const { conversation } = context

@@ -57,22 +57,20 @@ async function end(work: () => Promise<number>, json: boolean | undefined): Prom
   process.exit(code)
 }
 
-function whole(text: string): number {
-  const value = Number(text)
-  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('a whole number from 1')
-  return value
+function wholeFrom(least: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text)
+    if (text.trim() !== '' && Number.isSafeInteger(value) && value >= least) return value
+    throw new InvalidArgumentError(`a whole number from ${least}`)
+  }
 }
+const whole = wholeFrom(1)
+const limit = wholeFrom(0)
 
 function dollars(text: string): number {
   const value = Number(text)
   if (text.trim() === '' || !(value >= 0 && value <= 1_000_000))
     throw new InvalidArgumentError('dollars, from 0 to 1,000,000')
-  return value
-}
-
-function sequence(text: string): number {
-  const value = Number(text)
-  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('a commit is a whole number from 1')
   return value
 }
 
@@ -97,7 +95,7 @@ storeCommand('show <id>', 'show a crew: its runs, its actors, what they wait for
 )
 
 storeCommand('journal <id>', 'print the commits of a crew')
-  .option('--from <sequence>', 'first commit', sequence, 1)
+  .option('--from <sequence>', 'first commit', whole, 1)
   .action((id: string, options: Options & { from: number }) =>
     end(async () => (await import('./journal.js')).journal(id, options), options.json),
   )
@@ -140,9 +138,9 @@ storeCommand('steer <id> <text>', 'say something to the agents of a crew that is
 
 storeCommand('raise <id>', 'set limits of a budget that is at work')
   .option('--usd <dollars>', 'US dollars', dollars)
-  .option('--tokens <count>', 'input and output tokens', whole)
-  .option('--model-calls <count>', 'model calls', whole)
-  .option('--tool-calls <count>', 'tool calls', whole)
+  .option('--tokens <count>', 'input and output tokens', limit)
+  .option('--model-calls <count>', 'model calls', limit)
+  .option('--tool-calls <count>', 'tool calls', limit)
   .option('--agent <name>', 'the budget of this agent (default: the run’s, or the crew’s)')
   .addHelpText('after', '\nEach is what the limit is to be from now on; those that are not named stay.')
   .action((id: string, options: Options & import('../budget.js').BudgetLimits & { agent?: string }) =>

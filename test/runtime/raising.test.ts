@@ -31,6 +31,14 @@ const crewOf = (budget: Budget, own?: Omit<Budget, 'per'>) =>
 
 /** Whoever has nobody to ask is the scout. */
 const isScout = ({ tools }: ModelRequest) => tools?.includes('"scout"') !== true
+/** The chief has the scout look at so many things, and says what it was told. */
+const delegates =
+  (rounds: number): Model =>
+  (request) => {
+    if (isScout(request)) return looks(rounds)(request, 0)
+    const told = resultsIn(request)
+    return told.length === 0 ? call(['scout', { task: 'look' }]) : say(told.join())
+  }
 
 async function using(
   budget: Budget,
@@ -109,14 +117,9 @@ describe('budget: exhausted, a person is asked', () => {
     }))
 
   test('budget: for a delegate’s own budget only the delegation waits, and denied only that ends', () => {
-    const model: Model = (request) => {
-      if (isScout(request)) return looks(1)(request, 0)
-      const told = resultsIn(request)
-      return told.length === 0 ? call(['scout', { task: 'look' }]) : say(told.join())
-    }
     return using(
       {},
-      model,
+      delegates(1),
       async (_, crew) => {
         const run = crew.start('go')
         const ask = await onlyAsk(crew)
@@ -166,14 +169,9 @@ describe('budget: raised by command', () => {
     }))
 
   test('raise: of an agent before it begins, out of what the run has left', () => {
-    const model: Model = (request) => {
-      if (isScout(request)) return looks(2)(request, 0)
-      const told = resultsIn(request)
-      return told.length === 0 ? call(['scout', { task: 'look' }]) : say(told.join())
-    }
     return using(
       { modelCalls: 9 },
-      model,
+      delegates(2),
       async (_, crew) => {
         const run = crew.start('go')
         await run.id

@@ -16,6 +16,17 @@ afterEach(async () => {
   for (const stage of open.splice(0)) await stage.runtime.close()
 })
 
+/** Two workers whose `once` call is asked about: when. */
+async function asking() {
+  const asked: number[] = []
+  const verify = async () => {
+    asked.push(stand.clock.monotonic())
+    return { done: false } as const
+  }
+  const stand = await two('once', { verify })
+  return { asked, stand }
+}
+
 /** Two workers with the same crew, whose tool waits for `gate`. */
 async function two(effect: EffectClass = 'pure', more: { verify?: () => Promise<{ done: false }> } = {}) {
   const owners = new Owners()
@@ -370,13 +381,7 @@ describe('takeover', () => {
   })
 
   test('TA4 takeover: whether a call was done is asked only when it can no longer begin or go on', async () => {
-    const asked: number[] = []
-    const stand = await two('once', {
-      verify: async () => {
-        asked.push(stand.clock.monotonic())
-        return { done: false }
-      },
-    })
+    const { asked, stand } = await asking()
     const { owners, clock, crew, works, started, worker } = stand
     const one = await worker('one')
     const other = await worker('other')
@@ -395,13 +400,7 @@ describe('takeover', () => {
   })
 
   test('TA4 takeover: owners that follow each other wait once for a call that may go on', async () => {
-    const asked: number[] = []
-    const stand = await two('once', {
-      verify: async () => {
-        asked.push(stand.clock.monotonic())
-        return { done: false }
-      },
-    })
+    const { asked, stand } = await asking()
     const { owners, clock, crew, works, started, worker } = stand
     let last = await worker('w0')
     await (await last.runtime.spawn(crew)).start('go').id
