@@ -13,6 +13,7 @@
  * - D6 A letter to another shard is a row of the outbox, numbered, with what its conversation says now; the end of a run that
  *   was asked for by mail is such a letter, however the run ended.
  * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
+ * - D7 Who is gone asks a port for nothing and starts nobody: nobody would wait for it, nobody would stop it.
  */
 import type { LogAppend, LogStage } from '../machines/index.js'
 import { append, linkOf, stage } from './conversation.js'
@@ -225,14 +226,16 @@ class Deciding {
     if (this.#messages > this.#messageLimit) return this.#overflow(delivery)
     const { to, message } = delivery
     if (to.startsWith('log/')) return this.#takeLog(to.slice(4), message)
-    if (to.startsWith('port/'))
-      return message.type === 'effect.cancel'
-        ? withdraw(this.#decided, delivery.from)
-        : ask(this.#decided, delivery.from, message)
+    if (to.startsWith('port/')) return this.#takeAsk(delivery.from, message)
     if (to === 'shard/actors') return this.#takeActors(delivery.from, message)
     if (to === 'shard/runs') return this.#takeRun(message)
     if (isForeign(to)) return this.#write(delivery.from, to, message)
     this.#deliver(delivery)
+  }
+
+  #takeAsk(from: string, message: Message): void {
+    if (message.type === 'effect.cancel') return withdraw(this.#decided, from)
+    if (this.#state.actors.has(from)) ask(this.#decided, from, message)
   }
 
   /** Fails whoever the message is for, or else its sender; then there is room to tell its supervisor. */
@@ -358,6 +361,7 @@ class Deciding {
   #takeActors(from: string, message: Message): void {
     if (message.type === 'actor.stop') return this.#stop(message['address'] as string)
     if (message.type === 'actor.resume') return this.#resumeActor(from, message['address'] as string)
+    if (!this.#state.actors.has(from)) return
     const kind = message['kind'] as string
     this.#start(`${kind}/${message['name'] as string}`, kind, from, message['input'])
   }

@@ -284,6 +284,33 @@ describe('commit: promises', () => {
     expect(events(commit, 'run.finished')).toMatchObject([{ code: 'OUTCOME_IGNORED' }])
   })
 
+  test('D7 commit: who is stopped in the commit of its start asks a port for nothing', () => {
+    const asking = createMachine({ entry: sendTo(to('port/human'), { type: 'human.ask', conversation: '' }) })
+    const stop = sendTo(to('shard/actors'), { type: 'actor.stop', address: 'asking/x' })
+    const start = sendTo(to('shard/actors'), { type: 'actor.start', kind: 'asking', name: 'x', input: {} })
+    const left = (...entry: (typeof start | typeof stop)[]) => {
+      const desk = new Desk({ crew: createMachine({ entry }), asking })
+      const commit = desk.take(defined())
+      return [commit.effects.length, desk.state.effects.size, desk.state.actors.has('asking/x')]
+    }
+    expect(left(start)).toEqual([1, 1, true])
+    expect(left(start, stop)).toEqual([0, 0, false])
+  })
+
+  test('D7 commit: who is stopped in the commit of its start starts nobody', () => {
+    const start = (name: string) =>
+      sendTo(to('shard/actors'), { type: 'actor.start', kind: name, name: 'x', input: {} })
+    const stop = sendTo(to('shard/actors'), { type: 'actor.stop', address: 'first/x' })
+    const started = (...entry: (typeof stop | ReturnType<typeof start>)[]) => {
+      const crew = createMachine({ entry })
+      const desk = new Desk({ crew, first: createMachine({ entry: start('second') }), second: createMachine({}) })
+      desk.take(defined())
+      return [...desk.state.actors.keys()].filter((address) => address !== crewAddress)
+    }
+    expect(started(start('first'))).toEqual(['first/x', 'second/x'])
+    expect(started(start('first'), stop)).toEqual([])
+  })
+
   test('D5 commit: a transition that does nothing takes it too', () => {
     const deaf = createMachine({ ...throwingConfig(), on: { 'model.replied': {} } })
     const desk = running(new Desk({ ...shippedMachines, agent: deaf }))
