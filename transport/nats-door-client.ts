@@ -12,6 +12,7 @@
  * - NQ2 Items come complete and in order, however often the way to them changed. Deltas and progress are best effort.
  * - NQ3 A request ends: with its answer, with `WORKER_MISSING` when nobody has answered for `patienceMs`, or by `close`.
  * - NQ4 A slow reader costs a bounded amount of memory: what does not fit is asked for again when there is room.
+ * - NQ5 A request that nobody took is asked again soon, and at no fixed pace: an owner that comes and goes is met in time.
  */
 import { randomBytes } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -33,8 +34,13 @@ import { AnswerReader } from './nats-answers.js'
 import { natsError, type NatsLink } from './nats-connection.js'
 import type { Subjects } from './subjects.js'
 
-/** A worker that has said nothing for so long is gone, or the link is. It says something every second. */
+/** A worker that has said nothing more for so long is gone, or the link is. It says something every second. */
 const silenceMs = 3_000
+/**
+ * Nobody has taken a request that nobody has said anything to for so long, and up to half as long at random: whoever has
+ * the crew now says so at once. Where owners change all the time it must not be asked at the same moment of each change.
+ */
+const untakenMs = 1_000
 /** How long nobody at all may have answered. */
 const defaultPatienceMs = 30_000
 /** Pause before a request is asked again, and as much again at random: after a failover everybody asks. */
@@ -98,7 +104,8 @@ class DoorClient implements Channel {
     let refusal: TroupeError | null = null
     for (;;) {
       const patienceMs = heardAt + this.#patienceMs - performance.now()
-      const asked = this.#ask(course.request, Math.max(1, Math.min(silenceMs, patienceMs)))
+      const untaken = untakenMs * (1 + Math.random() / 2)
+      const asked = this.#ask(course.request, Math.max(1, Math.min(untaken, patienceMs)))
       const leave = (): void => asked.end()
       signal?.addEventListener('abort', leave)
       try {
@@ -240,7 +247,7 @@ class Asked {
   readonly subject: string
   readonly #subscription: Subscription
   readonly #reader = new AnswerReader()
-  readonly #quiet: NodeJS.Timeout
+  #quiet: NodeJS.Timeout
   readonly #waiting: { readonly answer: ControlAnswer; readonly bytes: number }[] = []
   #bytes = 0
   #from: string | null = null
@@ -291,9 +298,8 @@ class Asked {
     // The server's own answer when nobody listens at the door.
     if (message.data.length === 0) return this.end()
     // For a moment two workers may believe that it is theirs.
-    this.#from ??= message.reply ?? ''
-    if (this.#ended || (message.reply ?? '') !== this.#from) return
-    this.#quiet.refresh()
+    if (this.#ended || (message.reply ?? '') !== (this.#from ?? message.reply ?? '')) return
+    this.#listenOn(message)
     try {
       const read = this.#reader.take(message)
       if (read === 'gap') this.end()
@@ -301,6 +307,14 @@ class Asked {
     } catch (error) {
       this.end(toTroupeError(error, 'ENVELOPE_INVALID'))
     }
+  }
+
+  /** Somebody has taken it. */
+  #listenOn({ reply = '' }: Msg): void {
+    if (this.#from !== null) return void this.#quiet.refresh()
+    this.#from = reply
+    clearTimeout(this.#quiet)
+    this.#quiet = setTimeout(() => this.end(), silenceMs)
   }
 
   #take(text: string): void {

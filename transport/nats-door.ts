@@ -29,8 +29,9 @@ import type { Subjects } from './subjects.js'
 
 /** Requests under way at once. */
 const maxRequests = 256
-/** When nothing else is sent for so long, the client is told that we live. */
-const aliveMs = 1_000
+/** How often it is looked who was told nothing since: of what is begun the client hears then, later at every fourth look. */
+const lookMs = 250
+const looksPerAlive = 4
 /** How long closing waits for the server, twice. */
 const closeMs = 500
 /** Who of the workers answers a question that each of them could. */
@@ -103,7 +104,7 @@ class NatsDoor implements Door {
     ]
     this.#alive = setInterval(() => {
       for (const asker of this.#askers.values()) asker.sayAlive()
-    }, aliveMs).unref()
+    }, lookMs).unref()
   }
 
   get underWay(): number {
@@ -196,7 +197,8 @@ class Asker {
   #number = 0
   #unflushed = 0
   #sending = false
-  #saidSomething = false
+  /** Looks since something was said. */
+  #quietLooks = 0
 
   constructor(connection: NatsConnection, to: string, reply: string) {
     this.#connection = connection
@@ -241,7 +243,7 @@ class Asker {
       this.leave()
     } finally {
       this.#sending = false
-      this.#saidSomething = true
+      this.#quietLooks = 0
     }
   }
 
@@ -252,8 +254,9 @@ class Asker {
 
   /** Called once in a while: says that we live, unless something else was sent. */
   sayAlive(): void {
-    if (!this.#sending && !this.#saidSomething) void this.send({ alive: true })
-    this.#saidSomething = false
+    if (this.#sending) return
+    this.#quietLooks += 1
+    if (this.#number === 0 || this.#quietLooks >= looksPerAlive) void this.send({ alive: true })
   }
 }
 
