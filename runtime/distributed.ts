@@ -520,7 +520,11 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refu
     subjects,
     log: parts.log,
     maxRequests,
-    owns: (shard, crew) => worker.owns(shard, crew),
+    owns: async (shard, crew) => {
+      // One that stood still has lost its lease, hears all that was asked meanwhile, and has the next lease in a moment.
+      await ownership.leased()
+      return worker.owns(shard, crew)
+    },
     answer: (request, signal, client) =>
       answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal, client),
   })

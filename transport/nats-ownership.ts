@@ -55,6 +55,8 @@ const defaultLeaseMs = 5_000
 const handOverMs = 60_000
 /** When one that did not answer is asked again. */
 const askAgainMs = 100
+/** How long the next lease is waited for: whoever asked has asked again by then. */
+const leasedMs = 1_500
 /** When it is looked again what a worker that drains still has. */
 const drainLookMs = 250
 
@@ -146,6 +148,11 @@ export class NatsOwnership implements Ownership {
 
   get owner(): string {
     return this.#lease.owner
+  }
+
+  /** Resolves when this worker has a lease, and in any case after a while: what may be its own then is not known before. */
+  leased(): Promise<void> {
+    return this.#lease.held(leasedMs)
   }
 
   #change(shard?: string, gains = true): void {

@@ -6,6 +6,7 @@
  *
  * - SL1 A lease that is lost is taken again until it is released, with another epoch; what is announced is what was asked
  *   for last, and whose process it is.
+ * - SL2 Whoever waits for it goes on when it is held, when it is given back, or when the wait is over.
  */
 import { setTimeout as pause } from 'node:timers/promises'
 import type { NatsLink } from './nats-connection.js'
@@ -26,6 +27,7 @@ export class StandingLease {
   readonly #owners = new Set<string>()
   #told: Announcement
   #taking: Promise<void> | null = null
+  readonly #waiting = new Set<() => void>()
   /** Called when the lease was lost, and when there is another one. */
   onChange: () => void = () => undefined
 
@@ -65,6 +67,20 @@ export class StandingLease {
     return this.#lease.isHeld
   }
 
+  /** Resolves when it is held, and in any case after a while. */
+  held(withinMs: number): Promise<void> {
+    if (this.isHeld) return Promise.resolve()
+    return new Promise((resolve) => {
+      const end = (): void => {
+        clearTimeout(timer)
+        this.#waiting.delete(end)
+        resolve()
+      }
+      const timer = setTimeout(end, withinMs)
+      this.#waiting.add(end)
+    })
+  }
+
   /** Epoch milliseconds, by the server's clock, at which this process's monotonic clock stood at zero. */
   get offsetMs(): number {
     return this.#lease.offsetMs
@@ -79,6 +95,7 @@ export class StandingLease {
   /** Gives it back, and does not take it again. */
   async release(): Promise<void> {
     this.#closing.abort()
+    for (const end of this.#waiting) end()
     await this.#taking
     await this.#lease.release()
   }
@@ -105,6 +122,7 @@ export class StandingLease {
     if (this.#closing.signal.aborted) return
     if (told !== this.#told) void lease.announce(this.#told)
     this.#change()
+    for (const end of this.#waiting) end()
     lease.onLost = () => this.#lose()
   }
 

@@ -175,7 +175,7 @@ describe('NATS ownership', () => {
     await expect(worker('a.b')).rejects.toMatchObject({ code: 'ID_INVALID' })
   })
 
-  test('NO2 SL1 lease: behind a dead link nothing is owned when its time is over, and later there is another epoch', async () => {
+  test('NO2 SL1 SL2 lease: behind a dead link nothing is owned when its time is over, and later there is another epoch', async () => {
     const { proxy, over } = await proxied()
     const [a, b] = [await worker('a', { link: over }), await worker('b')]
     await expect.poll(() => split([a, b]).wrong).toBe(0)
@@ -199,8 +199,9 @@ describe('NATS ownership', () => {
     expect(seen).toEqual([false])
     expect([b.lives(owner), a.owner]).toEqual([false, owner])
     expect(Date.now() - b.lastSeen(owner)!).toBeLessThan(60_000)
+    expect(await a.leased().then(() => a.lives(a.owner))).toBe(false)
     heal(proxy)
-    await expect.poll(() => a.epoch, { timeout: 20_000 }).toBeGreaterThan(epoch)
+    await expect.poll(() => a.leased().then(() => a.epoch), { timeout: 20_000 }).toBeGreaterThan(epoch)
     expect(seen).toContain(true)
     await expect.poll(() => split([a, b]).wrong, wait).toBe(0)
     expect([a.lives(a.owner), b.lives(a.owner), b.lives(owner), a.lives(owner)]).toEqual([true, true, false, false])
