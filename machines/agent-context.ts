@@ -7,6 +7,7 @@ import {
   type Amounts,
   type BreakerChange,
   type CallVerdict,
+  type Handover,
   type LoopCheck,
   type RouteAsk,
   type Skipped,
@@ -53,6 +54,8 @@ export interface AgentContext extends AgentInput {
   /** Messages of the user that wait to join the conversation, and their tokens. */
   steered: number
   steerTokens: number
+  /** The call by which it handed over. */
+  handoff: Handoff | null
   code: string | null
   reason: string
   finish: string
@@ -77,16 +80,19 @@ export type AgentEvent =
   | { type: 'breaker.changed'; deployment: string; to: BreakerChange['to']; ms: number }
   | { type: 'tool.refused'; callId: string; tool: string; reason: string }
   | { type: 'delegate.called'; callId: string; agent: string }
+  | { type: 'agent.handed'; callId: string; agent: string }
   | { type: 'budget.exhausted'; account: string; dimension: string }
   | { type: 'agent.steered'; agent: string; run: string; tokens: number }
   | { type: 'agent.unsteered'; agent: string; run: string; messages: number }
 
 export type Tool = Extract<CallVerdict, { verdict: 'tool' }>
 export type Delegate = Extract<CallVerdict, { verdict: 'delegate' }>
+export type Handoff = Extract<CallVerdict, { verdict: 'handoff' }>
 export type Refused = Extract<CallVerdict, { verdict: 'refused' }>
 
 export const isTool = (call: CallVerdict): call is Tool => call.verdict === 'tool'
 export const isDelegate = (call: CallVerdict): call is Delegate => call.verdict === 'delegate'
+export const isHandoff = (call: CallVerdict): call is Handoff => call.verdict === 'handoff'
 export const isRefused = (call: CallVerdict): call is Refused => call.verdict === 'refused'
 
 export const log = (context: AgentContext) => to(`log/${context.conversation}`)
@@ -137,13 +143,14 @@ export const dearest = (context: AgentContext) => ({
 })
 export const opened = (calls: readonly CallVerdict[], sequence: number): OpenCall[] =>
   calls
-    .filter((call) => !isRefused(call))
+    .filter((call) => isTool(call) || isDelegate(call))
     .map((call) => ({
       index: call.index,
       callId: call.callId,
       executor: isTool(call) ? executorOf(sequence, call.index) : null,
     }))
-export const isCalling = (event: AgentMessage) => event.type === 'model.replied' && event.calls.length > 0
+export const isCalling = (event: AgentMessage): event is Extract<AgentMessage, { type: 'model.replied' }> =>
+  event.type === 'model.replied' && event.calls.length > 0
 /** With what the call at a place brought, if it counts. */
 export const learn = ({ learned, verdicts }: AgentContext, index: number, result: string): readonly Learned[] => [
   ...learned,
@@ -152,7 +159,25 @@ export const learn = ({ learned, verdicts }: AgentContext, index: number, result
 /** With the call that an executor failed over. */
 export const learnFailed = (context: AgentContext, executor: string): readonly Learned[] =>
   learn(context, context.open.find((call) => call.executor === executor)?.index ?? -1, 'failed')
-export const nameOf = (call: CallVerdict) => (isTool(call) ? call.tool : isDelegate(call) ? call.agent : call.name)
+export const nameOf = (call: CallVerdict) => (isTool(call) ? call.tool : isRefused(call) ? call.name : call.agent)
+/** Whom a call is for; null for a tool's. */
+export const calledBy = (call: CallVerdict) => (isDelegate(call) || isHandoff(call) ? call.agent : null)
+export const handsOver = ({ verdicts }: Pick<AgentContext, 'verdicts'>) => verdicts.some(isHandoff)
+/** Values of the reply that the other one needs: its system message, behind everything else. */
+export const broughtBy = ({ handoff }: AgentContext): number[] => {
+  const { system = null } = handoff ?? {}
+  return system === null ? [] : [system]
+}
+/** What the crew hears of whoever goes on. */
+export const handoverOf = ({ handoff, sequence, length, trail, view }: AgentContext): Handover | null => {
+  if (handoff === null) return null
+  const { agent, index, system } = handoff
+  const hidden = [...(view?.hidden ?? []), ...handoff.hidden]
+  return {
+    ...{ agent, name: `${agent}-${sequence}-${index}`, trail },
+    view: { hidden, system: system === null ? null : length - 1 },
+  }
+}
 export const closesLast = (context: AgentContext, event: AgentMessage) =>
   event.type === 'tool.finished' && context.open.every((call) => call.index === event.index)
 /** Most answers that are sent back because they do not fit. */

@@ -37,6 +37,8 @@ export interface Worker {
   readonly account: string
   readonly conversation: string
   readonly call: DelegateCall | null
+  /** Rounds of those who had the conversation before. */
+  readonly rounds?: number
 }
 
 /** A person is asked for more. */
@@ -136,9 +138,21 @@ export const keptOf = (context: CrewContext, task: Task): Kept => {
   const kept = keeps(context, leadOf(context)) ? context.kept[leadOf(context)] : undefined
   return kept ?? { conversation: task.run, length: 0, tokens: 0 }
 }
-/** Whether an end moves a kept conversation: also when the definition does not ask for it any more. */
-export const grows = (context: CrewContext, agent: string, conversation: string) =>
-  keeps(context, agent) || context.kept[agent]?.conversation === conversation
+/** Those who keep a conversation: also when the definition does not ask for it any more. */
+const keepersOf = ({ kept }: CrewContext, conversation: string) =>
+  Object.keys(kept).filter((agent) => kept[agent]!.conversation === conversation)
+/** What is kept when an agent has written to a conversation. */
+export const keptAfter = (
+  context: CrewContext,
+  agent: string,
+  { conversation, length, tokens }: Kept,
+): CrewContext['kept'] => {
+  const names = [...keepersOf(context, conversation), ...(keeps(context, agent) ? [agent] : [])]
+  return { ...context.kept, ...Object.fromEntries(names.map((name) => [name, { conversation, length, tokens }])) }
+}
+/** What is kept when nobody knows how far a conversation has come. */
+export const keptWithout = (context: CrewContext, { agent, conversation }: Worker): CrewContext['kept'] =>
+  [agent, ...keepersOf(context, conversation)].reduce<CrewContext['kept']>(without, context.kept)
 export const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
   const { [key]: _, ...rest } = record
   return rest

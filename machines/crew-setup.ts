@@ -16,13 +16,14 @@ import {
   detectorsOf,
   dropped,
   endOf,
-  grows,
   isLead,
   isMeant,
   isRepeated,
   keeperAfter,
   keeperOf,
+  keptAfter,
   keptByCrew,
+  keptWithout,
   limitsOf,
   mayStart,
   minOutputTokens,
@@ -35,9 +36,26 @@ import {
   taskOf,
   without,
 } from './crew-context.js'
-import { answersOf, delegateStart, deserted, farewell, leadStart, redefined, withdrawn } from './crew-workers.js'
+import {
+  answersOf,
+  delegateStart,
+  deserted,
+  endingOf,
+  farewell,
+  handedOver,
+  leadStart,
+  redefined,
+  roundsOf,
+  withdrawn,
+} from './crew-workers.js'
 import { type CrewMessage, nothing, steeringsOf, to } from './messages.js'
 
+/** Whether an agent's end is not that of its task: another one goes on. */
+const isHandingOver = (
+  { data }: CrewContext,
+  event: CrewMessage | Own,
+): event is Extract<CrewMessage, { type: 'agent.finished' }> =>
+  event.type === 'agent.finished' && data.agents[event.handover?.agent ?? ''] !== undefined
 /** Raised by the crew itself. */
 type Own = { type: 'crew.wall' }
 
@@ -45,6 +63,9 @@ type Own = { type: 'crew.wall' }
 export const crew = setup({
   types: {} as { context: CrewContext; events: CrewMessage | Own; input: CrewInput; emitted: CrewEvent },
   guards: {
+    /** Somebody else goes on with what it was doing. */
+    handsOver: ({ context, event }) => isHandingOver(context, event) && context.workers[event.address] !== undefined,
+    leadHandsOver: ({ context, event }) => isHandingOver(context, event) && isLead(context, event.address),
     fromLead: ({ context, event }) => event.type === 'agent.finished' && isLead(context, event.address),
     leadFailed: ({ context, event }) => event.type === 'actor.failed' && isLead(context, event.address),
     /** Keepers of earlier runs live on for late bills: what becomes of them is nothing to this one. */
@@ -171,6 +192,14 @@ export const crew = setup({
       assertEvent(event, ['agent.finished', 'actor.failed'])
       for (const { target, message } of answersOf(context, event)) enqueue.sendTo(to(target), message)
     }),
+    startNext: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'agent.finished')
+      const { agent, address, said, told, workers, short } = handedOver(context, event)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      enqueue.emit(told)
+      enqueue.emit({ type: 'agent.started', agent, address })
+      enqueue.assign({ workers, short })
+    }),
     dropWorker: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, ['agent.finished', 'actor.failed'])
       const { said, told, workers, short } = farewell(context, event)
@@ -292,26 +321,23 @@ export const crew = setup({
     }),
 
     endAnswered: assign({
-      end: ({ event }) => {
+      end: ({ context, event }) => {
         assertEvent(event, 'agent.finished')
-        const { code, reason, finish, rounds, conversation } = event
-        return { code, reason, finish, rounds, conversation }
+        const { address, finish, conversation } = event
+        return { ...endingOf(event), finish, rounds: roundsOf(context.workers[address]!, event), conversation }
       },
     }),
     keep: assign({
       kept: ({ context, event }) => {
         assertEvent(event, 'agent.finished')
-        const { conversation, length, tokens } = event
-        const agent = context.workers[event.address]!.agent
-        const moved = grows(context, agent, conversation)
-        return moved ? { ...context.kept, [agent]: { conversation, length, tokens } } : context.kept
+        return keptAfter(context, context.workers[event.address]!.agent, event)
       },
     }),
     /** Nobody knows how far a lead that failed had come: its next run begins anew. */
     forget: assign({
       kept: ({ context, event }) => {
         assertEvent(event, 'actor.failed')
-        return without(context.kept, context.workers[event.address]!.agent)
+        return keptWithout(context, context.workers[event.address]!)
       },
     }),
     endExhausted: assign({

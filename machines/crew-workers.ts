@@ -22,7 +22,7 @@ import {
   without,
   type Worker,
 } from './crew-context.js'
-import type { CrewData, CrewMessage, DelegateCall, FlowInput, FlowStages } from './messages.js'
+import type { CrewData, CrewMessage, DelegateCall, FlowInput, FlowStages, View } from './messages.js'
 
 /** A message, and whom it is for. */
 export interface Said {
@@ -31,6 +31,7 @@ export interface Said {
 }
 
 type Ended = Extract<CrewMessage, { type: 'agent.finished' | 'actor.failed' }>
+type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
 
 /** The messages that start an agent actor: its account when it has one, then itself. */
 export function startOf(
@@ -44,6 +45,7 @@ export function startOf(
     tokens: number
     conversation: string
     trail: readonly string[]
+    view?: View
   },
 ) {
   const address = `agent/${name}`
@@ -66,6 +68,7 @@ export function startOf(
     detector: context.detector,
     router: context.router,
     trail: [...part.trail, agent],
+    ...(part.view === undefined ? {} : { view: part.view }),
     data,
   }
   return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
@@ -96,13 +99,16 @@ function flowStart({ self: crew }: CrewContext, task: Task, stages: FlowStages):
   return { agent: 'flow', address: self, worker, said: [started, start] }
 }
 
+/** How deep the present task is nested, over all crews. */
+const depthOf = ({ task }: CrewContext) => task?.mail?.depth ?? 0
+
 function agentStart(context: CrewContext, task: Task): Start {
   const agent = leadOf(context)
   const name = leadName(context)
   const { conversation, length, tokens } = keptOf(context, task)
   const part = {
     ...{ account: accountOf(context, agent, null), conversation, trail: [] },
-    ...{ depth: task.mail?.depth ?? 0, length: length + task.messages, tokens: tokens + task.tokens },
+    ...{ depth: depthOf(context), length: length + task.messages, tokens: tokens + task.tokens },
   }
   const started = { target: 'shard/runs', message: { type: 'run.started', run: task.run, conversation } }
   // What was kept goes on with the task.
@@ -134,10 +140,42 @@ function envoyStart({ self: crew, data, task }: CrewContext, { agent, name, dept
   return { target: 'shard/actors', message: { type: 'actor.start', kind: 'envoy', name, input } }
 }
 
+/** How another agent goes on with a conversation: in the place of the one that hands it over, for whoever called that. */
+export function handedOver(context: CrewContext, event: Finished) {
+  const { address, conversation, length, tokens, rounds, handover } = event
+  const before = context.workers[address]!
+  const { agent, name, view, trail } = handover!
+  const { caller = null, depth = depthOf(context) } = before.call ?? {}
+  const account = accountOf(context, agent, caller)
+  const next: Worker = { ...before, agent, account, rounds: roundsOf(before, event) }
+  const workers = { ...without(context.workers, address), [`agent/${name}`]: next }
+  const part = { account, depth, length, tokens, conversation, trail, view }
+  const { short, settled } = shortWithout(context, address)
+  const said: Said[] = [
+    ...refunds(context, before.account, workers),
+    ...settled.map(withdrawn),
+    ...startOf(context, agent, name, part),
+  ]
+  const told: CrewEvent = { type: 'agent.finished', agent: before.agent, address, code: null, rounds }
+  return { agent, address: `agent/${name}`, said, told, workers, short }
+}
+
+/** Why a task ended; a null code: with an answer. Whom it was handed over to its crew may not have any more. */
+export const endingOf = (event: Ended) => {
+  const { code, reason } = event
+  const missing = event.type === 'agent.finished' ? event.handover?.agent : undefined
+  return missing === undefined
+    ? { code, reason }
+    : { code: 'CREW_INVALID', reason: `the crew has no agent ${missing} any more` }
+}
+
+/** Rounds in a conversation, whoever had it. */
+export const roundsOf = ({ rounds = 0 }: Worker, event: Finished) => rounds + event.rounds
+
 /** The answer of a delegate, or why there is none, for whoever called it. */
 export function answersOf(context: CrewContext, event: Ended): Said[] {
   const { agent } = context.workers[event.address]!
-  const { code, reason } = event
+  const { code, reason } = endingOf(event)
   const answer = event.type === 'agent.finished' ? event : null
   const content =
     answer === null || code !== null
@@ -165,20 +203,26 @@ export function deserted(context: CrewContext, caller: string) {
 
 /** What follows from the end of an agent, whatever it was. */
 export function farewell(context: CrewContext, event: Ended) {
-  const { address, code } = event
+  const { address } = event
+  const { code } = endingOf(event)
   const worker = context.workers[address]!
   const workers = without(context.workers, address)
   const { short, settled } = shortWithout(context, address)
   const said: Said[] = [
-    ...leftBy(worker.account, workers).map((account) => {
-      return { target: keeperOf(context), message: { type: 'budget.refund', account } }
-    }),
+    ...refunds(context, worker.account, workers),
     ...(isLead(context, address) ? [] : [{ target: `log/${worker.conversation}`, message: { type: 'log.drop' } }]),
     ...settled.map(withdrawn),
   ]
   const rounds = event.type === 'agent.finished' ? event.rounds : 0
   const told: CrewEvent = { type: 'agent.finished', agent: worker.agent, address, code, rounds }
   return { said, told, workers, short }
+}
+
+/** What accounts give back that nobody spends from any more. */
+function refunds(context: CrewContext, account: string, workers: CrewContext['workers']): Said[] {
+  return leftBy(account, workers).map((left) => {
+    return { target: keeperOf(context), message: { type: 'budget.refund', account: left } }
+  })
 }
 
 /** What withdraws a question to a person. */

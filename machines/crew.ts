@@ -67,6 +67,8 @@ export const crewMachine = crew.createMachine({
       initial: 'starting',
       on: {
         'agent.finished': [
+          { guard: 'leadHandsOver', actions: ['keep', 'startNext'] },
+          { guard: 'handsOver', actions: 'startNext' },
           { guard: 'fromLead', target: 'closing', actions: ['endAnswered', 'keep', 'dropWorker'] },
           { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
         ],

@@ -108,6 +108,15 @@ export const crewData = z.object({
 })
 export type CrewData = z.infer<typeof crewData>
 
+/** What of its conversation an agent is not shown that took it over, and which of the messages is its system message. */
+const view = z.object({
+  /** Positions, both ends included. */
+  hidden: z.array(z.tuple([count, count])),
+  /** Null: its definition has it. */
+  system: count.nullable(),
+})
+export type View = z.infer<typeof view>
+
 // ---------------------------------------------------------------------------------------------- outside → crew
 
 /** A task for the crew: the start of a run. `sequence` is filled in by the commit. */
@@ -169,8 +178,10 @@ export const agentInput = z.object({
   detector: address.nullable(),
   /** Whom it asks which deployment to try. */
   router: address,
-  /** Agents that wait for each other, this one last. */
+  /** Agents that wait for each other, or handed over to each other, this one last. */
   trail: z.array(z.string()),
+  /** What it sees of the conversation. Absent: all, for it is its own from the beginning. */
+  view: view.optional(),
   data: agentData,
 })
 export type AgentInput = z.infer<typeof agentInput>
@@ -181,7 +192,17 @@ export const runCancel = z.object({ type: z.literal('run.cancel') })
 /** The message is value 0. */
 export const runSteer = z.object({ type: z.literal('run.steer'), tokens: count })
 export const agentRedefined = z.object({ type: z.literal('agent.redefined'), data: agentData })
-/** An agent's end. `code` null: it answered; the answer is the last message of its conversation. */
+/** To whom an agent hands its conversation over. */
+const handover = z.object({
+  agent: z.string(),
+  /** Name of the actor to start. */
+  name: z.string(),
+  view,
+  /** The one that hands over, and those before. */
+  trail: z.array(z.string()),
+})
+export type Handover = z.infer<typeof handover>
+/** An agent's end. `code` null: it answered; the answer is the last message of its conversation, unless another goes on. */
 export const agentFinished = z.object({
   type: z.literal('agent.finished'),
   address,
@@ -196,6 +217,8 @@ export const agentFinished = z.object({
   answer: count,
   /** The answer as a hash. */
   result: z.string(),
+  /** Who goes on with the conversation. */
+  handover: handover.optional(),
 })
 /** The agent cannot pay for its next step and waits. */
 export const agentExhausted = z.object({
@@ -351,6 +374,19 @@ export const callVerdict = z.discriminatedUnion('verdict', [
     call: callHash,
   }),
   z.object({
+    verdict: z.literal('handoff'),
+    index: count,
+    callId: z.string(),
+    agent: z.string(),
+    /** What of the messages before this reply the other one is not shown: positions, both ends included. */
+    hidden: z.array(z.tuple([count, count])),
+    /** Estimate of what that saves. */
+    saved: count,
+    /** The system message among the envelope's values. Null: the definition has it. */
+    system: count.nullable(),
+    call: callHash,
+  }),
+  z.object({
     verdict: z.literal('refused'),
     index: count,
     callId: z.string(),
@@ -367,6 +403,8 @@ export const modelCall = z.object({
   agent: z.string(),
   run: z.string(),
   conversation: z.string(),
+  /** Absent: all of it is sent. */
+  view: view.optional(),
   /** The first of them that admits it is asked. */
   deployments: z.array(z.string()).min(1),
   maxOutputTokens: z.int().min(1),

@@ -251,6 +251,7 @@ export class CrewHandle<Output = unknown> {
   async #output(entries: readonly Entry[], texts: readonly string[]): Promise<unknown> {
     const { crew } = this.#live.prepared
     const { agents, join } = crew.flow?.stages.at(-1) ?? { agents: [crew.lead], join: 'all' }
+    // Whoever these have handed over to answers as they would.
     const last = entries.length - (join === 'all' ? agents.length : 1)
     const said = await Promise.all(entries.slice(last).map((entry, at) => this.#said(entry, texts[last + at]!, agents)))
     if (agents.length === 1 || join === 'first') return said[0]

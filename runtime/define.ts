@@ -141,6 +141,24 @@ export interface InstructionsContext {
   readonly input: string
 }
 
+/** A message of a conversation, as a model is sent it. */
+export interface HistoryMessage {
+  readonly role: string
+  readonly [field: string]: unknown
+}
+
+/** Whom a task may be handed over to, and what of the conversation that one is shown. */
+export interface HandoffOptions {
+  readonly agent: string
+  /**
+   * Those of the messages that the next agent is to see, of those that this one sees; results of calls go with their
+   * calls, system messages are not among them. Called once, outside the commit, and what it decides is recorded. The
+   * reply that hands over, and what belongs to it, is always shown.
+   * @default all
+   */
+  readonly history?: (messages: readonly HistoryMessage[]) => readonly HistoryMessage[]
+}
+
 /** An agent as `defineAgent` takes it. */
 export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType | undefined> {
   /** Only needed for an agent that runs alone; in a crew its key is its name. */
@@ -157,6 +175,12 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
   readonly tools?: readonly AnyTool[]
   /** Agents that this one may call as tools: names of the crew's own, addresses (`<crew id>/agent/<name>`) of those of other crews. */
   readonly delegates?: readonly string[]
+  /**
+   * Agents of the crew to whom this one may hand its task over, each by a tool `transfer_to_<agent>`: that one goes on with
+   * the conversation and gives the answer, this one ends. All who hand over to each other answer alike: none has an `output`,
+   * or all have the same.
+   */
+  readonly handoffs?: readonly (string | HandoffOptions)[]
   /**
    * Give it a tool, `ask_person`, by which it asks its user a question and waits for the answer (`runtime.answer`).
    * @default false
@@ -197,6 +221,7 @@ export interface Agent<Output = unknown> {
   readonly instructions: AgentOptions['instructions']
   readonly tools: readonly AnyTool[]
   readonly delegates: readonly string[]
+  readonly handoffs: readonly HandoffOptions[]
   readonly output: z.ZodType<Output> | undefined
   readonly settings: ModelSettings
   readonly budget: Omit<Budget, 'per'> | undefined
@@ -350,6 +375,20 @@ const agentShape = z.strictObject({
   ]),
   tools: z.array(z.custom<AnyTool>((value) => hasKind(value, 'tool'), 'a tool of defineTool')).default([]),
   delegates: z.array(z.union([z.string().regex(namePattern), z.string().regex(addressPattern)])).default([]),
+  handoffs: z
+    .array(
+      z.union([
+        z.string().regex(namePattern),
+        z.strictObject({
+          agent: z.string().regex(namePattern),
+          history: z
+            .custom<NonNullable<HandoffOptions['history']>>((value) => typeof value === 'function', 'a function')
+            .optional(),
+        }),
+      ]),
+    )
+    .max(64)
+    .default([]),
   questions: z.boolean().default(false),
   output: z.custom<z.ZodType>(isSchema, 'a zod schema').optional(),
   settings: settingsShape.default({}),
@@ -406,7 +445,8 @@ function isSchema(value: unknown): boolean {
 /** Made by `defineAgent`, of this or another copy of the package: a kind alone does not make one. */
 function isAgent(value: unknown): boolean {
   return (
-    hasKind(value, 'agent') && ['groups', 'tools', 'delegates', 'limits'].every((field) => field in (value as object))
+    hasKind(value, 'agent') &&
+    ['groups', 'tools', 'delegates', 'handoffs', 'limits'].every((field) => field in (value as object))
   )
 }
 
@@ -461,7 +501,12 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
 ): Agent<AgentOutput<Output>> {
   const data = check(agentShape, options, `agent ${describe(options)}`)
   const tools = data.questions ? [...data.tools, askPerson] : data.tools
-  const names = [...tools.map((tool) => tool.name), ...data.delegates.map(delegateName)]
+  const handoffs = data.handoffs.map((each) => (typeof each === 'string' ? { agent: each } : each)) as HandoffOptions[]
+  const names = [
+    ...tools.map((tool) => tool.name),
+    ...data.delegates.map(delegateName),
+    ...handoffs.map(({ agent }) => handoffName(agent)),
+  ]
   const twice = names.find((name, index) => names.indexOf(name) !== index)
   if (twice !== undefined) throw new TroupeError('CREW_INVALID', `agent ${describe(options)}: two tools named ${twice}`)
   const groups = [data.model].flat().map((each) => [each].flat())
@@ -474,6 +519,7 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
     instructions: data.instructions,
     tools,
     delegates: data.delegates,
+    handoffs,
     output: data.output,
     settings: data.settings as ModelSettings,
     budget: data.budget,
@@ -485,6 +531,11 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
     },
     continue: data.continue,
   }) as unknown as Agent<AgentOutput<Output>>
+}
+
+/** The name by which a model hands over to an agent. */
+export function handoffName(agent: string): string {
+  return `transfer_to_${agent}`.slice(0, 64)
 }
 
 /** The tool of an agent with `questions`. It is never run: its result is what a person says. */
@@ -528,6 +579,7 @@ export function defineCrew(options: unknown): Crew<never> {
       )
     }
   }
+  checkHandoffs(data)
   return Object.freeze({
     kind: 'crew',
     name: data.name,
@@ -545,6 +597,30 @@ export function defineCrew(options: unknown): Crew<never> {
     unknownPrice: data.unknownPrice,
     version: data.version,
   })
+}
+
+/** Whoever has the task last gives the answer: it must be what the first one was asked for. */
+function checkHandoffs({ name: crew, agents }: Pick<z.output<typeof crewShape>, 'name' | 'agents'>): void {
+  for (const [name, { handoffs, output }] of Object.entries(agents)) {
+    for (const { agent } of handoffs) {
+      const next = agents[agent]
+      const problem =
+        next === undefined
+          ? 'which is not one of its agents'
+          : agent === name
+            ? 'which is itself'
+            : shapeOf(next.output) === shapeOf(output)
+              ? null
+              : 'whose output is another one'
+      if (problem !== null)
+        throw new TroupeError('CREW_INVALID', `crew ${crew}: ${name} hands over to '${agent}', ${problem}`)
+    }
+  }
+}
+
+/** An output as text; equal ones have equal text. */
+function shapeOf(output: z.ZodType | undefined): string {
+  return output === undefined ? '' : JSON.stringify(z.toJSONSchema(output, { unrepresentable: 'any' }))
 }
 
 function loopsOf(agent: string, wanted: z.output<typeof agentShape>['limits']['loops']): Loops | null {

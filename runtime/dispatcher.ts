@@ -21,6 +21,7 @@ import type { Breakers } from './breakers.js'
 import { broken, type EdgeRun, failed, type Outcome, refused, replied, toolOutcome, verified } from './edge.js'
 import { isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import { runGuarded } from './guarded-tools.js'
+import { placesIn } from './handoff.js'
 import type { Journal } from './journal.js'
 import type {
   Clock,
@@ -256,7 +257,7 @@ export class Dispatcher {
     return broken(reason.code, reason.message, effect.body.type, effect.body)
   }
 
-  async #run(id: string): Promise<EdgeRun> {
+  async #run(id: string): Promise<Omit<EdgeRun, 'shown'>> {
     return { data: await this.#shard.dataOf(id), random: this.#shard.ports.random }
   }
 
@@ -271,9 +272,11 @@ export class Dispatcher {
     const agent = live?.prepared.agents.get(call.agent)
     if (live === null || agent === undefined)
       throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
-    const messages = await this.#read(signal, () => textsOf(shard.journal, shard.id, entries))
-    if (messages === null) return signal.aborted ? null : notStarted
-    if (agent.system !== null) messages.unshift(agent.system)
+    const places = placesIn(entries.length, call.view)
+    const seen = places?.map((at) => entries[at]!) ?? entries
+    const texts = await this.#read(signal, () => textsOf(shard.journal, shard.id, seen))
+    if (texts === null) return signal.aborted ? null : notStarted
+    const messages = agent.system === null ? texts : [agent.system, ...texts]
     const { breakers } = shard.ports
     const id = `${shard.id}.${effect.id}`
     const signals = [signal, this.#leaving.signal]
@@ -310,7 +313,8 @@ export class Dispatcher {
     if (!reply.ok) return failed(reply, admission, call, live.prepared, shard.ports)
     // The reply has been paid for: it is kept for as long as it takes to check it.
     const run = await this.#read(null, () => this.#run(call.run))
-    return run === null ? null : replied(reply, admission, call, live.prepared, run)
+    const shown = () => texts.map((text, index) => ({ text, at: places?.[index] ?? index }))
+    return run === null ? null : replied(reply, admission, call, live.prepared, { ...run, shown })
   }
 
   async #tool(effect: Effect, call: ToolCall, entries: readonly Entry[], signal: AbortSignal): Promise<Outcome | null> {

@@ -20,12 +20,14 @@ import {
 } from '../machines/index.js'
 import type { AnyTool } from './define.js'
 import { canonicalJson, shortHash, type Value } from './codec.js'
+import { textOf } from './conversation.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { agentsOf } from './flow.js'
+import { hiddenFrom, type Shown } from './handoff.js'
 import type { ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
 import { estimateTokens, type PreparedAgent, type PreparedCrew, systemMessage } from './prepared-crew.js'
 import type { Message } from './scope.js'
-import { judgeCalls, judgeOutput, type Verdict } from './verdict.js'
+import { type HandoffVerdict, judgeCalls, judgeOutput, type Verdict } from './verdict.js'
 
 /** An outcome: a message with its content. */
 export interface Outcome {
@@ -38,6 +40,8 @@ export interface EdgeRun {
   readonly data: unknown
   /** Uniform in [0, 1). */
   readonly random: () => number
+  /** What the model was sent of the conversation. */
+  readonly shown: () => readonly Shown[]
 }
 
 /** First wait before another try, and the longest one, in milliseconds. */
@@ -111,6 +115,9 @@ function identityOf(verdict: Verdict, { arguments: written }: RawToolCall, { too
       return shortHash(`${verdict.name} ${written}`)
     case 'delegate':
       return shortHash(`${verdict.agent} ${verdict.input}`)
+    // A ring of hand-overs is found by those who take part in it.
+    case 'handoff':
+      return ''
     case 'tool': {
       if (tools.get(verdict.tool)?.polling === true) return ''
       return shortHash(`${verdict.tool} ${canonicalJson(JSON.parse(verdict.arguments))}`)
@@ -139,6 +146,8 @@ async function admit(
         ...(verdict.repaired ? { arguments: verdict.arguments } : {}),
       }
     }
+    case 'handoff':
+      return admitHandoff(verdict, call, crew, run, values)
     case 'delegate': {
       if (call.depth >= crew.crew.limits.depth) {
         const message = `Not done: delegations may be nested ${crew.crew.limits.depth} deep at most.`
@@ -160,6 +169,36 @@ async function admit(
       }
     }
   }
+}
+
+/** A hand-over, with what the next agent is shown. One that cannot be is refused with the reason. */
+async function admitHandoff(
+  { index, callId, name, agent }: HandoffVerdict & Pick<Verdict, 'index' | 'callId' | 'name'>,
+  call: ModelCall,
+  crew: PreparedCrew,
+  run: EdgeRun,
+  values: Value[],
+): Promise<WithoutCall<CallVerdict>> {
+  const { agent: definition, system: own } = crew.agents.get(call.agent)!
+  const shown = run.shown()
+  try {
+    const { history } = definition.handoffs.find((each) => each.agent === agent)!
+    const { hidden, saved } = hiddenFrom(shown, history, own === null)
+    const system = await instructionsOf(crew, agent, lastSaid(shown), run.data)
+    return {
+      ...{ verdict: 'handoff', index, callId, agent, hidden, saved },
+      system: system === null ? null : values.push(system) - 1,
+    }
+  } catch (error) {
+    const message = `Not done: ${toTroupeError(error, 'MESSAGE_REFUSED').message}.`
+    return { verdict: 'refused', index, callId, name, message }
+  }
+}
+
+/** What the user said last. */
+function lastSaid(shown: readonly Shown[]): string {
+  const said = shown.findLast(({ text }) => (JSON.parse(text) as { role: string }).role === 'user')
+  return said === undefined ? '' : textOf(said.text)
 }
 
 /** What a person is asked before a call is made; null for nothing. */

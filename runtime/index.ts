@@ -50,6 +50,8 @@ export {
   defineTool,
   type EffectClass,
   type FlowCrewOptions,
+  type HandoffOptions,
+  type HistoryMessage,
   type FlowOutput,
   type InstructionsContext,
   type Tool,

@@ -10,7 +10,7 @@ import { z } from 'zod'
 import type { AgentData, CrewData } from '../machines/index.js'
 import { limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
-import { type Agent, type AnyTool, type Crew, delegateName, isAddress } from './define.js'
+import { type Agent, type AnyTool, type Crew, delegateName, handoffName, isAddress } from './define.js'
 import type { ModelPort } from './ports.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
@@ -87,6 +87,7 @@ function prepareAgent(agent: Agent, crew: Crew): PreparedAgent {
     tools: new Map<string, AnyTool>(agent.tools.map((tool) => [tool.name, tool])),
     delegates: new Set(agent.delegates.map(delegateName)),
     away: new Map(agent.delegates.filter(isAddress).map((address) => [delegateName(address), address])),
+    handoffs: new Map(agent.handoffs.map((each) => [handoffName(each.agent), each.agent])),
     callsPerRound: agent.limits.callsPerRound,
     system: typeof instructions === 'string' ? systemMessage(instructions) : null,
     schemas: toolSchemas(agent, crew),
@@ -126,7 +127,7 @@ function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: Mod
     ...termsOf(agent.budget ?? {}),
     keep: agent.continue,
     // Only who calls something can repeat itself.
-    loops: agent.tools.length + agent.delegates.length > 0 ? agent.limits.loops : null,
+    loops: agent.tools.length + agent.delegates.length + agent.handoffs.length > 0 ? agent.limits.loops : null,
   }
 }
 
@@ -136,6 +137,11 @@ function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
     instructions: typeof instructions === 'string' ? instructions : `function ${instructions.name}`,
     models,
     delegates,
+    ...(agent.handoffs.length === 0
+      ? {}
+      : {
+          handoffs: agent.handoffs.map(({ agent: next, history }) => ({ agent: next, history: history?.name ?? null })),
+        }),
     settings,
     tools: agent.tools.map(
       ({

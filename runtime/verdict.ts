@@ -12,7 +12,7 @@
  */
 import { Buffer } from 'node:buffer'
 import { z } from 'zod'
-import { type Agent, type AnyTool, type Crew, delegateName, type EffectClass } from './define.js'
+import { type Agent, type AnyTool, type Crew, delegateName, type EffectClass, handoffName } from './define.js'
 import { TroupeError } from './errors.js'
 import type { RawToolCall } from './ports.js'
 import { cutBytes, redact, wellFormed } from './redact.js'
@@ -33,6 +33,8 @@ const maxIssues = 8
 export interface JudgedAgent {
   readonly tools: ReadonlyMap<string, AnyTool>
   readonly delegates: ReadonlySet<string>
+  /** Agents that it may hand over to, by the names of their tools. */
+  readonly handoffs: ReadonlyMap<string, string>
   /** Calls taken from one reply; the rest are refused. */
   readonly callsPerRound: number
 }
@@ -60,10 +62,16 @@ export interface DelegateVerdict {
   readonly input: string
 }
 
+/** Another agent goes on. */
+export interface HandoffVerdict {
+  readonly verdict: 'handoff'
+  readonly agent: string
+}
+
 /** The call is not made; the model is told why. */
 export interface RefusedVerdict {
   readonly verdict: 'refused'
-  readonly reason: 'unknown_tool' | 'invalid_arguments' | 'too_many_calls' | 'duplicate_id'
+  readonly reason: 'unknown_tool' | 'invalid_arguments' | 'too_many_calls' | 'duplicate_id' | 'second_handoff'
   readonly message: string
 }
 
@@ -71,11 +79,14 @@ export interface RefusedVerdict {
 export type Verdict = { readonly index: number; readonly callId: string; readonly name: string } & (
   | ToolVerdict
   | DelegateVerdict
+  | HandoffVerdict
   | RefusedVerdict
 )
 
 /** Arguments of a call to another agent. */
 const delegateInput = z.object({ task: z.string().regex(/\S/, 'must not be empty') })
+/** Arguments of a hand-over: for whoever goes on, who reads them in the conversation. */
+const handoffInput = z.object({ reason: z.string().optional() })
 
 /**
  * Judges the calls of one reply. Runs the tools' schemas, which may hold the user's own (async) checks: bound its time
@@ -92,13 +103,20 @@ const delegateInput = z.object({ task: z.string().regex(/\S/, 'must not be empty
  */
 export async function judgeCalls(calls: readonly RawToolCall[], agent: JudgedAgent): Promise<Verdict[]> {
   const seen = new Set<string>()
-  return Promise.all(
+  const verdicts = await Promise.all(
     calls.map((call, index) => {
       const twice = seen.has(call.id)
       seen.add(call.id)
       return judgeCall(call, index, twice, agent)
     }),
   )
+  const first = verdicts.findIndex(({ verdict }) => verdict === 'handoff')
+  return verdicts.map((each, at) => (each.verdict === 'handoff' && at > first ? secondHandoff(each) : each))
+}
+
+function secondHandoff({ index, callId, name }: Verdict): Verdict {
+  const message = 'Not done: another call of the same reply hands over already.'
+  return { index, callId, name, verdict: 'refused', reason: 'second_handoff', message }
 }
 
 async function judgeCall(call: RawToolCall, index: number, twice: boolean, agent: JudgedAgent): Promise<Verdict> {
@@ -120,8 +138,11 @@ async function judgeCall(call: RawToolCall, index: number, twice: boolean, agent
   const name = knownName(call.name, agent)
   if (name === null) return refused('unknown_tool', describeUnknown(call.name, agent))
   const tool = agent.tools.get(name)
-  const found = await findArguments(call.arguments, tool === undefined ? delegateInput : tool.input)
+  const next = agent.handoffs.get(name)
+  const input = tool?.input ?? (next === undefined ? delegateInput : handoffInput)
+  const found = await findArguments(call.arguments, input)
   if (!found.ok) return refused('invalid_arguments', `The arguments of ${name} were refused. ${found.message}`)
+  if (next !== undefined) return { ...head, verdict: 'handoff', agent: next }
   if (tool === undefined) return { ...head, verdict: 'delegate', agent: name, input: taskOf(found.value) }
   return {
     ...head,
@@ -141,7 +162,8 @@ function taskOf(value: unknown): string {
 }
 
 function knownName(written: string, agent: JudgedAgent): string | null {
-  const known = (name: string): boolean => agent.tools.has(name) || agent.delegates.has(name)
+  const known = (name: string): boolean =>
+    agent.tools.has(name) || agent.delegates.has(name) || agent.handoffs.has(name)
   if (known(written)) return written
   // no known name is longer than 64; the rest of a long one can only be a control token and what follows
   let name = written.slice(0, 512).trim()
@@ -153,7 +175,7 @@ function knownName(written: string, agent: JudgedAgent): string | null {
 }
 
 function describeUnknown(written: string, agent: JudgedAgent): string {
-  const names = [...agent.tools.keys(), ...agent.delegates]
+  const names = [...agent.tools.keys(), ...agent.delegates, ...agent.handoffs.keys()]
   const quoted = JSON.stringify(cutBytes(written, 80))
   if (names.length === 0) return `There is no tool named ${quoted}: you have no tools. Answer without one.`
   const meant = names.filter((name) => written.startsWith(name)).sort((left, right) => right.length - left.length)[0]
@@ -272,7 +294,7 @@ function showKey(key: PropertyKey): string {
 
 /**
  * The `tools` array of the OpenAI chat API as JSON text: the agent's tools in order, then its delegates, each a function
- * of one `task`; null when there are none.
+ * of one `task`, then those to whom it may hand over; null when there are none.
  * @throws TroupeError `CREW_INVALID` for a tool whose input has no JSON Schema (dates, bigints, `z.custom`) or is no object.
  */
 export function toolSchemas(agent: Agent<unknown>, crew: Pick<Crew<unknown>, 'agents'>): string | null {
@@ -294,6 +316,14 @@ export function toolSchemas(agent: Agent<unknown>, crew: Pick<Crew<unknown>, 'ag
     const description = told === '' ? `Gives a task to the agent ${who} and returns its answer.` : told
     functions.push({ name: delegateName(delegate), description, parameters: structuredClone(delegateParameters) })
   }
+  for (const { agent: next } of agent.handoffs) {
+    const told = crew.agents[next]?.description ?? ''
+    const description = `Hands the task over to the agent ${next}, who goes on from here and gives the answer. ${told}`
+    functions.push({
+      ...{ name: handoffName(next), description: description.trim() },
+      parameters: structuredClone(handoffParameters),
+    })
+  }
   if (functions.length === 0) return null
   return JSON.stringify(functions.map((definition) => ({ type: 'function', function: definition })))
 }
@@ -304,6 +334,12 @@ const delegateParameters: JsonSchema = {
     task: { type: 'string', description: 'What to do, with everything the agent must know: it sees nothing else.' },
   },
   required: ['task'],
+  additionalProperties: false,
+}
+
+const handoffParameters: JsonSchema = {
+  type: 'object',
+  properties: { reason: { type: 'string', description: 'Why, in a sentence, for the one who goes on.' } },
   additionalProperties: false,
 }
 

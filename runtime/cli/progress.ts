@@ -78,6 +78,8 @@ export class Progress {
       case 'troupe.delegate.called':
         this.#called(text(data['callId']), who, text(data['tool'] ?? data['agent']))
         return null
+      case 'troupe.agent.handed':
+        return { who, text: `hands over to ${text(data['agent'])}` }
       case 'troupe.tool.refused':
         return { who, text: paint('yellow', `${text(data['tool'])} refused: ${text(data['reason'])}`) }
       case 'troupe.tool.finished':
@@ -196,7 +198,8 @@ export class Progress {
 
   /** The agent that an event tells of. */
   #who(event: TroupeEvent): string {
-    if (event.type !== 'troupe.delegate.called' && typeof event.data['agent'] === 'string') return event.data['agent']
+    if (!/delegate\.called$|agent\.handed$/.test(event.type) && typeof event.data['agent'] === 'string')
+      return event.data['agent']
     const address = event.source.split('/').slice(3).join('/')
     return this.#names.get(address) ?? address.replace(/^agent\//, '').replace(/-r\d+$|-\d+-\d+$/, '')
   }

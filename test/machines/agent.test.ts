@@ -8,6 +8,7 @@ import {
   ended,
   failed,
   granted,
+  handoff,
   input,
   next,
   refusal,
@@ -664,6 +665,69 @@ test('agent: grants are never asked for twice and never left open', () => {
   expect(agent.done).toBe(true)
   expect(new Set(asked).size).toBe(asked.length)
   expect(closed).toEqual(asked)
+})
+
+test('agent: who hands over ends with its round, and names who goes on, what of it all, and from where', () => {
+  const agent = acting([handoff(0)])
+  expect(agent.state).toBe('handed')
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.append', values: [0] },
+    { type: 'log.stage', index: 0, callId: 'c0', text: 'Done: closer goes on from here.' },
+    { type: 'log.seal' },
+    { type: 'log.append', values: [], sequence: 7 },
+  ])
+  expect(agent.emitted).toContainEqual({ type: 'agent.handed', callId: 'c0', agent: 'closer' })
+  const handover = {
+    ...{ agent: 'closer', name: 'closer-7-0', trail: input.trail },
+    view: { hidden: [], system: null },
+  }
+  expect(end(agent)).toMatchObject({ code: null, rounds: 1, length: 3, answer: 0, handover })
+})
+
+test('agent: a hand-over waits for the other calls of its round, which is its last one in any case', () => {
+  const agent = acting([toolCall(0), handoff(1)], { data: { ...data, rounds: 1 } })
+  expect(agent.state).toBe('acting')
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 30, result: 'r' })
+  expect(agent.state).toBe('handed')
+  expect(end(agent)).toMatchObject({ code: null, length: 4, handover: { name: 'closer-7-1' } })
+})
+
+test('agent: the next one is not shown what was hidden before or is now, and its system message comes last', () => {
+  const view = { hidden: [[0, 0]] as [number, number][], system: null }
+  const call = handoff(0, { hidden: [[1, 1]], saved: 15, system: 1 })
+  const agent = acting([call], { view, length: 2 })
+  expect(agent.to('log/r1').at(-1)).toEqual({ type: 'log.append', values: [1], sequence: 7 })
+  const tokens = Number(end(acting([handoff(0)]))!['tokens'])
+  const hidden = [
+    [0, 0],
+    [1, 1],
+  ]
+  expect(end(agent)).toMatchObject({ length: 5, tokens: tokens - 15, handover: { view: { hidden, system: 4 } } })
+})
+
+test('agent: one that was handed a conversation asks the model with its view of it', () => {
+  const view = { hidden: [[0, 0]] as [number, number][], system: 4 }
+  expect(thinking({ view }).to('port/model')).toMatchObject([{ view }])
+  expect(thinking().to('port/model')[0]).not.toHaveProperty('view')
+})
+
+test('agent: what the user has said meanwhile joins before the next one goes on', () => {
+  const agent = acting([toolCall(0), handoff(1)]).send({ type: 'run.steer', tokens: 6 })
+  agent.send({ type: 'tool.finished', index: 0, status: 'ok', tokens: 1, result: 'r' })
+  expect(agent.to('log/r1').map(({ type, all }) => [type, all])).toEqual([
+    ['log.seal', undefined],
+    ['log.append', 'r1+user'],
+    ['log.append', undefined],
+  ])
+  expect(end(agent)).toMatchObject({ length: 5 })
+})
+
+test('agent: a hand-over that the loop detector refuses is none', () => {
+  const agent = checking([handoff(0)])
+  expect(agent.to('loop/r1')).toMatchObject([{ calls: [{ index: 0, call: '', agent: 'closer' }] }])
+  agent.send(verdict({ refused: [{ index: 0, message: 'not in a ring' }] }))
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toContainEqual({ type: 'log.stage', index: 0, callId: 'c0', text: 'not in a ring' })
 })
 
 test('agent: every transition was taken and every guard answered both ways', () => {

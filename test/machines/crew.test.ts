@@ -761,6 +761,73 @@ describe('crew: tasks of other crews', () => {
   })
 })
 
+describe('crew: hand-overs', () => {
+  const next = (agent: string, more: Record<string, unknown> = {}) => ({
+    handover: { agent, name: `${agent}-9-0`, view: { hidden: [], system: null }, trail: ['writer'], ...more },
+  })
+  const begun = (crew: Driver) => ofType(crew, 'actor.start').at(-1)
+
+  test('crew: another agent goes on in the place of the lead, and its answer is the run’s', () => {
+    const crew = running().send(finished('agent/writer-r1', { conversation: 'r1', rounds: 2, ...next('helper') }))
+    expect(crew.state).toBe('running.working')
+    expect(begun(crew)).toMatchObject({
+      ...{ kind: 'agent', name: 'helper-9-0' },
+      input: { conversation: 'r1', account: 'run', length: 3, tokens: 45, depth: 0, trail: ['writer', 'helper'] },
+    })
+    expect(crew.emitted.map(({ type, agent }) => [type, agent])).toEqual([
+      ['agent.finished', 'writer'],
+      ['agent.started', 'helper'],
+    ])
+    crew.send(finished('agent/helper-9-0', { conversation: 'r1', rounds: 3 }), closed)
+    expect(end(crew)).toMatchObject({ code: null, conversation: 'r1', rounds: 5 })
+  })
+
+  test('crew: another agent goes on in the place of a delegate, from its own budget, and answers whoever called', () => {
+    const crew = running().send(call('helper-5-0'))
+    crew.send(finished('agent/helper-5-0', next('saver')))
+    expect(crew.sent.map(([target, { type }]) => [target, type])).toEqual([
+      ['budget/r1', 'budget.open'],
+      ['shard/actors', 'actor.start'],
+    ])
+    expect(begun(crew)).toMatchObject({ input: { conversation: 'helper-5-0', account: 'run/saver' } })
+    crew.send(finished('agent/saver-9-0', { conversation: 'helper-5-0' }))
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', code: null }])
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.refund', account: 'run/saver' }])
+    expect(crew.to('log/helper-5-0')).toEqual([{ type: 'log.drop' }])
+  })
+
+  test('crew: one that hands over gives back what it has not spent before the next one opens its budget', () => {
+    const crew = running().send(call('saver-5-0', { agent: 'saver' }), finished('agent/saver-5-0', next('saver')))
+    expect(crew.to('budget/r1').map(({ type }) => type)).toEqual(['budget.open'])
+    crew.send(finished('agent/saver-9-0', next('helper')))
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.refund', account: 'run/saver' }])
+  })
+
+  test('crew: a kept conversation goes on behind what the next one wrote', () => {
+    const keeping = { agents: { ...data.agents, writer: agentData('writer', { keep: true }) } }
+    const crew = running(keeping).send(finished('agent/writer-r1', { conversation: 'r1', ...next('helper') }))
+    crew.send(finished('agent/helper-9-0', { conversation: 'r1', length: 9, tokens: 70 }), closed, task(2))
+    expect(begun(crew)).toMatchObject({ name: 'writer-r2', input: { conversation: 'r1', length: 10 } })
+    crew.send(finished('agent/writer-r2', { conversation: 'r1', ...next('helper') }))
+    crew.send(actorFailed('agent/helper-9-0'), closed, task(3))
+    expect(begun(crew)).toMatchObject({ name: 'writer-r3', input: { conversation: 'r3', length: 1 } })
+  })
+
+  test('crew: who is handed over to an agent that the crew does not have any more ends with CREW_INVALID', () => {
+    const crew = running().send(call('helper-5-0'), finished('agent/helper-5-0', next('nobody')))
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', code: 'CREW_INVALID' }])
+    crew.send(finished('agent/writer-r1', next('nobody')), closed)
+    expect(end(crew)).toMatchObject({ code: 'CREW_INVALID', reason: 'the crew has no agent nobody any more' })
+  })
+
+  test('crew: of a run that ends nobody goes on', () => {
+    const crew = running().send({ type: 'crew.cancel' }, finished('agent/writer-r1', next('helper')))
+    expect(ofType(crew, 'actor.start')).toEqual([])
+    crew.send(closed)
+    expect(end(crew)).toMatchObject({ code: 'RUN_CANCELLED' })
+  })
+})
+
 test('crew: every transition was taken and every guard answered both ways', () => {
   expect(covered.missing()).toEqual([])
 })

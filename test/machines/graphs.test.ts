@@ -280,6 +280,13 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     ...[agent.granted, agent.replied(), one, ends[0]!, { type: 'run.steer', tokens: 6 }],
     ...bare('run.cancel', 'run.pause', 'run.resume'),
   ]
+  const hands = agent.handoff(1, { hidden: [[0, 1]], saved: 4, system: 1 })
+  const handoffs: Message[] = [
+    ...[agent.granted, agent.refused, agent.replied({ calls: [agent.handoff(0)] })],
+    ...[agent.replied({ calls: [agent.toolCall(0), hands] }), ends[0]!, ends[2]!],
+    ...[verdict('pass'), verdict('warn'), verdict('block', [0, 1]), { type: 'run.steer', tokens: 6 }],
+    ...bare('run.cancel', 'budget.raised'),
+  ]
   const redefined: Message = { type: 'agent.redefined', data: { ...data, rounds: 1 } }
   const within = (grants: number, messages: readonly Message[]): Model<Known>['messages'] => {
     // A call ends once.
@@ -295,6 +302,7 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     { inputs: [plain, counted], messages: within(1, attempts) },
     { inputs: [plain, counted].map((each) => ({ ...each, detector: 'loop/r1' })), messages: within(1, loops) },
     { inputs: [plain], messages: within(1, users) },
+    { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(1, handoffs) },
     { inputs: [{ ...plain, data: { ...data, deployments: agent.choice.deployments } }], messages: within(1, routes) },
     { inputs: [plain], messages: within(1, [agent.granted, one, ends[0]!, redefined]) },
   ]
@@ -370,6 +378,22 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       { type: 'delegate.cancel', caller: 'agent/writer-r1' },
     ],
   }
+  /** Each hands over once: the lead to one that keeps its conversation, the delegate to one with a budget. */
+  const handover = (address: string): Message[] => {
+    const agent = address.includes('helper') ? 'saver' : 'keeper'
+    const next = { agent, name: `${agent}-9-0`, view: { hidden: [], system: null }, trail: ['x'] }
+    return /saver|keeper/.test(address) ? [] : [crew.finished(address, { handover: next })]
+  }
+  const keeper = crew.agentData('keeper', { keep: true })
+  const handing: Model<Known> = {
+    inputs: [input({ agents: { ...crew.data.agents, keeper, writer: keeper } })],
+    messages: (known) => [
+      ...tasks(known, 1),
+      ...('agent/writer-r1' in known.workers ? calls(known, { 'helper-5-0': 'helper' }) : []),
+      ...Object.keys(known.workers).flatMap((address) => [...handover(address), crew.finished(address)]),
+      { type: 'budget.closed', spent: nothing },
+    ],
+  }
   const users: Model<Known> = {
     inputs: [input()],
     messages: (known) => [
@@ -420,5 +444,5 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       { type: 'delegate.revoke', sender: 'z/envoy/y' },
     ],
   }
-  covers(cover(crewMachine), [runs, delegates, users, budgets, mail], 500)
+  covers(cover(crewMachine), [runs, delegates, handing, users, budgets, mail], 500)
 })

@@ -57,7 +57,7 @@ const toolCall = (effect: 'pure' | 'idempotent' | 'once') => ({
   key: 'k',
   attempt: 1,
 })
-const run = { data: { tenant: 'a' }, random: () => 0.5 }
+const run = { data: { tenant: 'a' }, random: () => 0.5, shown: () => [] }
 const admitted = { deployment: 'a:one', skipped: [], changes: [] }
 
 describe('edge', () => {

@@ -20,7 +20,7 @@ const cat = defineTool({
 const list = defineTool({ name: 'ls', description: 'Lists.', input: z.object({ all: z.boolean().optional() }), run })
 const anything = defineTool({ name: 'anything', description: '', input: z.looseObject({}), effect: 'idempotent', run })
 const tools = new Map<string, AnyTool>([cat, list, anything].map((tool) => [tool.name, tool]))
-const agent: JudgedAgent = { tools, delegates: new Set(['writer']), callsPerRound: 8 }
+const agent: JudgedAgent = { tools, delegates: new Set(['writer']), handoffs: new Map(), callsPerRound: 8 }
 
 function call(name: string, args: string, id = 'c1'): RawToolCall {
   return { id, name, arguments: args }
@@ -40,7 +40,7 @@ function fits(verdict: Verdict, known: ReadonlyMap<string, AnyTool>): boolean {
 
 function withInput(input: z.ZodType): JudgedAgent {
   const tool = defineTool({ name: 't', description: '', input, run })
-  return { tools: new Map([['t', tool]]), delegates: new Set(), callsPerRound: 8 }
+  return { tools: new Map([['t', tool]]), delegates: new Set(), handoffs: new Map(), callsPerRound: 8 }
 }
 
 /** The kinds of malformed calls that were seen in public trajectories, in our own words. */
@@ -129,7 +129,12 @@ describe('judgeCalls', () => {
     expect(verdict).toMatchObject({ verdict: 'refused', reason: 'unknown_tool' })
     expect(verdict).toHaveProperty('message', expect.stringContaining('Did you mean "cat"'))
     expect(verdict).toHaveProperty('message', expect.stringContaining('cat, ls, anything, writer'))
-    const alone = await judge('cat', '{}', { tools: new Map(), delegates: new Set(), callsPerRound: 1 })
+    const alone = await judge('cat', '{}', {
+      tools: new Map(),
+      delegates: new Set(),
+      handoffs: new Map(),
+      callsPerRound: 1,
+    })
     expect(alone).toHaveProperty('message', expect.stringContaining('you have no tools'))
   })
 
@@ -239,7 +244,7 @@ describe('judgeCalls', () => {
 
   test('reply: calls above the limit are refused, the others keep their order', async () => {
     const calls = Array.from({ length: 5 }, (_, index) => call('ls', '{}', `c${index}`))
-    const verdicts = await judgeCalls(calls, { ...agent, callsPerRound: 3 })
+    const verdicts = await judgeCalls(calls, { ...agent, handoffs: new Map(), callsPerRound: 3 })
     expect(verdicts.map(({ index, callId }) => [index, callId])).toEqual(calls.map(({ id }, index) => [index, id]))
     expect(verdicts.map(({ verdict }) => verdict)).toEqual(['tool', 'tool', 'tool', 'refused', 'refused'])
     expect(verdicts[4]).toMatchObject({ reason: 'too_many_calls' })
@@ -296,6 +301,7 @@ describe('judgeCalls', () => {
           const verdict = await judge(entry.name, entry.arguments, {
             tools: known,
             delegates: new Set(),
+            handoffs: new Map(),
             callsPerRound: 64,
           })
           expect(fits(verdict, known), JSON.stringify(entry)).toBe(true)

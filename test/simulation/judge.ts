@@ -46,7 +46,7 @@ interface ChatMessage {
 
 /** What the runtime tells a model in its own words. */
 const ownWords =
-  /^(The outcome of this call is unknown|The call was given up|The tool could not be run|Not done:|There is no tool|The arguments of|Too many tool calls|Another tool call|[\w/-]+ failed:|$)/
+  /^(The outcome of this call is unknown|The call was given up|The tool could not be run|Not done:|Done: \w+ goes on from here\.$|There is no tool|The arguments of|Too many tool calls|Another tool call|[\w/-]+ failed:|$)/
 
 const dims = ['nanoUsd', 'tokens', 'modelCalls'] as const
 

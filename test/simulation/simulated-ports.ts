@@ -4,6 +4,7 @@
  */
 import type { ModelCall } from '../../machines/index.js'
 import { replied, toolOutcome } from '../../runtime/edge.js'
+import { placesIn } from '../../runtime/handoff.js'
 import type {
   FailureKind,
   ModelFailure,
@@ -70,16 +71,31 @@ export class SimulatedModel implements ModelPort {
     const effect = durable(this.#world, this.#shard, request.effect)
     if (effect === undefined) return Promise.resolve(failureOf('config', 0, null))
     const call = effect.body as ModelCall
-    const said = request.messages.slice(request.messages.length - effect.length)
+    const places = placesIn(effect.length, call.view)
+    const said = request.messages.slice(request.messages.length - (places?.length ?? effect.length))
     this.#world.breakers.arrives(request.deployment, `${this.#shard}.${request.effect}`, this.#process)
     notes.check('grows', request.messages.length - said.length <= 1, () => `${request.effect}: too many messages`)
-    judge.conversation(`${this.#shard}|${call.conversation}`, said)
+    if (places === null) judge.conversation(`${this.#shard}|${call.conversation}`, said)
+    else this.#checkView(call, places, said)
     if (this.#world.poisons('model', `${this.#shard} ${effect.from} ${effect.length}`))
       return this.#die('crash: poisonous model call')
     if (this.#world.strikes('append to dispatch')) return this.#die('crash: append to dispatch')
     const billed = judge.request(this.#shard, call.keeper, call.worst)
     const fate = this.#fateOf(effect, call, request, said)
     return this.#live(effect, call, request.signal, billed, fate)
+  }
+
+  /** Who was handed a conversation is shown what its view has, and has taken nobody else's system message for its own. */
+  #checkView({ conversation, agent }: ModelCall, places: readonly number[], said: readonly string[]): void {
+    const { judge, notes } = this.#world
+    const heard = judge.heard(`${this.#shard}|${conversation}`)
+    places.forEach((at, index) => {
+      notes.check('view', heard[at] === undefined || heard[at] === said[index], () => `${conversation}: ${said[index]}`)
+    })
+    const systems = said.filter((message) => message.startsWith('{"role":"system"'))
+    const isOwn = systems.length <= 1 && systems.every((message) => message.includes(`the ${agent},`))
+    notes.check('view', isOwn, () => `${conversation}: ${agent} is shown ${systems.join()}`)
+    notes.reached('conversation handed over')
   }
 
   /** Waits for the end of the call, its cancel or the end of the process. */
@@ -123,12 +139,13 @@ export class SimulatedModel implements ModelPort {
     this.#bill(billed, fate)
     const delayMs = this.#world.random.int(0, 60_000)
     const admitted = { deployment: fate.deployment, skipped: [], changes: [] }
-    void replied(result, admitted, call, this.#prepared, { data: null, random: () => 0.5 }).then(({ body, values }) =>
-      this.#world.deliver(
-        this.#shard,
-        { from: 'port/model', to: effect.from, cause: effect.id, body, values },
-        delayMs,
-      ),
+    void replied(result, admitted, call, this.#prepared, { data: null, random: () => 0.5, shown: () => [] }).then(
+      ({ body, values }) =>
+        this.#world.deliver(
+          this.#shard,
+          { from: 'port/model', to: effect.from, cause: effect.id, body, values },
+          delayMs,
+        ),
     )
   }
 
@@ -208,10 +225,11 @@ export class SimulatedModel implements ModelPort {
       replies - script.base,
       this.#world.calm ? 0 : plan.invalidCalls,
       this.#hasMail,
+      [...(this.#prepared.agents.get(script.agent)?.handoffs.keys() ?? [])],
     )
     const text = toolCalls.length > 0 ? '' : this.#answer(script, effect)
     if (text !== '') judge.answers.add(text)
-    if (toolCalls.some((each) => !/^(look|save|pay|ship|([amx]_)?(scout|clerk))$/.test(each.name)))
+    if (toolCalls.some((each) => !/^(look|save|pay|ship|([amx]_)?(scout|clerk)|transfer_to_\w+)$/.test(each.name)))
       this.#world.notes.sometimes.add('model wrote an invalid call')
     const lied = honest && plan.modelLies ? 0.8 + 0.4 * random.next() : 1
     if (lied !== 1) this.#world.notes.sometimes.add('model lied about usage')

@@ -255,8 +255,8 @@ class Simulation implements World {
   }
 
   script(shard: string, effect: Effect, base: number): Script {
-    const body = effect.body as { agent: string; conversation: string; run: string }
-    const name = `${shard}|${body.conversation}|${body.run}`
+    const body = effect.body as { agent: string; conversation: string; run: string; view?: object }
+    const name = `${shard}|${body.conversation}|${body.run}${body.view === undefined ? '' : `|${effect.from}`}`
     const known = this.#scripts.get(name)
     if (known !== undefined) return known
     const script = drawScript(this.random, body.agent, base, isStubborn(this.seed))

@@ -2,12 +2,19 @@
  * The work of a simulation: crews with their limits, and what their models say.
  *
  * A crew has a chief that works through tools of all classes and delegates to a scout and a clerk; the clerk delegates
- * too. Crews come from a fixed set of variants, so that each is prepared once in a process.
+ * too, and in some crews each may hand over. Crews come from a fixed set of variants, so that each is prepared once in a process.
  */
 import { z } from 'zod'
 import type { Budget } from '../../runtime/budget.js'
 import { parallel, sequential } from '../../runtime/flow.js'
-import { type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
+import {
+  type Agent,
+  type Crew,
+  defineAgent,
+  defineCrew,
+  defineTool,
+  type HistoryMessage,
+} from '../../runtime/define.js'
 import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
 import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
 import type { SeededRandom } from './seeded-random.js'
@@ -102,6 +109,10 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   const asks: Budget = index % 12 === 7 || index % 12 === 11 ? { onExhausted: 'ask', askMs: 15_000 } : {}
   const own = (): { budget?: Budget } => (random.chance(0.4) ? { budget: { ...budgetOf(random), ...asks } } : {})
   const attempts = () => random.int(2, 4)
+  // By the crew's number, like the asking budgets.
+  const hands = index % 12 === 5 || index % 12 === 8
+  const users = (messages: readonly HistoryMessage[]) => messages.filter(({ role }) => role === 'user')
+  const shaped = random.chance(0.3) ? { output } : {}
   const agents = {
     chief: defineAgent({
       model: models(),
@@ -111,7 +122,8 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       settings: settings(),
       limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
       continue: random.chance(0.15),
-      ...(random.chance(0.3) ? { output } : {}),
+      ...shaped,
+      ...(hands ? { handoffs: [index % 24 < 12 ? 'closer' : { agent: 'closer', history: users }] } : {}),
     }),
     scout: defineAgent({
       model: models(),
@@ -129,7 +141,9 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       settings: settings(),
       limits: { rounds: random.int(2, 5), attempts: attempts(), callsPerRound: random.pick([2, 64]) },
       ...(ample ? {} : own()),
+      ...(hands ? { handoffs: ['scout'] } : {}),
     }),
+    closer: closer(shaped, index),
   }
   const budget = ample ? (random.chance(0.5) ? { usd: 900 } : {}) : budgetOf(random)
   const rest = {
@@ -147,6 +161,18 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   if (index % 12 !== 3 && index % 12 !== 10) return defineCrew({ name, agents, lead: 'chief', ...rest })
   const join = index % 24 < 12 ? 'all' : 'first'
   return defineCrew({ name, agents, flow: sequential(parallel(['scout', 'clerk'], { join }), 'chief'), ...rest })
+}
+
+/** Who goes on for the chief, and gives it back. */
+function closer(shaped: { readonly output?: typeof output }, index: number): Agent<unknown> {
+  return defineAgent({
+    ...{ model: ['sim:cheap', 'sim:dear'], tools: [look, ship], delegates: ['scout'], handoffs: ['chief'] },
+    instructions: index % 2 === 0 ? 'You are the closer.' : () => 'You are the closer, called.',
+    limits: { rounds: 6 },
+    settings: { maxOutputTokens: 400 },
+    continue: index % 24 === 5,
+    ...shaped,
+  })
 }
 
 /** What one agent means to do with one task. */
@@ -196,6 +222,7 @@ export function callsOf(
   round: number,
   invalid: number,
   mail = false,
+  handoffs: readonly string[] = [],
 ): RawToolCall[] {
   if (round >= script.rounds - 1) return []
   if (script.stubborn && round > 1 && random.chance(0.9)) return [callAgain(random, script.agent, round)]
@@ -208,6 +235,7 @@ export function callsOf(
   const more = random.pick([0, 0, 1, 1, 2, 3])
   for (let index = calls.length === 0 ? -1 : 0; index < more; index++) add(random.weighted(weights))
   if (calls.length > 1 && random.chance(invalid / 4)) calls.push({ ...calls[0]! })
+  for (const name of handoffs) if (random.chance(0.3)) calls.push(handoffTo(name))
   return calls
 }
 
@@ -223,6 +251,10 @@ function callAgain(random: SeededRandom, agent: string, round: number): RawToolC
   const topic = `again ${random.chance(0.1) ? random.int(0, 9) : round % 2}`
   const name = agent === 'clerk' ? 'save' : 'look'
   return { id: `call_${(counter += 1)}`, name, arguments: JSON.stringify({ topic }) }
+}
+
+function handoffTo(name: string): RawToolCall {
+  return { id: `call_${(counter += 1)}`, name, arguments: '{}' }
 }
 
 function callOf(random: SeededRandom, name: string, invalid: number): RawToolCall {

@@ -67,6 +67,20 @@ export const delegation = (index: number): CallVerdict => ({
   tokens: 40,
   call: `helper${index}`,
 })
+export const handoff = (
+  index: number,
+  more: Partial<Extract<CallVerdict, { verdict: 'handoff' }>> = {},
+): CallVerdict => ({
+  verdict: 'handoff',
+  index,
+  callId: `c${index}`,
+  agent: 'closer',
+  hidden: [],
+  saved: 0,
+  system: null,
+  call: '',
+  ...more,
+})
 export const refusal = (index: number): CallVerdict => ({
   verdict: 'refused',
   index,
