@@ -11,7 +11,7 @@ import { z } from 'zod'
 import { defaultLoops, type Loops } from '../machines/index.js'
 import { type Budget, budgetFields, defaultAskMs, ms } from './budget.js'
 import { contentHash } from './codec.js'
-import { agentsOf, type Flow, isFlow, type Parallel, type Step, toFlow } from './flow.js'
+import { agentsOf, type Flow, isFlow, type Parallel, type Step, type Supervisor, toFlow } from './flow.js'
 import { TroupeError } from './errors.js'
 import type { ModelSettings, Price } from './ports.js'
 
@@ -269,7 +269,7 @@ export interface CrewOptions<Agents extends Record<string, Agent<unknown>>, Lead
 export interface FlowCrewOptions<Agents extends Record<string, Agent<unknown>>, Last extends Step>
   extends Omit<CrewOptions<Agents, keyof Agents & string>, 'lead' | 'flow'> {
   /** In the place of a lead: which agents get the task, in what order. */
-  readonly flow: Flow<Last> | (Last & Parallel)
+  readonly flow: Flow<Last> | (Last & Parallel) | Supervisor<Last & string>
   readonly lead?: undefined
 }
 
@@ -408,7 +408,7 @@ const crewShape = z.strictObject({
   name: z.string().regex(namePattern),
   agents: z.record(z.string().regex(namePattern), z.custom<Agent>(isAgent, 'an agent of defineAgent')),
   lead: z.string().optional(),
-  flow: z.custom<Flow | Parallel>(isFlow, 'sequential(…) or parallel(…)').optional(),
+  flow: z.custom<Flow | Parallel | Supervisor>(isFlow, 'sequential(…), parallel(…) or supervisor(…)').optional(),
   budget: z.strictObject({ ...budgetFields, per: z.enum(['run', 'crew']).optional() }).default({}),
   limits: z
     .strictObject({
@@ -563,13 +563,17 @@ export function defineCrew<const Agents extends Record<string, Agent<unknown>>, 
 ): Crew<FlowOutput<Agents, Last>>
 export function defineCrew(options: unknown): Crew<never> {
   const data = check(crewShape, options, `crew ${describe(options)}`)
-  const flow = data.flow === undefined ? undefined : toFlow(data.flow)
-  if ((data.lead === undefined) === (flow === undefined))
+  if ((data.lead === undefined) === (data.flow === undefined))
     throw new TroupeError('CREW_INVALID', `crew ${data.name}: either a lead or a flow`)
-  const [what, leads] = flow === undefined ? ['lead', [data.lead!]] : ['flow', agentsOf(flow)]
+  const supervisor = data.flow?.kind === 'supervisor' ? data.flow : undefined
+  const flow = data.flow === undefined || data.flow.kind === 'supervisor' ? undefined : toFlow(data.flow)
+  const lead = data.lead ?? supervisor?.lead
+  const [what, leads] =
+    data.lead !== undefined ? ['lead', [lead!]] : ['flow', flow === undefined ? [lead!] : agentsOf(flow)]
   const unknown = leads.find((name) => data.agents[name] === undefined)
   if (unknown !== undefined)
     throw new TroupeError('CREW_INVALID', `crew ${data.name}: ${what} '${unknown}' is not one of its agents`)
+  if (supervisor !== undefined) data.agents = supervisedBy(data.agents, supervisor)
   for (const [name, agent] of Object.entries(data.agents)) {
     const missing = agent.delegates.find((delegate) => !isAddress(delegate) && data.agents[delegate] === undefined)
     if (missing !== undefined) {
@@ -584,7 +588,7 @@ export function defineCrew(options: unknown): Crew<never> {
     kind: 'crew',
     name: data.name,
     agents: data.agents,
-    lead: data.lead ?? '',
+    lead: lead ?? '',
     flow,
     budget: data.budget as Budget,
     limits: {
@@ -597,6 +601,22 @@ export function defineCrew(options: unknown): Crew<never> {
     unknownPrice: data.unknownPrice,
     version: data.version,
   })
+}
+
+/** The same agents; one of them may delegate to those that it supervises. */
+function supervisedBy(
+  agents: Readonly<Record<string, Agent>>,
+  { lead, agents: others }: Supervisor,
+): Record<string, Agent> {
+  const supervisor = agents[lead]!
+  const delegates = [...new Set([...supervisor.delegates, ...others])]
+  const taken = new Set([
+    ...supervisor.tools.map(({ name }) => name),
+    ...supervisor.handoffs.map((each) => handoffName(each.agent)),
+  ])
+  const twice = others.find((name) => taken.has(name))
+  if (twice !== undefined) throw new TroupeError('CREW_INVALID', `agent ${lead}: two tools named ${twice}`)
+  return { ...agents, [lead]: Object.freeze({ ...supervisor, delegates }) }
 }
 
 /** Whoever has the task last gives the answer: it must be what the first one was asked for. */

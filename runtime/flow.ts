@@ -26,6 +26,13 @@ export interface Flow<Last extends Step = Step> {
   readonly _last?: Last
 }
 
+/** One agent that has the others work for it, as often and in whatever order it likes. */
+export interface Supervisor<Lead extends string = string> {
+  readonly kind: 'supervisor'
+  readonly lead: Lead
+  readonly agents: readonly string[]
+}
+
 /** How a parallel step goes on. */
 export interface ParallelOptions<Join extends 'all' | 'first' = 'all' | 'first'> {
   /**
@@ -42,6 +49,11 @@ const maxStages = 256
 const name = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/)
 const names = z.array(name).min(2).max(maxAgents)
 const parallelShape = z.strictObject({ kind: z.literal('parallel'), agents: names, join: z.enum(['all', 'first']) })
+const supervisorShape = z.strictObject({
+  kind: z.literal('supervisor'),
+  lead: name,
+  agents: z.array(name).min(1).max(maxAgents),
+})
 const stepsShape = z
   .array(z.union([name, parallelShape]))
   .min(1)
@@ -74,6 +86,17 @@ export function sequential<const Steps extends readonly Step[]>(
   return Object.freeze({ kind: 'flow', stages })
 }
 
+/**
+ * One agent that gets the task, and may give parts of it to the others: each becomes one of its `delegates`.
+ * @throws TroupeError `CREW_INVALID` for nobody, more than 64, one of them twice, or the agent itself.
+ */
+export function supervisor<const Lead extends string>(lead: Lead, agents: readonly string[]): Supervisor<Lead> {
+  const made = checked(supervisorShape, { kind: 'supervisor', lead, agents }, 'supervisor')
+  if (new Set([lead, ...agents]).size <= agents.length)
+    throw new TroupeError('CREW_INVALID', 'supervisor: an agent is there twice')
+  return Object.freeze(made) as object as Supervisor<Lead>
+}
+
 function checked<Shape extends z.ZodType>(shape: Shape, value: unknown, what: string): z.output<Shape> {
   const read = shape.safeParse(value)
   if (read.success) return read.data
@@ -86,9 +109,10 @@ export function toFlow(given: Flow | Parallel): Flow {
   return given.kind === 'flow' ? given : sequential(given)
 }
 
-/** Whether something is what `sequential` or `parallel` made. */
+/** Whether something is what `sequential`, `parallel` or `supervisor` made. */
 export function isFlow(value: unknown): boolean {
-  return typeof value === 'object' && value !== null && 'kind' in value && /^(flow|parallel)$/.test(String(value.kind))
+  const kinds = /^(flow|parallel|supervisor)$/
+  return typeof value === 'object' && value !== null && 'kind' in value && kinds.test(String(value.kind))
 }
 
 /** Every agent of a flow. */

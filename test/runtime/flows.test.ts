@@ -1,13 +1,14 @@
 import { describe, expect, expectTypeOf, test } from 'vitest'
 import { z } from 'zod'
-import { type AgentOptions, type Crew, defineAgent, defineCrew } from '../../runtime/define.js'
-import { parallel, sequential } from '../../runtime/flow.js'
+import { type AgentOptions, type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
+import { parallel, sequential, supervisor } from '../../runtime/flow.js'
 import type { ModelRequest } from '../../runtime/ports.js'
-import { gate, type Model, openStage, quiet, say, until } from '../support/crew-stage.js'
+import { call, gate, type Model, openStage, quiet, resultsIn, say, until } from '../support/crew-stage.js'
 
 const agent = (name: string) => defineAgent({ model: 'a:one', instructions: `You are ${name}.` })
 const agentWith = (name: string, more: Partial<AgentOptions>) =>
   defineAgent({ model: 'a:one', instructions: `You are ${name}.`, ...more })
+const named = (name: string) => defineTool({ name, description: '', input: z.object({}), run: () => '' })
 /** Who is asked, by its system message. */
 const whoOf = ({ messages }: ModelRequest) => /You are (\w+)/.exec(messages[0] ?? '')?.[1] ?? 'nobody'
 const heard = ({ messages }: ModelRequest) =>
@@ -43,6 +44,50 @@ describe('flows', () => {
     expectTypeOf<OutputOf<typeof both>>().toEqualTypeOf<{ readonly a: string; readonly b: string }>()
     const judged = defineCrew({ name: 'judged', agents, flow: sequential(parallel(['a', 'b']), 'c') })
     expect((await asked(judged)).output).toBe('c(go; a:\na(go); b:\nb(go))')
+  })
+
+  test('flow: a supervisor gets the task, gives parts of it to the others, and answers', async () => {
+    const shaped = { ...agents, c: agentWith('c', { output: z.object({ n: z.number() }), delegates: ['b'] }) }
+    const crew = defineCrew({ name: 'led', agents: shaped, flow: supervisor('c', ['a', 'b']) })
+    expect(crew.agents['c']!.delegates).toEqual(['b', 'a'])
+    const model: Model = (request) => {
+      if (whoOf(request) !== 'c') return echoes(request, 0)
+      return resultsIn(request).length === 0 ? call(['a', { task: 'one' }], ['b', { task: 'two' }]) : say('{"n":2}')
+    }
+    const stage = await openStage({ model })
+    expect((await (await stage.runtime.spawn(crew)).ask('go')).output).toEqual({ n: 2 })
+    expect(resultsIn(stage.requests.at(-1)!)).toEqual(['a(one)', 'b(two)'])
+    await stage.runtime.close({ graceMs: 0 })
+    expect(agents.c.delegates).toEqual([])
+  })
+
+  test.each([
+    ['nobody to work for it', () => supervisor('a', []), 'supervisor'],
+    ['itself to work for it', () => supervisor('a', ['a']), 'supervisor: an agent is there twice'],
+    ['an agent twice', () => supervisor('a', ['b', 'b']), 'supervisor: an agent is there twice'],
+    [
+      'one that is not there',
+      () => defineCrew({ name: 'x', agents, flow: supervisor('a', ['z']) }),
+      "a delegates to 'z', which is not one of its agents",
+    ],
+    [
+      'one that is not there in its place',
+      () => defineCrew({ name: 'x', agents, flow: supervisor('z', ['a']) as never }),
+      "flow 'z' is not one of its agents",
+    ],
+    [
+      'a tool of the same name',
+      () =>
+        defineCrew({
+          name: 'x',
+          agents: { ...agents, d: agentWith('d', { tools: [named('a')] }) },
+          flow: supervisor('d', ['a']),
+        }),
+      'two tools named a',
+    ],
+  ])('flow: a supervisor with %s is CREW_INVALID', (_, made, message) => {
+    expect(made).toThrow(code('CREW_INVALID') as Error)
+    expect(made).toThrow(message)
   })
 
   test('flow: structured answers keep their types', async () => {
