@@ -4,7 +4,15 @@
  * Owns: the crew's context, questions to it.
  * Does not own: when anything happens (`crew.ts`).
  */
-import { type Amounts, type CrewData, type CrewMessage, type DelegateCall, type Limits, to } from './messages.js'
+import {
+  type Amounts,
+  type CrewData,
+  type CrewMessage,
+  type DelegateCall,
+  type Limits,
+  to,
+  type View,
+} from './messages.js'
 
 /** What is known of a task that came by mail. */
 export interface TaskMail {
@@ -39,6 +47,8 @@ export interface Worker {
   readonly call: DelegateCall | null
   /** Rounds of those who had the conversation before. */
   readonly rounds?: number
+  /** What of the conversation it is not shown. */
+  readonly hidden?: View['hidden']
 }
 
 /** A person is asked for more. */
@@ -62,6 +72,8 @@ export interface Kept {
   readonly conversation: string
   readonly length: number
   readonly tokens: number
+  /** What of it its agent is not shown: system messages of those to whom it was handed over. */
+  readonly hidden?: View['hidden']
 }
 
 export interface CrewContext {
@@ -142,14 +154,18 @@ export const keptOf = (context: CrewContext, task: Task): Kept => {
 const keepersOf = ({ kept }: CrewContext, conversation: string) =>
   Object.keys(kept).filter((agent) => kept[agent]!.conversation === conversation)
 /** What is kept when an agent has written to a conversation. */
-export const keptAfter = (
-  context: CrewContext,
-  agent: string,
-  { conversation, length, tokens }: Kept,
-): CrewContext['kept'] => {
+export const keptAfter = (context: CrewContext, event: Finished): CrewContext['kept'] => {
+  const { address, conversation, length, tokens, handover } = event
+  const { agent, hidden: own = [] } = context.workers[address]!
+  const { system = null } = handover?.view ?? {}
   const names = [...keepersOf(context, conversation), ...(keeps(context, agent) ? [agent] : [])]
-  return { ...context.kept, ...Object.fromEntries(names.map((name) => [name, { conversation, length, tokens }])) }
+  const hiddenFrom = (name: string) => (name === agent ? own : (context.kept[name]?.hidden ?? []))
+  const brought: View['hidden'] = system === null ? [] : [[system, system]]
+  const kept = names.map((name) => [name, keptAs({ conversation, length, tokens }, [...hiddenFrom(name), ...brought])])
+  return { ...context.kept, ...(Object.fromEntries(kept) as CrewContext['kept']) }
 }
+const keptAs = (kept: Kept, hidden: View['hidden']): Kept => (hidden.length === 0 ? kept : { ...kept, hidden })
+type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
 /** What is kept when nobody knows how far a conversation has come. */
 export const keptWithout = (context: CrewContext, { agent, conversation }: Worker): CrewContext['kept'] =>
   [agent, ...keepersOf(context, conversation)].reduce<CrewContext['kept']>(without, context.kept)

@@ -330,7 +330,7 @@ export const crew = setup({
     keep: assign({
       kept: ({ context, event }) => {
         assertEvent(event, 'agent.finished')
-        return keptAfter(context, context.workers[event.address]!.agent, event)
+        return keptAfter(context, event)
       },
     }),
     /** Nobody knows how far a lead that failed had come: its next run begins anew. */

@@ -105,7 +105,7 @@ const depthOf = ({ task }: CrewContext) => task?.mail?.depth ?? 0
 function agentStart(context: CrewContext, task: Task): Start {
   const agent = leadOf(context)
   const name = leadName(context)
-  const { conversation, length, tokens } = keptOf(context, task)
+  const { conversation, length, tokens, hidden } = keptOf(context, task)
   const part = {
     ...{ account: accountOf(context, agent, null), conversation, trail: [] },
     ...{ depth: depthOf(context), length: length + task.messages, tokens: tokens + task.tokens },
@@ -114,11 +114,15 @@ function agentStart(context: CrewContext, task: Task): Start {
   // What was kept goes on with the task.
   const joined = { target: `log/${conversation}`, message: { type: 'log.append', all: task.run } }
   const worker: Worker = { agent, account: part.account, conversation, call: null }
+  const seen = hidden === undefined ? {} : { view: { hidden, system: null } }
   return {
     agent,
     address: `agent/${name}`,
-    worker,
-    said: [started, ...(conversation === task.run ? [] : [joined]), ...startOf(context, agent, name, part)],
+    worker: hidden === undefined ? worker : { ...worker, hidden },
+    said: [
+      ...[started, ...(conversation === task.run ? [] : [joined])],
+      ...startOf(context, agent, name, { ...part, ...seen }),
+    ],
   }
 }
 
@@ -147,7 +151,7 @@ export function handedOver(context: CrewContext, event: Finished) {
   const { agent, name, view, trail } = handover!
   const { caller = null, depth = depthOf(context) } = before.call ?? {}
   const account = accountOf(context, agent, caller)
-  const next: Worker = { ...before, agent, account, rounds: roundsOf(before, event) }
+  const next: Worker = { ...before, agent, account, rounds: roundsOf(before, event), hidden: view.hidden }
   const workers = { ...without(context.workers, address), [`agent/${name}`]: next }
   const part = { account, depth, length, tokens, conversation, trail, view }
   const { short, settled } = shortWithout(context, address)

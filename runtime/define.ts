@@ -152,8 +152,8 @@ export interface HandoffOptions {
   readonly agent: string
   /**
    * Those of the messages that the next agent is to see, of those that this one sees; results of calls go with their
-   * calls, system messages are not among them. Called once, outside the commit, and what it decides is recorded. The
-   * reply that hands over, and what belongs to it, is always shown.
+   * calls. System messages are not handed over: each agent has its own instructions. The reply that hands over, and what
+   * belongs to it, is always shown. Called once, outside the commit, and what it decides is recorded.
    * @default all
    */
   readonly history?: (messages: readonly HistoryMessage[]) => readonly HistoryMessage[]

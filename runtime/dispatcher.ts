@@ -272,7 +272,7 @@ export class Dispatcher {
     const agent = live?.prepared.agents.get(call.agent)
     if (live === null || agent === undefined)
       throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
-    const places = placesIn(entries.length, call.view)
+    const places = placesIn(entries.length, call.view, agent.system !== null)
     const seen = places?.map((at) => entries[at]!) ?? entries
     const texts = await this.#read(signal, () => textsOf(shard.journal, shard.id, seen))
     if (texts === null) return signal.aborted ? null : notStarted

@@ -179,11 +179,11 @@ async function admitHandoff(
   run: EdgeRun,
   values: Value[],
 ): Promise<WithoutCall<CallVerdict>> {
-  const { agent: definition, system: own } = crew.agents.get(call.agent)!
+  const { handoffs } = crew.agents.get(call.agent)!.agent
   const shown = run.shown()
   try {
-    const { history } = definition.handoffs.find((each) => each.agent === agent)!
-    const { hidden, saved } = hiddenFrom(shown, history, own === null)
+    const { history } = handoffs.find((each) => each.agent === agent)!
+    const { hidden, saved } = hiddenFrom(shown, history)
     const system = await instructionsOf(crew, agent, lastSaid(shown), run.data)
     return {
       ...{ verdict: 'handoff', index, callId, agent, hidden, saved },

@@ -18,24 +18,26 @@ export interface Shown {
   readonly at: number
 }
 
-/** Places in a conversation of so many messages that a view has, the agent's own system message first; null for all. */
-export function placesIn(length: number, view: View | undefined): number[] | null {
+/**
+ * Places in a conversation of so many messages that a view has, the agent's own system message first; null for all.
+ * @param defined its instructions are text by now: they come with the request
+ */
+export function placesIn(length: number, view: View | undefined, defined = false): number[] | null {
   if (view === undefined) return null
   const { hidden, system } = view
   const isShown = (at: number): boolean => at !== system && !hidden.some(([from, to]) => at >= from && at <= to)
   const places = Array.from({ length }, (_, at) => at).filter(isShown)
-  return system === null ? places : [system, ...places]
+  return system === null || defined ? places : [system, ...places]
 }
 
 /**
- * What of these messages the next agent is not shown, and about how many tokens that saves.
- * @param own whether a system message among them is of the agent that hands over
+ * What of these messages the next agent is not shown, and about how many tokens that saves. System messages are not handed
+ * over: each agent has its own instructions.
  * @throws TroupeError `MESSAGE_REFUSED` for a filter that throws or brings what it was not given.
  */
 export function hiddenFrom(
   shown: readonly Shown[],
   history: HandoffOptions['history'],
-  own: boolean,
 ): Pick<View, 'hidden'> & { readonly saved: number } {
   const messages = shown.map(({ text, at }) => ({ at, size: text.length, message: JSON.parse(text) as HistoryMessage }))
   const systems = messages.filter(({ message }) => message.role === 'system')
@@ -52,7 +54,7 @@ export function hiddenFrom(
     if (message.role !== 'tool') isKept = kept === null || kept.has(message)
     return !isKept
   })
-  const hidden = [...(own ? systems : []), ...dropped]
+  const hidden = [...systems, ...dropped]
   return {
     hidden: rangesOf(hidden.map(({ at }) => at)),
     saved: estimateTokens(hidden.reduce((sum, { size }) => sum + size, 0)),

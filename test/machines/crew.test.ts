@@ -808,9 +808,21 @@ describe('crew: hand-overs', () => {
     const crew = running(keeping).send(finished('agent/writer-r1', { conversation: 'r1', ...next('helper') }))
     crew.send(finished('agent/helper-9-0', { conversation: 'r1', length: 9, tokens: 70 }), closed, task(2))
     expect(begun(crew)).toMatchObject({ name: 'writer-r2', input: { conversation: 'r1', length: 10 } })
+    expect((begun(crew) as { input: object }).input).not.toHaveProperty('view')
     crew.send(finished('agent/writer-r2', { conversation: 'r1', ...next('helper') }))
     crew.send(actorFailed('agent/helper-9-0'), closed, task(3))
     expect(begun(crew)).toMatchObject({ name: 'writer-r3', input: { conversation: 'r3', length: 1 } })
+  })
+
+  test('crew: of a kept conversation nobody is shown the system message of another one in the next run', () => {
+    const keeping = { agents: { ...data.agents, writer: agentData('writer', { keep: true }) } }
+    const view = { hidden: [[1, 2]], system: 4 }
+    const crew = running(keeping).send(finished('agent/writer-r1', { conversation: 'r1', ...next('helper', { view }) }))
+    expect(begun(crew)).toMatchObject({ input: { view } })
+    crew.send(finished('agent/helper-9-0', { conversation: 'r1' }), closed, task(2))
+    expect(begun(crew)).toMatchObject({ name: 'writer-r2', input: { view: { hidden: [[4, 4]], system: null } } })
+    crew.send(finished('agent/writer-r2', { conversation: 'r1' }), closed, task(3))
+    expect(begun(crew)).toMatchObject({ name: 'writer-r3', input: { view: { hidden: [[4, 4]], system: null } } })
   })
 
   test('crew: who is handed over to an agent that the crew does not have any more ends with CREW_INVALID', () => {

@@ -219,10 +219,10 @@ describe('views', () => {
     fc.assert(
       fc.property(fc.array(role, { maxLength: 30 }), fc.array(fc.boolean(), { minLength: 30 }), (roles, keeps) => {
         const shown = roles.map((each, at) => ({ at: at * 2, text: JSON.stringify({ role: each, content: `${at}` }) }))
-        const { hidden } = hiddenFrom(shown, (messages) => messages.filter((_, at) => keeps[at]), false)
+        const { hidden } = hiddenFrom(shown, (messages) => messages.filter((_, at) => keeps[at]))
         const isHidden = (at: number) => hidden.some(([from, to]) => at * 2 >= from && at * 2 <= to)
         roles.forEach((each, at) => {
-          if (each === 'system') expect(isHidden(at)).toBe(false)
+          if (each === 'system') expect(isHidden(at)).toBe(true)
           const before = roles.slice(0, at).findLastIndex((other) => other !== 'system')
           if (each === 'tool' && before >= 0) expect(isHidden(at)).toBe(isHidden(before))
         })
@@ -233,6 +233,7 @@ describe('views', () => {
   test('HO2 view: what is hidden stays hidden, the system message comes first', () => {
     expect(placesIn(3, undefined)).toBe(null)
     expect(placesIn(6, { hidden: [[0, 1]], system: 4 })).toEqual([4, 2, 3, 5])
+    expect(placesIn(6, { hidden: [[0, 1]], system: 4 }, true)).toEqual([2, 3, 5])
     const range = fc.tuple(fc.nat(20), fc.nat(4)).map(([from, more]): [number, number] => [from, from + more])
     fc.assert(
       fc.property(fc.array(range), fc.array(range), fc.nat(25), (before, later, length) => {

@@ -71,7 +71,8 @@ export class SimulatedModel implements ModelPort {
     const effect = durable(this.#world, this.#shard, request.effect)
     if (effect === undefined) return Promise.resolve(failureOf('config', 0, null))
     const call = effect.body as ModelCall
-    const places = placesIn(effect.length, call.view)
+    const isDefined = this.#prepared.agents.get(call.agent)?.system !== null
+    const places = placesIn(effect.length, call.view, isDefined)
     const said = request.messages.slice(request.messages.length - (places?.length ?? effect.length))
     this.#world.breakers.arrives(request.deployment, `${this.#shard}.${request.effect}`, this.#process)
     notes.check('grows', request.messages.length - said.length <= 1, () => `${request.effect}: too many messages`)
@@ -93,7 +94,7 @@ export class SimulatedModel implements ModelPort {
       notes.check('view', heard[at] === undefined || heard[at] === said[index], () => `${conversation}: ${said[index]}`)
     })
     const systems = said.filter((message) => message.startsWith('{"role":"system"'))
-    const isOwn = systems.length <= 1 && systems.every((message) => message.includes(`the ${agent},`))
+    const isOwn = systems.every((message) => message.includes(`the ${agent},`))
     notes.check('view', isOwn, () => `${conversation}: ${agent} is shown ${systems.join()}`)
     notes.reached('conversation handed over')
   }
