@@ -808,7 +808,7 @@ describe('crew: hand-overs', () => {
     const crew = running(keeping).send(finished('agent/writer-r1', { conversation: 'r1', ...next('helper') }))
     crew.send(finished('agent/helper-9-0', { conversation: 'r1', length: 9, tokens: 70 }), closed, task(2))
     expect(begun(crew)).toMatchObject({ name: 'writer-r2', input: { conversation: 'r1', length: 10 } })
-    expect((begun(crew) as { input: object }).input).not.toHaveProperty('view')
+    expect(begun(crew)!['input']).not.toHaveProperty('view')
     crew.send(finished('agent/writer-r2', { conversation: 'r1', ...next('helper') }))
     crew.send(actorFailed('agent/helper-9-0'), closed, task(3))
     expect(begun(crew)).toMatchObject({ name: 'writer-r3', input: { conversation: 'r3', length: 1 } })
