@@ -125,6 +125,8 @@ export class Progress {
         const what = text(data['tool']) || 'more to spend'
         return { who: this.#asker(data), text: paint('yellow', `${what}: nobody answered in time`) }
       }
+      case 'troupe.flow.stage':
+        return { who: 'flow', text: stageText(data) }
       case 'troupe.budget.raised':
         return { who, text: `budget of ${text(data['account'])} raised` }
       case 'troupe.model.held':
@@ -207,6 +209,11 @@ export class Progress {
 
 function text(value: unknown): string {
   return oneLine(typeof value === 'string' ? value : JSON.stringify(value ?? ''), 160)
+}
+
+function stageText({ stage, agents, join }: TroupeEvent['data']): string {
+  const who = (agents as string[]).join(', ')
+  return `stage ${text(stage)}: ${oneLine(who, 120)}${join === 'first' ? ', the first answer counts' : ''}`
 }
 
 function loopText({ rung, rounds, ring }: TroupeEvent['data']): string {
