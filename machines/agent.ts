@@ -8,6 +8,8 @@
  *                  │           │  └► routing ─► ready
  *              exhausted       └► answered · failed
  *
+ * An agent that failed, and is resumed, goes on with its next round: what it waited for is not waited for any more.
+ *
  * What a user says meanwhile waits beside the conversation and joins it on the way to the next round: behind the results
  * of a round, and behind the reply that is on its way. With such a message waiting an answer is not the last word, as long
  * as there is a round left.
@@ -18,9 +20,9 @@ import {
   type AgentEvent,
   admissionOf,
   closesLast,
-  dearest,
   deploymentsOf,
   executorOf,
+  finishedOf,
   grantOf,
   isCalling,
   isDelegate,
@@ -29,9 +31,11 @@ import {
   learn,
   learnFailed,
   log,
+  lostCalls,
   maxMisfits,
   nameOf,
   opened,
+  reserveOf,
   routeAskOf,
   skippedOf,
   steerings,
@@ -39,6 +43,10 @@ import {
 import { type AgentInput, type AgentMessage, type CallVerdict, nothing, steeringsOf, to } from './messages.js'
 
 export type { AgentEvent }
+
+const unmadeText = 'Not done: the agent failed before this call was made.'
+const lostText =
+  'The outcome of this call is unknown: the agent failed while it was made. It may or may not have happened; it was not tried again.'
 
 const agent = setup({
   types: {} as { context: AgentContext; events: AgentMessage; input: AgentInput; emitted: AgentEvent },
@@ -100,16 +108,7 @@ const agent = setup({
 
     reserve: sendTo(
       ({ context }) => to(context.keeper),
-      ({ context }) => ({
-        type: 'budget.reserve',
-        grant: grantOf(context),
-        account: context.account,
-        replyTo: context.self,
-        inputTokens: context.tokens,
-        maxOutputTokens: context.data.maxOutputTokens,
-        minOutputTokens: context.data.minOutputTokens,
-        price: dearest(context),
-      }),
+      ({ context }) => reserveOf(context),
     ),
     callModel: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.granted')
@@ -341,6 +340,17 @@ const agent = setup({
       enqueue.assign({ length: context.length + context.verdicts.length, verdicts: [], open: [] })
     }),
 
+    /** Whatever it waited for went with its failure: what has no result gets none. */
+    loseCalls: enqueueActions(({ context, enqueue }, params: { text: string }) => {
+      for (const { index, callId, text } of lostCalls(context, params.text))
+        enqueue.sendTo(log(context), { type: 'log.stage', index, callId, text, unless: 'staged' })
+      enqueue.sendTo(log(context), { type: 'log.seal' })
+      const length = context.length + context.verdicts.length
+      enqueue.assign({ length, verdicts: [], open: [], learned: [], warning: '', grants: context.grants + 1 })
+    }),
+    /** Its grant was settled for it. */
+    askAnew: assign({ grants: ({ context }) => context.grants + 1 }),
+
     steer: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'run.steer')
       enqueue.sendTo(steerings(context), { type: 'log.append', values: [0] })
@@ -390,19 +400,7 @@ const agent = setup({
     endCancelled: assign({ code: 'RUN_CANCELLED', reason: 'cancelled' }),
     finish: sendTo(
       ({ context }) => to(context.crew),
-      ({ context }) => ({
-        type: 'agent.finished',
-        address: context.self,
-        conversation: context.conversation,
-        code: context.code,
-        reason: context.reason,
-        finish: context.finish,
-        rounds: context.round,
-        length: context.length,
-        tokens: context.tokens,
-        answer: context.answer,
-        result: context.result,
-      }),
+      ({ context }) => finishedOf(context),
     ),
   },
 })
@@ -410,7 +408,7 @@ const agent = setup({
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '6',
+  version: '7',
   context: ({ input }) => ({
     ...input,
     round: 0,
@@ -441,6 +439,10 @@ export const agentMachine = agent.createMachine({
     'run.steer': { actions: 'steer' },
     'agent.redefined': { actions: 'redefine' },
     'budget.raised': {},
+    'actor.resumed': [
+      { guard: 'callsWait', target: '.ready', actions: { type: 'loseCalls', params: { text: unmadeText } } },
+      { target: '.ready', actions: 'askAnew' },
+    ],
   },
   states: {
     ready: {
@@ -517,6 +519,7 @@ export const agentMachine = agent.createMachine({
         'tool.finished': [{ guard: 'endsRound', target: 'reserving', actions: 'endRound' }, { actions: 'closeCall' }],
         'delegate.finished': { actions: 'closeCall' },
         'actor.failed': { actions: 'closeFailedCall' },
+        'actor.resumed': { target: 'ready', actions: { type: 'loseCalls', params: { text: lostText } } },
         'run.cancel': { target: 'failed', actions: ['stopCalls', 'abandonCalls', 'endCancelled'] },
       },
     },

@@ -37,6 +37,17 @@ export interface Worker {
   readonly account: string
   readonly conversation: string
   readonly call: DelegateCall | null
+  /** Its name, without its incarnation. */
+  readonly name: string
+  /** What its conversation began with: messages, and an estimate of them. */
+  readonly length: number
+  readonly tokens: number
+  /** How often it was started: 1 at first. */
+  readonly incarnation: number
+  /** When it was restarted, as far as that counts. */
+  readonly restarts: readonly number[]
+  /** Messages of its user that this incarnation was given. */
+  readonly steered: number
 }
 
 /** A person is asked for more. */
@@ -112,6 +123,17 @@ export type CrewEvent =
     }
   | { type: 'agent.started'; agent: string; address: string }
   | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
+  /** It had failed with this code. `address`: of the one that goes on; of a `fresh` one a new one. */
+  | {
+      type: 'agent.restarted'
+      agent: string
+      address: string
+      restart: 'resume' | 'fresh'
+      incarnation: number
+      code: string
+    }
+  /** A new incarnation knows nothing of what the one before was told by its user. */
+  | { type: 'agent.unsteered'; agent: string; run: string; messages: number }
   | { type: 'steer.refused'; run: string; agent: string }
   | { type: 'budget.raised'; account: string; limits: Limits; mode: 'to' | 'by' }
   | { type: 'raise.refused'; agent: string }
@@ -150,6 +172,19 @@ export const delegatesOf = (context: CrewContext, caller: string) =>
   delegateWorkers(context)
     .filter(([, worker]) => worker.call?.caller === caller)
     .map(([address]) => address)
+/** The caller of whoever works for nobody. */
+const nobody = ''
+/** Those who work for a caller, who wants no answer any more. */
+export const desertedBy = (context: CrewContext, caller: string): CrewContext['workers'] =>
+  Object.fromEntries(
+    Object.entries(context.workers).map(([address, worker]) => [
+      address,
+      worker.call?.caller === caller ? { ...worker, call: { ...worker.call, caller: nobody } } : worker,
+    ]),
+  )
+/** Whether somebody waits for what it does. */
+export const serves = ({ workers }: CrewContext, { call }: Worker) =>
+  call === null || workers[call.caller] !== undefined
 /** The call that a delegate's end answers; none when its caller, and with it the conversation, is gone. */
 export const answerable = (context: CrewContext, address: string): DelegateCall[] =>
   [context.workers[address]?.call ?? null].filter(
@@ -168,7 +203,10 @@ export const minOutputTokens = (context: CrewContext) =>
   context.data.agents[leadOf(context)]?.minOutputTokens ??
   Math.min(...Object.values(context.data.agents).map((agent) => agent.minOutputTokens))
 
-type Steer = Extract<CrewMessage, { type: 'crew.steer' }>
+/** A message that the crew takes, by its type. */
+export type CrewMessageOf<Type extends CrewMessage['type']> = Extract<CrewMessage, { type: Type }>
+
+type Steer = CrewMessageOf<'crew.steer'>
 /** Keys of messages that are remembered: whoever got no answer asks again soon. */
 const maxSteers = 64
 export const isRepeated = (context: CrewContext, { key }: Steer) => context.steers.includes(key)
@@ -183,6 +221,13 @@ export const steered = (context: CrewContext, { run, agent }: Steer) =>
       agent === undefined ? isInFront(worker) : worker.agent === agent || address === `agent/${agent}`,
     )
     .map(([address]) => address)
+
+/** The workers, when a message of the user was passed on to some. */
+export const countSteered = (context: CrewContext, event: Steer): CrewContext['workers'] => {
+  const heard = steered(context, event).map((address) => [address, context.workers[address]!] as const)
+  const counted = heard.map(([address, worker]) => [address, { ...worker, steered: worker.steered + 1 }] as const)
+  return { ...context.workers, ...Object.fromEntries(counted) }
+}
 
 /** An agent of another crew is named by its address. */
 export const isAway = (agent: string) => agent.includes('/')

@@ -8,6 +8,7 @@ import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstat
 import { raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
 import {
   billOf,
+  countSteered,
   type CrewContext,
   type CrewEvent,
   type CrewInput,
@@ -35,6 +36,7 @@ import {
   taskOf,
   without,
 } from './crew-context.js'
+import { escalates, renewed, restartOf, resumed } from './crew-supervision.js'
 import { answersOf, delegateStart, deserted, farewell, leadStart, redefined, withdrawn } from './crew-workers.js'
 import { type CrewMessage, nothing, steeringsOf, to } from './messages.js'
 
@@ -59,6 +61,9 @@ export const crew = setup({
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
       context.workers[event.address] !== undefined,
+    resumesWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'resume',
+    renewsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'fresh',
+    escalates: ({ context, event }) => event.type === 'actor.failed' && escalates(context, event),
     /** The account that ran dry is the delegate's own: only the delegation fails. */
     ownAccount: ({ context, event }) =>
       event.type === 'agent.exhausted' && event.account !== 'run' && !isLead(context, event.address),
@@ -181,9 +186,24 @@ export const crew = setup({
     /** Whoever works for an agent that wants no answer any more, or that failed, works for nobody. */
     cancelDelegates: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, ['delegate.cancel', 'actor.failed'])
-      const { said, waiting } = deserted(context, event.type === 'delegate.cancel' ? event.caller : event.address)
+      const caller = event.type === 'delegate.cancel' ? event.caller : event.address
+      const { said, waiting, workers } = deserted(context, caller)
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
-      enqueue.assign({ waiting })
+      enqueue.assign({ waiting, workers })
+    }),
+    resumeWorker: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      const { said, told, workers, short } = resumed(context, event)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      for (const each of told) enqueue.emit(each)
+      enqueue.assign({ workers, short })
+    }),
+    renewWorker: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      const { said, told, workers, short } = renewed(context, event)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      for (const each of told) enqueue.emit(each)
+      enqueue.assign({ workers, short })
     }),
     dropCall: enqueueActions(({ event, enqueue }) => {
       assertEvent(event, 'delegate.call')
@@ -278,7 +298,7 @@ export const crew = setup({
       assertEvent(event, 'crew.steer')
       const { tokens } = event
       for (const address of steered(context, event)) enqueue.sendTo(to(address), { type: 'run.steer', tokens })
-      enqueue.assign({ steers: remembered(context, event) })
+      enqueue.assign({ steers: remembered(context, event), workers: countSteered(context, event) })
     }),
     refuseSteer: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'crew.steer')

@@ -68,6 +68,7 @@ export type { DeadLetterDetails, DeadLetterInfo, DeadLetters, ReplayOptions } fr
 export type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 export type { RepairReport } from './repair.js'
 export type { Budget, BudgetLimits } from './budget.js'
+export type { Supervision } from './supervision.js'
 export { type Flow, type Parallel, parallel, type ParallelOptions, sequential, type Step } from './flow.js'
 export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'

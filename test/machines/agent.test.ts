@@ -666,6 +666,41 @@ test('agent: grants are never asked for twice and never left open', () => {
   expect(closed).toEqual(asked)
 })
 
+const resumed: Message = { type: 'actor.resumed' }
+
+test('agent: one that is resumed asks anew, under a grant of its own, whatever it waited for', () => {
+  const waiting = [start(), thinking(), thinking().send(failed()), start().send(refused)]
+  for (const agent of waiting) {
+    const grants = Number(agent.context['grants'])
+    agent.send(resumed)
+    expect(agent.state).toBe('reserving')
+    expect(agent.to('budget/r1')).toMatchObject([
+      { type: 'budget.reserve', grant: `agent/writer-r1#${grants + 1}`, inputTokens: 20 },
+    ])
+  }
+  expect(start({ paused: true }).send(resumed).state).toBe('held')
+})
+
+test('agent: one that is resumed tells the model of calls whose results it has not, and keeps those that came', () => {
+  const agent = acting([toolCall(0), toolCall(1), refusal(2)])
+  agent.send({ type: 'tool.finished', index: 1, status: 'ok', tokens: 10, result: 'r' }, resumed)
+  expect(agent.state).toBe('reserving')
+  const text = expect.stringContaining('The outcome of this call is unknown')
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.stage', index: 0, callId: 'c0', text, unless: 'staged' },
+    { type: 'log.stage', index: 1, callId: 'c1', text, unless: 'staged' },
+    { type: 'log.stage', index: 2, callId: 'c2', text: 'There is no tool named "nope".', unless: 'staged' },
+    { type: 'log.seal' },
+  ])
+  expect(agent.context).toMatchObject({ length: 5, open: [], verdicts: [] })
+})
+
+test('agent: one that is resumed before its calls were made says so', () => {
+  const agent = checking([toolCall(0)]).send(resumed)
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toMatchObject([{ text: expect.stringContaining('Not done') }, { type: 'log.seal' }])
+})
+
 test('agent: every transition was taken and every guard answered both ways', () => {
   expect(covered.missing()).toEqual([])
 })
