@@ -6,6 +6,7 @@ import {
   type AgentMessage,
   type Amounts,
   type BreakerChange,
+  type BudgetReserve,
   type CallVerdict,
   type Handover,
   type LoopCheck,
@@ -137,7 +138,32 @@ export const admissionOf = (
 export const skippedOf = (context: AgentContext, skipped: readonly Skipped[]): AgentEvent[] =>
   skipped.length === 0 ? [] : [{ type: 'model.skipped', round: context.round + 1, skipped }]
 export const executorOf = (sequence: number, index: number) => `tool/${sequence}-${index}`
-export const dearest = (context: AgentContext) => ({
+/** What the keeper is asked before a round. */
+export const reserveOf = (context: AgentContext): BudgetReserve => ({
+  type: 'budget.reserve',
+  grant: grantOf(context),
+  account: context.account,
+  replyTo: context.self,
+  inputTokens: context.tokens,
+  maxOutputTokens: context.data.maxOutputTokens,
+  minOutputTokens: context.data.minOutputTokens,
+  price: dearest(context),
+})
+/** What the crew is told at the end. */
+export const finishedOf = (context: AgentContext) => ({
+  type: 'agent.finished',
+  address: context.self,
+  conversation: context.conversation,
+  code: context.code,
+  reason: context.reason,
+  finish: context.finish,
+  rounds: context.round,
+  length: context.length,
+  tokens: context.tokens,
+  answer: context.answer,
+  result: context.result,
+})
+const dearest = (context: AgentContext) => ({
   input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),
   output: Math.max(...context.data.deployments.map((deployment) => deployment.price.output)),
 })
@@ -178,6 +204,9 @@ export const handoverOf = ({ handoff, sequence, length, trail, view }: AgentCont
     view: { hidden, system: system === null ? null : length - 1 },
   }
 }
+/** What is told of the calls of a round that ends without their results: those that were refused keep their reason. */
+export const lostCalls = ({ verdicts }: AgentContext, text: string) =>
+  verdicts.map((call) => ({ index: call.index, callId: call.callId, text: isRefused(call) ? call.message : text }))
 export const closesLast = (context: AgentContext, event: AgentMessage) =>
   event.type === 'tool.finished' && context.open.every((call) => call.index === event.index)
 /** Most answers that are sent back because they do not fit. */

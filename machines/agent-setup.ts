@@ -12,9 +12,9 @@ import {
   broughtBy,
   calledBy,
   closesLast,
-  dearest,
   deploymentsOf,
   executorOf,
+  finishedOf,
   grantOf,
   handoverOf,
   handsOver,
@@ -26,9 +26,11 @@ import {
   learn,
   learnFailed,
   log,
+  lostCalls,
   maxMisfits,
   nameOf,
   opened,
+  reserveOf,
   routeAskOf,
   skippedOf,
   steerings,
@@ -68,6 +70,7 @@ export const agent = setup({
       !context.paused &&
       context.steered === 0 &&
       context.round < context.data.rounds,
+    toHandOver: ({ context }) => handsOver(context),
     nothingOpen: ({ context }) => context.open.length === 0,
     handsOver: ({ context }) => context.open.length === 0 && handsOver(context),
   },
@@ -100,16 +103,7 @@ export const agent = setup({
 
     reserve: sendTo(
       ({ context }) => to(context.keeper),
-      ({ context }) => ({
-        type: 'budget.reserve',
-        grant: grantOf(context),
-        account: context.account,
-        replyTo: context.self,
-        inputTokens: context.tokens,
-        maxOutputTokens: context.data.maxOutputTokens,
-        minOutputTokens: context.data.minOutputTokens,
-        price: dearest(context),
-      }),
+      ({ context }) => reserveOf(context),
     ),
     callModel: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.granted')
@@ -357,6 +351,17 @@ export const agent = setup({
       enqueue.assign({ length: context.length + context.verdicts.length, verdicts: [], open: [] })
     }),
 
+    /** Whatever it waited for went with its failure: what has no result gets none. */
+    loseCalls: enqueueActions(({ context, enqueue }, params: { text: string }) => {
+      for (const { index, callId, text } of lostCalls(context, params.text))
+        enqueue.sendTo(log(context), { type: 'log.stage', index, callId, text, unless: 'staged' })
+      enqueue.sendTo(log(context), { type: 'log.seal' })
+      const length = context.length + context.verdicts.length
+      enqueue.assign({ length, verdicts: [], open: [], learned: [], warning: '', grants: context.grants + 1 })
+    }),
+    /** Its grant was settled for it. */
+    askAnew: assign({ grants: ({ context }) => context.grants + 1 }),
+
     steer: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'run.steer')
       enqueue.sendTo(steerings(context), { type: 'log.append', values: [0] })
@@ -406,33 +411,11 @@ export const agent = setup({
     endCancelled: assign({ code: 'RUN_CANCELLED', reason: 'cancelled' }),
     finish: sendTo(
       ({ context }) => to(context.crew),
-      ({ context }) => ({
-        type: 'agent.finished',
-        address: context.self,
-        conversation: context.conversation,
-        code: context.code,
-        reason: context.reason,
-        finish: context.finish,
-        rounds: context.round,
-        length: context.length,
-        tokens: context.tokens,
-        answer: context.answer,
-        result: context.result,
-      }),
+      ({ context }) => finishedOf(context),
     ),
     handOver: sendTo(
       ({ context }) => to(context.crew),
-      ({ context }) => ({
-        ...{
-          type: 'agent.finished',
-          address: context.self,
-          conversation: context.conversation,
-          code: null,
-          reason: '',
-        },
-        ...{ finish: context.finish, rounds: context.round, length: context.length, tokens: context.tokens },
-        ...{ answer: 0, result: '', handover: handoverOf(context)! },
-      }),
+      ({ context }) => ({ ...finishedOf(context), answer: 0, result: '', handover: handoverOf(context)! }),
     ),
   },
 })

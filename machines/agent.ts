@@ -8,6 +8,8 @@
  *                  │           │  └► routing ─► ready                     └► handing ─► handed
  *              exhausted       └► answered · failed
  *
+ * An agent that failed, and is resumed, goes on with its next round: what it waited for is not waited for any more.
+ *
  * What a user says meanwhile waits beside the conversation and joins it on the way to the next round: behind the results
  * of a round, and behind the reply that is on its way. With such a message waiting an answer is not the last word, as long
  * as there is a round left.
@@ -19,6 +21,10 @@ import { agent } from './agent-setup.js'
 import { nothing } from './messages.js'
 
 export type { AgentEvent }
+
+const unmadeText = 'Not done: the agent failed before this call was made.'
+const lostText =
+  'The outcome of this call is unknown: the agent failed while it was made. It may or may not have happened; it was not tried again.'
 
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
@@ -55,6 +61,10 @@ export const agentMachine = agent.createMachine({
     'run.steer': { actions: 'steer' },
     'agent.redefined': { actions: 'redefine' },
     'budget.raised': {},
+    'actor.resumed': [
+      { guard: 'callsWait', target: '.ready', actions: { type: 'loseCalls', params: { text: unmadeText } } },
+      { target: '.ready', actions: 'askAnew' },
+    ],
   },
   states: {
     ready: {
@@ -132,6 +142,14 @@ export const agentMachine = agent.createMachine({
         'tool.finished': [{ guard: 'endsRound', target: 'reserving', actions: 'endRound' }, { actions: 'closeCall' }],
         'delegate.finished': { actions: 'closeCall' },
         'actor.failed': { actions: 'closeFailedCall' },
+        'actor.resumed': [
+          {
+            guard: 'toHandOver',
+            target: 'handing',
+            actions: ['noteHandoff', { type: 'loseCalls', params: { text: lostText } }],
+          },
+          { target: 'ready', actions: { type: 'loseCalls', params: { text: lostText } } },
+        ],
         'run.cancel': { target: 'failed', actions: ['stopCalls', 'abandonCalls', 'endCancelled'] },
       },
     },

@@ -205,6 +205,16 @@ const hold = ({ accounts, grants }: BudgetContext, { grant, account }: BudgetRes
   grants: { ...grants, [grant]: { account, worst, state: 'held', age: 0 } as const },
 })
 
+/** Takes back a reservation that nothing was spent on. */
+const released = <Books extends Pick<BudgetContext, 'accounts' | 'grants'>>(books: Books, grant: string): Books => {
+  const { account, worst } = books.grants[grant]!
+  const accounts = book(books.accounts, account, 'held', worst, -1)
+  return { ...books, accounts, grants: without(books.grants, grant) }
+}
+/** Reservations of an actor: a grant's id begins with the address of whoever asked for it. */
+const heldBy = ({ grants }: BudgetContext, holder: string) =>
+  Object.keys(grants).filter((id) => id.startsWith(`${holder}#`) && grants[id]?.state === 'held')
+
 const known = (context: BudgetContext, grant: string) =>
   context.grants[grant] !== undefined || context.waiting.some((request) => request.grant === grant)
 const without = (grants: BudgetContext['grants'], grant: string) => {
@@ -383,11 +393,13 @@ const keeper = setup({
     }),
     release: assign(({ context, event }) => {
       assertEvent(event, 'budget.release')
-      const { account, worst } = context.grants[event.grant]!
-      return {
-        accounts: book(context.accounts, account, 'held', worst, -1),
-        grants: without(context.grants, event.grant),
-      }
+      const { accounts, grants } = released(context, event.grant)
+      return { accounts, grants }
+    }),
+    withdraw: assign(({ context, event }) => {
+      assertEvent(event, 'budget.withdraw')
+      const { accounts, grants } = heldBy(context, event.holder).reduce(released, context)
+      return { accounts, grants, waiting: context.waiting.filter(({ replyTo }) => replyTo !== event.holder) }
     }),
     forget: assign({
       waiting: ({ context, event }) =>
@@ -434,7 +446,7 @@ const keeper = setup({
 /** The budget keeper machine. Bump `version` with any change of its decisions. */
 export const budgetMachine = keeper.createMachine({
   id: 'budget',
-  version: '2',
+  version: '3',
   context: ({ input }) => ({
     self: input.self,
     minOutputTokens: input.minOutputTokens,
@@ -463,6 +475,7 @@ export const budgetMachine = keeper.createMachine({
           { guard: 'isHeld', target: '.looking', actions: 'release' },
           { target: '.looking', actions: 'forget' },
         ],
+        'budget.withdraw': { target: '.looking', actions: 'withdraw' },
         'budget.charge': [{ guard: 'mayCharge', actions: 'charge' }, { actions: 'refuseCharge' }],
         'budget.raise': { target: '.looking', actions: 'raise' },
         'budget.report': { actions: 'report' },

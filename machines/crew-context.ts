@@ -45,10 +45,23 @@ export interface Worker {
   readonly account: string
   readonly conversation: string
   readonly call: DelegateCall | null
+  /** Its name, without its incarnation. */
+  readonly name: string
+  /** What its conversation began with: messages, and an estimate of them. */
+  readonly length: number
+  readonly tokens: number
+  /** How often it was started: 1 at first. */
+  readonly incarnation: number
+  /** When it was restarted, as far as that counts. */
+  readonly restarts: readonly number[]
+  /** Messages of its user that this incarnation was given. */
+  readonly steered: number
   /** Rounds of those who had the conversation before. */
   readonly rounds?: number
-  /** What of the conversation it is not shown. */
-  readonly hidden?: View['hidden']
+  /** Of one to whom it was handed over, or that has kept it: what of the conversation it is shown. */
+  readonly view?: View
+  /** Of one to whom it was handed over: those before. */
+  readonly trail?: readonly string[]
 }
 
 /** A person is asked for more. */
@@ -126,6 +139,17 @@ export type CrewEvent =
     }
   | { type: 'agent.started'; agent: string; address: string }
   | { type: 'agent.finished'; agent: string; address: string; code: string | null; rounds: number }
+  /** It had failed with this code. `address`: of the one that goes on; of a `fresh` one a new one. */
+  | {
+      type: 'agent.restarted'
+      agent: string
+      address: string
+      restart: 'resume' | 'fresh'
+      incarnation: number
+      code: string
+    }
+  /** A new incarnation knows nothing of what the one before was told by its user. */
+  | { type: 'agent.unsteered'; agent: string; run: string; messages: number }
   | { type: 'steer.refused'; run: string; agent: string }
   | { type: 'budget.raised'; account: string; limits: Limits; mode: 'to' | 'by' }
   | { type: 'raise.refused'; agent: string }
@@ -156,10 +180,10 @@ const keepersOf = ({ kept }: CrewContext, conversation: string) =>
 /** What is kept when an agent has written to a conversation. */
 export const keptAfter = (context: CrewContext, event: Finished): CrewContext['kept'] => {
   const { address, conversation, length, tokens, handover } = event
-  const { agent, hidden: own = [] } = context.workers[address]!
+  const { agent, view } = context.workers[address]!
   const { system = null } = handover?.view ?? {}
   const names = [...keepersOf(context, conversation), ...(keeps(context, agent) ? [agent] : [])]
-  const hiddenFrom = (name: string) => (name === agent ? own : (context.kept[name]?.hidden ?? []))
+  const hiddenFrom = (name: string) => (name === agent ? (view?.hidden ?? []) : (context.kept[name]?.hidden ?? []))
   const brought: View['hidden'] = system === null ? [] : [[system, system]]
   const kept = names.map((name) => [name, keptAs({ conversation, length, tokens }, [...hiddenFrom(name), ...brought])])
   return { ...context.kept, ...(Object.fromEntries(kept) as CrewContext['kept']) }
@@ -180,6 +204,19 @@ export const delegatesOf = (context: CrewContext, caller: string) =>
   delegateWorkers(context)
     .filter(([, worker]) => worker.call?.caller === caller)
     .map(([address]) => address)
+/** The caller of whoever works for nobody. */
+const nobody = ''
+/** Those who work for a caller, who wants no answer any more. */
+export const desertedBy = (context: CrewContext, caller: string): CrewContext['workers'] =>
+  Object.fromEntries(
+    Object.entries(context.workers).map(([address, worker]) => [
+      address,
+      worker.call?.caller === caller ? { ...worker, call: { ...worker.call, caller: nobody } } : worker,
+    ]),
+  )
+/** Whether somebody waits for what it does. */
+export const serves = ({ workers }: CrewContext, { call }: Worker) =>
+  call === null || workers[call.caller] !== undefined
 /** The call that a delegate's end answers; none when its caller, and with it the conversation, is gone. */
 export const answerable = (context: CrewContext, address: string): DelegateCall[] =>
   [context.workers[address]?.call ?? null].filter(
@@ -198,7 +235,10 @@ export const minOutputTokens = (context: CrewContext) =>
   context.data.agents[leadOf(context)]?.minOutputTokens ??
   Math.min(...Object.values(context.data.agents).map((agent) => agent.minOutputTokens))
 
-type Steer = Extract<CrewMessage, { type: 'crew.steer' }>
+/** A message that the crew takes, by its type. */
+export type CrewMessageOf<Type extends CrewMessage['type']> = Extract<CrewMessage, { type: Type }>
+
+type Steer = CrewMessageOf<'crew.steer'>
 /** Keys of messages that are remembered: whoever got no answer asks again soon. */
 const maxSteers = 64
 export const isRepeated = (context: CrewContext, { key }: Steer) => context.steers.includes(key)
@@ -213,6 +253,13 @@ export const steered = (context: CrewContext, { run, agent }: Steer) =>
       agent === undefined ? isInFront(worker) : worker.agent === agent || address === `agent/${agent}`,
     )
     .map(([address]) => address)
+
+/** The workers, when a message of the user was passed on to some. */
+export const countSteered = (context: CrewContext, event: Steer): CrewContext['workers'] => {
+  const heard = steered(context, event).map((address) => [address, context.workers[address]!] as const)
+  const counted = heard.map(([address, worker]) => [address, { ...worker, steered: worker.steered + 1 }] as const)
+  return { ...context.workers, ...Object.fromEntries(counted) }
+}
 
 /** An agent of another crew is named by its address. */
 export const isAway = (agent: string) => agent.includes('/')

@@ -8,6 +8,7 @@ import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstat
 import { raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
 import {
   billOf,
+  countSteered,
   type CrewContext,
   type CrewEvent,
   type CrewInput,
@@ -31,11 +32,13 @@ import {
   refusalOf,
   remembered,
   runOf,
+  serves,
   steered,
   type Task,
   taskOf,
   without,
 } from './crew-context.js'
+import { escalates, renewed, restartOf, resumed } from './crew-supervision.js'
 import {
   answersOf,
   delegateStart,
@@ -64,7 +67,10 @@ export const crew = setup({
   types: {} as { context: CrewContext; events: CrewMessage | Own; input: CrewInput; emitted: CrewEvent },
   guards: {
     /** Somebody else goes on with what it was doing. */
-    handsOver: ({ context, event }) => isHandingOver(context, event) && context.workers[event.address] !== undefined,
+    handsOver: ({ context, event }) =>
+      isHandingOver(context, event) &&
+      event.address in context.workers &&
+      serves(context, context.workers[event.address]!),
     leadHandsOver: ({ context, event }) => isHandingOver(context, event) && isLead(context, event.address),
     fromLead: ({ context, event }) => event.type === 'agent.finished' && isLead(context, event.address),
     leadFailed: ({ context, event }) => event.type === 'actor.failed' && isLead(context, event.address),
@@ -80,6 +86,9 @@ export const crew = setup({
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
       context.workers[event.address] !== undefined,
+    resumesWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'resume',
+    renewsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'fresh',
+    escalates: ({ context, event }) => event.type === 'actor.failed' && escalates(context, event),
     /** The account that ran dry is the delegate's own: only the delegation fails. */
     ownAccount: ({ context, event }) =>
       event.type === 'agent.exhausted' && event.account !== 'run' && !isLead(context, event.address),
@@ -210,9 +219,24 @@ export const crew = setup({
     /** Whoever works for an agent that wants no answer any more, or that failed, works for nobody. */
     cancelDelegates: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, ['delegate.cancel', 'actor.failed'])
-      const { said, waiting } = deserted(context, event.type === 'delegate.cancel' ? event.caller : event.address)
+      const caller = event.type === 'delegate.cancel' ? event.caller : event.address
+      const { said, waiting, workers } = deserted(context, caller)
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
-      enqueue.assign({ waiting })
+      enqueue.assign({ waiting, workers })
+    }),
+    resumeWorker: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      const { said, told, workers, short } = resumed(context, event)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      for (const each of told) enqueue.emit(each)
+      enqueue.assign({ workers, short })
+    }),
+    renewWorker: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'actor.failed')
+      const { said, told, workers, short } = renewed(context, event)
+      for (const { target, message } of said) enqueue.sendTo(to(target), message)
+      for (const each of told) enqueue.emit(each)
+      enqueue.assign({ workers, short })
     }),
     dropCall: enqueueActions(({ event, enqueue }) => {
       assertEvent(event, 'delegate.call')
@@ -307,7 +331,7 @@ export const crew = setup({
       assertEvent(event, 'crew.steer')
       const { tokens } = event
       for (const address of steered(context, event)) enqueue.sendTo(to(address), { type: 'run.steer', tokens })
-      enqueue.assign({ steers: remembered(context, event) })
+      enqueue.assign({ steers: remembered(context, event), workers: countSteered(context, event) })
     }),
     refuseSteer: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'crew.steer')

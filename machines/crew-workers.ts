@@ -10,6 +10,7 @@ import {
   type CrewContext,
   type CrewEvent,
   delegatesOf,
+  desertedBy,
   isAway,
   isLead,
   keeperOf,
@@ -33,45 +34,45 @@ export interface Said {
 type Ended = Extract<CrewMessage, { type: 'agent.finished' | 'actor.failed' }>
 type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
 
+/** What an agent actor begins with. */
+interface Part {
+  readonly account: string
+  readonly depth: number
+  readonly length: number
+  readonly tokens: number
+  readonly conversation: string
+  readonly trail: readonly string[]
+  readonly view?: View | undefined
+}
+
 /** The messages that start an agent actor: its account when it has one, then itself. */
-export function startOf(
-  context: CrewContext,
-  agent: string,
-  name: string,
-  part: {
-    account: string
-    depth: number
-    length: number
-    tokens: number
-    conversation: string
-    trail: readonly string[]
-    view?: View
-  },
-) {
-  const address = `agent/${name}`
-  const keeper = keeperOf(context)
-  const { account } = part
+function startOf(context: CrewContext, agent: string, name: string, part: Part): Said[] {
+  const open = { target: keeperOf(context), message: openingOf(context, part.account) }
+  return [...(limitsOf(context, agent) === null ? [] : [open]), actorStart(context, agent, name, part)]
+}
+
+/** The message that starts an agent actor. */
+export function actorStart(context: CrewContext, agent: string, name: string, part: Part): Said {
   const data = context.data.agents[agent]
-  const open = limitsOf(context, agent) === null ? [] : [{ target: keeper, message: openingOf(context, account) }]
   const input = {
-    self: address,
+    self: `agent/${name}`,
     run: runOf(context),
     crew: context.self,
-    keeper,
-    account,
+    keeper: keeperOf(context),
+    account: part.account,
     conversation: part.conversation,
     depth: part.depth,
     length: part.length,
     tokens: part.tokens + (data?.baseTokens ?? 0),
     paused: context.paused,
-    counted: counted(context, account),
+    counted: counted(context, part.account),
     detector: context.detector,
     router: context.router,
     trail: [...part.trail, agent],
     ...(part.view === undefined ? {} : { view: part.view }),
     data,
   }
-  return [...open, { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }]
+  return { target: 'shard/actors', message: { type: 'actor.start', kind: 'agent', name, input } }
 }
 
 /** How the present run begins: with its lead, or with the flow that leads it. */
@@ -89,18 +90,22 @@ interface Start {
   readonly said: readonly Said[]
 }
 
+/** Of a worker that was never restarted. */
+const first = { incarnation: 1, restarts: [], steered: 0 }
+
 function flowStart({ self: crew }: CrewContext, task: Task, stages: FlowStages): Start {
   const { run, sequence, systems, messages: length, tokens } = task
   const self = `flow/${run}`
   const input: FlowInput = { self, crew, run, conversation: run, length, tokens, sequence, systems, stages }
   const started = { target: 'shard/runs', message: { type: 'run.started', run, conversation: run } }
   const start = { target: 'shard/actors', message: { type: 'actor.start', kind: 'flow', name: run, input } }
-  const worker: Worker = { agent: 'flow', account: 'run', conversation: run, call: null }
+  const begun = { ...{ name: run, length, tokens }, ...first }
+  const worker: Worker = { agent: 'flow', account: 'run', conversation: run, call: null, ...begun }
   return { agent: 'flow', address: self, worker, said: [started, start] }
 }
 
 /** How deep the present task is nested, over all crews. */
-const depthOf = ({ task }: CrewContext) => task?.mail?.depth ?? 0
+export const depthOf = ({ task }: CrewContext) => task?.mail?.depth ?? 0
 
 function agentStart(context: CrewContext, task: Task): Start {
   const agent = leadOf(context)
@@ -113,12 +118,13 @@ function agentStart(context: CrewContext, task: Task): Start {
   const started = { target: 'shard/runs', message: { type: 'run.started', run: task.run, conversation } }
   // What was kept goes on with the task.
   const joined = { target: `log/${conversation}`, message: { type: 'log.append', all: task.run } }
-  const worker: Worker = { agent, account: part.account, conversation, call: null }
   const seen = hidden === undefined ? {} : { view: { hidden, system: null } }
+  const begun = { name, length: part.length, tokens: part.tokens, ...first, ...seen }
+  const worker: Worker = { agent, account: part.account, conversation, call: null, ...begun }
   return {
     agent,
     address: `agent/${name}`,
-    worker: hidden === undefined ? worker : { ...worker, hidden },
+    worker,
     said: [
       ...[started, ...(conversation === task.run ? [] : [joined])],
       ...startOf(context, agent, name, { ...part, ...seen }),
@@ -131,7 +137,7 @@ export function delegateStart(context: CrewContext): Start {
   const call = context.waiting[0]!
   const { agent, caller, name, depth, length, tokens, trail } = call
   const account = accountOf(context, agent, caller)
-  const worker: Worker = { agent, account, conversation: name, call }
+  const worker: Worker = { agent, account, conversation: name, call, name, length, tokens, ...first }
   if (isAway(agent)) return { agent, address: `envoy/${name}`, worker, said: [envoyStart(context, call)] }
   const part = { account, depth, length, tokens, conversation: name, trail }
   return { agent, address: `agent/${name}`, worker, said: startOf(context, agent, name, part) }
@@ -151,7 +157,9 @@ export function handedOver(context: CrewContext, event: Finished) {
   const { agent, name, view, trail } = handover!
   const { caller = null, depth = depthOf(context) } = before.call ?? {}
   const account = accountOf(context, agent, caller)
-  const next: Worker = { ...before, agent, account, rounds: roundsOf(before, event), hidden: view.hidden }
+  const begun = { name, length, tokens, view, trail, rounds: roundsOf(before, event), restarts: [], steered: 0 }
+  // Incarnations are counted for a task, whoever has it: their conversations are named by them.
+  const next: Worker = { ...before, agent, account, ...begun }
   const workers = { ...without(context.workers, address), [`agent/${name}`]: next }
   const part = { account, depth, length, tokens, conversation, trail, view }
   const { short, settled } = shortWithout(context, address)
@@ -202,7 +210,8 @@ export function deserted(context: CrewContext, caller: string) {
     ...delegatesOf(context, caller).map((target) => ({ target, message: { type: 'run.cancel' } })),
     ...called.map(({ name }) => ({ target: `log/${name}`, message: { type: 'log.drop' } })),
   ]
-  return { said, waiting: context.waiting.filter((call) => call.caller !== caller) }
+  const waiting = context.waiting.filter((call) => call.caller !== caller)
+  return { said, waiting, workers: desertedBy(context, caller) }
 }
 
 /** What follows from the end of an agent, whatever it was. */
@@ -212,9 +221,11 @@ export function farewell(context: CrewContext, event: Ended) {
   const worker = context.workers[address]!
   const workers = without(context.workers, address)
   const { short, settled } = shortWithout(context, address)
+  const log = `log/${worker.conversation}`
   const said: Said[] = [
+    ...leftOpen(context, event),
     ...refunds(context, worker.account, workers),
-    ...(isLead(context, address) ? [] : [{ target: `log/${worker.conversation}`, message: { type: 'log.drop' } }]),
+    ...(isLead(context, address) ? [] : [{ target: log, message: { type: 'log.drop' } }]),
     ...settled.map(withdrawn),
   ]
   const rounds = event.type === 'agent.finished' ? event.rounds : 0
@@ -227,6 +238,19 @@ function refunds(context: CrewContext, account: string, workers: CrewContext['wo
   return leftBy(account, workers).map((left) => {
     return { target: keeperOf(context), message: { type: 'budget.refund', account: left } }
   })
+}
+
+/**
+ * What is given back and not read any more of whoever could not end that itself: it failed, or it is a flow, and others have
+ * answered it behind its end.
+ */
+function leftOpen(context: CrewContext, { type, address }: Ended): Said[] {
+  const failed = type === 'actor.failed'
+  const holding = { target: keeperOf(context), message: { type: 'budget.withdraw', holder: address } }
+  const { conversation } = context.workers[address]!
+  const clear = { target: `log/${conversation}`, message: { type: 'log.clear' } }
+  const isRead = isLead(context, address) && (failed || !address.startsWith('agent/'))
+  return [...(failed ? [holding] : []), ...(isRead ? [clear] : [])]
 }
 
 /** What withdraws a question to a person. */

@@ -2,7 +2,8 @@
  * The crew: one run after the other, from task to one typed end.
  *
  * A run starts the lead with the task, starts delegates when agents call them (at most `delegates` at once, the rest
- * wait), and ends with the lead's answer or with a code. It decides what becomes of an agent that cannot pay.
+ * wait), and ends with the lead's answer or with a code. It decides what becomes of an agent that cannot pay, and of one
+ * that failed (`crew-supervision.ts`).
  *
  *     idle ─► running ─► closing ─► idle | running (next run)
  */
@@ -15,7 +16,7 @@ export type { CrewEvent }
 /** The crew machine. Bump `version` with any change of its decisions. */
 export const crewMachine = crew.createMachine({
   id: 'crew',
-  version: '5',
+  version: '6',
   context: ({ input: { self, data, keeper } }) => ({
     self,
     data,
@@ -73,11 +74,14 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
         ],
         'actor.failed': [
+          { guard: 'resumesWorker', actions: ['cancelDelegates', 'resumeWorker'] },
+          { guard: 'renewsWorker', actions: ['cancelDelegates', 'renewWorker'] },
           { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },
           { guard: 'detectorFailed', target: 'closing', actions: ['endFailed', 'dropDetector'] },
           { guard: 'routerFailed', target: 'closing', actions: ['endFailed', 'dropRouter'] },
+          { guard: 'escalates', target: 'closing', actions: ['endFailed', 'dropSteerings', 'dropWorker'] },
           { guard: 'isWorker', actions: ['answerCaller', 'cancelDelegates', 'dropSteerings', 'dropWorker'] },
           { guard: 'escalationFailed', target: 'closing', actions: 'endFailed' },
         ],

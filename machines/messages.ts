@@ -66,6 +66,20 @@ const budgetTerms = {
   raiseMs: z.int().min(1).optional(),
 }
 
+/**
+ * What becomes of an agent's task when its actor fails: `restart`, at most `intensity` times within `periodMs`, and what
+ * follows when that is used up, or for `never`.
+ */
+const supervision = z.object({
+  /** `resume`: it goes on from before the message that it failed over. `fresh`: a new incarnation begins its task anew. */
+  restart: z.enum(['resume', 'fresh', 'never']),
+  intensity: count,
+  periodMs: z.int().min(1),
+  /** `stop`: this task ends, and its caller is told. `escalate`: the run ends. */
+  then: z.enum(['stop', 'escalate']),
+})
+export type Supervision = z.infer<typeof supervision>
+
 /** An agent's definition as far as machines need it. */
 export const agentData = z.object({
   name: z.string(),
@@ -82,6 +96,8 @@ export const agentData = z.object({
   keep: z.boolean(),
   /** Null: it may repeat itself. */
   loops: loops.nullable(),
+  /** Absent: a task that fails ends. */
+  supervision: supervision.optional(),
 })
 export type AgentData = z.infer<typeof agentData>
 
@@ -632,6 +648,8 @@ export const budgetOpen = z.object({
 export type BudgetOpen = z.infer<typeof budgetOpen>
 /** Gives back to the parent what an account neither spent nor holds. */
 export const budgetRefund = z.object({ type: z.literal('budget.refund'), account: z.string() })
+/** Somebody has failed, and its calls are settled: what else it holds was not spent, and what it asked for nobody takes. */
+export const budgetWithdraw = z.object({ type: z.literal('budget.withdraw'), holder: address })
 /** Asks for what was spent so far. */
 export const budgetReport = z.object({ type: z.literal('budget.report'), replyTo: address })
 /** Asks for the price of one model call. */
@@ -858,7 +876,7 @@ export const breakerTold = storedBreaker.extend({ type: z.literal('breaker.told'
 
 /** To `shard/actors`, in the commit in which it failed: an actor goes on from before the message that it failed over. */
 export const actorResume = z.object({ type: z.literal('actor.resume'), address })
-/** To an actor that was resumed: its timers are gone. */
+/** To an actor that was resumed: its timers are gone, and so are its effects and whoever it had started. */
 export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
@@ -869,10 +887,21 @@ export const actorStart = z.object({
 })
 export const actorStop = z.object({ type: z.literal('actor.stop'), address })
 /** From the shard to the supervisor. */
-export const actorFailed = z.object({ type: z.literal('actor.failed'), address, code, reason: z.string() })
+export const actorFailed = z.object({
+  type: z.literal('actor.failed'),
+  address,
+  code,
+  reason: z.string(),
+  /** Epoch milliseconds. */
+  at: count,
+  /** It may go on from before the message that it failed over: it ran, and nothing that it said was lost. */
+  resumable: z.boolean(),
+})
 /** To `shard/runs`. */
 export const runQueued = z.object({ type: z.literal('run.queued'), run: z.string() })
 export const runStarted = z.object({ type: z.literal('run.started'), run: z.string(), conversation: z.string() })
+/** Its lead has begun anew, in another conversation. */
+export const runRestarted = z.object({ type: z.literal('run.restarted'), run: z.string(), conversation: z.string() })
 export const runFinished = z.object({
   type: z.literal('run.finished'),
   run: z.string(),
@@ -891,8 +920,9 @@ export const logAppend = z.object({
   sequence: count.optional(),
   user: z.string().optional(),
   all: z.string().optional(),
-  /** Another conversation, which stays as it is. */
+  /** Another conversation, which stays as it is; with `first` only so many of its first messages. */
   copy: z.string().optional(),
+  first: count.optional(),
   /** What was staged of a call in another conversation: as an assistant's message, or as a user's that says whose it is. */
   answer: z.object({ of: z.string(), index: count, role: z.enum(['user', 'assistant']), agent: z.string() }).optional(),
 })
@@ -906,6 +936,8 @@ export const logStage = z.object({
   value: count.optional(),
   text: z.string().optional(),
   answerOf: z.string().optional(),
+  /** Only if the call has no result yet. */
+  unless: z.literal('staged').optional(),
 })
 export type LogStage = z.infer<typeof logStage>
 /** To `log/<conversation>`: appends what was staged, in the order of the calls. */
@@ -963,6 +995,7 @@ export type AgentMessage =
   | M<typeof runSteer>
   | M<typeof agentRedefined>
   | M<typeof actorFailed>
+  | M<typeof actorResumed>
 
 /** What a tool executor takes. */
 export type ToolMessage =
@@ -984,6 +1017,7 @@ export type BudgetMessage =
   | M<typeof budgetRaise>
   | M<typeof budgetClose>
   | M<typeof budgetRefund>
+  | M<typeof budgetWithdraw>
   | M<typeof budgetReport>
   | M<typeof actorResumed>
 

@@ -13,6 +13,8 @@
  * - D6 A letter to another shard is a row of the outbox, numbered, with what its conversation says now; the end of a run that
  *   was asked for by mail is such a letter, however the run ended.
  * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
+ * - D8 Whoever fails leaves no grant open: its calls are charged what their outcome said, or their worst until a real bill
+ *   comes. It goes on from before its failure only if nothing that it said was lost.
  * - D7 Who is gone asks a port for nothing and starts nobody: nobody would wait for it, nobody would stop it.
  */
 import type { LogAppend, LogStage } from '../machines/index.js'
@@ -20,12 +22,23 @@ import { append, linkOf, stage } from './conversation.js'
 import { dropLetters, trimLetters } from './dead-letter.js'
 import type { Envelope } from './envelope.js'
 import { type Commit, type DecideContext, Decided, type DomainEvent, type TracedMessage } from './decided.js'
-import { ask, close, dispatched, lost, park, settleLate, withdraw } from './effects.js'
+import {
+  ask,
+  close,
+  dispatched,
+  lost,
+  park,
+  type Settlement,
+  settleLate,
+  settleLost,
+  settleWorst,
+  withdraw,
+} from './effects.js'
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
 import { failedRun, type RunEnd } from './runs.js'
 import type { Message, Step } from './scope.js'
-import { type Actor, type ShardState, timerKey } from './state.js'
+import { type Actor, type Effect, type ShardState, timerKey } from './state.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -75,6 +88,10 @@ class Deciding {
   /** Actors that failed in this commit, as they were before. */
   readonly #failed = new Map<string, Actor>()
   #lettersAdded = false
+  /** The outcome that came, as long as its actor has not taken it. */
+  #outcome: { readonly effect: Effect; readonly body: Message } | null = null
+  /** Actors that have no state to go on from: they ended in an error, or some of their own messages were lost. */
+  readonly #cut = new Set<string>()
   /** The dead letter that is decided anew, in place of the envelope's own message. */
   #replayed: Message | null = null
 
@@ -108,10 +125,18 @@ class Deciding {
     const message = { ...body, sequence: this.#state.sequence }
     if (from === 'clock/timer') return this.#takeTimer(cause)
     if (!from.startsWith('port/')) return this.#push({ from, to, message, must: false })
+    const effect = this.#state.effects.get(cause)
     const asker = close(this.#state, cause, body)
-    if (asker !== null) return this.#push({ from, to: asker, message, must: true })
+    if (effect !== undefined && asker !== null) {
+      this.#outcome = { effect, body }
+      return this.#push({ from, to: asker, message, must: true })
+    }
     const late = settleLate(this.#state, cause, body)
-    if (late !== null) this.#push({ from: 'port/model', to: late.keeper, message: late.message, must: false })
+    if (late !== null) this.#settle(from, [late])
+  }
+
+  #settle(from: string, settlements: readonly Settlement[]): void {
+    for (const { keeper, message } of settlements) this.#push({ from, to: keeper, message, must: false })
   }
 
   /** A letter of another shard. An answer that nobody waits for any more is none to anybody. */
@@ -245,6 +270,7 @@ class Deciding {
     this.#overflows += 1
     const failing = this.#overflows > maxOverflows ? crewAddress : this.#state.actors.has(to) ? to : from
     if (!this.#state.actors.has(failing)) return
+    this.#cut.add(failing).add(from)
     this.#messageLimit = this.#messages + moreMessages
     this.#fail(failing, 'COMMIT_OVERFLOW', reason)
   }
@@ -269,6 +295,7 @@ class Deciding {
       this.#deadLetter(from, to, message, 'OUTCOME_IGNORED', reason)
       return replayed === true ? undefined : this.#fail(to, 'OUTCOME_IGNORED', reason)
     }
+    if (must) this.#outcome = null
     actor.snapshot = step.snapshot
     this.#carryOut(to, step)
   }
@@ -282,7 +309,10 @@ class Deciding {
       else this.#plan(address, action.to, action.id, action.delayMs, action.message)
     }
     if (step.snapshot.status === 'active') return
-    if (step.snapshot.status === 'error') return this.#fail(address, 'ACTOR_FAILED', reasonOf(step.snapshot.error))
+    if (step.snapshot.status === 'error') {
+      this.#cut.add(address)
+      return this.#fail(address, 'ACTOR_FAILED', reasonOf(step.snapshot.error))
+    }
     this.#stop(address)
   }
 
@@ -370,6 +400,7 @@ class Deciding {
   #resumeActor(from: string, address: string): void {
     const actor = this.#failed.get(address)
     if (actor === undefined || this.#state.actors.has(address)) return
+    this.#failed.delete(address)
     this.#state.actors.set(address, actor)
     this.#push({ from, to: address, message: { type: 'actor.resumed' }, must: false })
   }
@@ -402,11 +433,19 @@ class Deciding {
     }
   }
 
+  /** Stops whoever cannot end its own calls. */
+  #abort(address: string): void {
+    this.#settle(address, settleWorst(this.#state, address))
+    this.#stop(address)
+  }
+
   #fail(address: string, code: ErrorCode, reason: string): void {
     const actor = this.#state.actors.get(address)
     if (actor === undefined) return
     this.#failed.set(address, actor)
-    this.#stop(address)
+    if (this.#outcome?.effect.from === address)
+      this.#settle(address, settleLost(this.#outcome.effect, this.#outcome.body))
+    this.#abort(address)
     this.#stopChildren(address)
     this.#decided.emit(address, { type: 'actor.failed', code, reason })
     this.#tell(actor.parent, address, code, reason)
@@ -416,9 +455,13 @@ class Deciding {
   #stopChildren(parent: string): void {
     for (const [address, actor] of [...this.#state.actors]) {
       if (actor.parent !== parent || address === crewKeeper) continue
-      this.#stop(address)
+      this.#abort(address)
       this.#stopChildren(address)
     }
+  }
+
+  #mayResume(address: string): boolean {
+    return this.#failed.has(address) && !this.#state.actors.has(address) && !this.#cut.has(address)
   }
 
   /** Tells the supervisor. The crew's supervisor is the shard: its runs end and it starts anew. */
@@ -427,7 +470,14 @@ class Deciding {
       return this.#push({
         from: address,
         to: parent,
-        message: { type: 'actor.failed', address, code, reason },
+        message: {
+          type: 'actor.failed',
+          address,
+          code,
+          reason,
+          at: this.#state.at,
+          resumable: this.#mayResume(address),
+        },
         must: false,
       })
     }
@@ -437,7 +487,11 @@ class Deciding {
       this.#stop(other)
     }
     this.#dropped += this.#queue.length
-    for (const { to, message } of this.#queue.splice(0)) if (to === 'shard/runs') this.#takeRun(message)
+    for (const delivery of this.#queue.splice(0)) {
+      if (delivery.to === 'shard/runs') this.#takeRun(delivery.message)
+      // Its keeper goes on, with all that was spent.
+      else if (delivery.to === crewKeeper && delivery.message.type === 'budget.settle') this.#push(delivery)
+    }
     for (const run of [...this.#state.runs.unfinished.values()]) {
       const end = failedRun(run.run, code, reason)
       this.#takeRun(end)
@@ -472,6 +526,10 @@ class Deciding {
     }
     const run = runs.get(id)
     if (run === undefined) return
+    if (message.type === 'run.restarted') {
+      run.conversation = message['conversation'] as string
+      return
+    }
     if (message.type === 'run.started') {
       run.status = 'running'
       run.conversation = message['conversation'] as string

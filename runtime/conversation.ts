@@ -139,7 +139,8 @@ export function append(
     const entry = inlineEntry('message', '', JSON.stringify({ role: 'user', content: message.user }))
     log.append(entry, linkOf(entry))
   }
-  for (const entry of logs.get(message.copy ?? '')?.entries ?? []) log.append(entry, linkOf(entry))
+  for (const entry of logs.get(message.copy ?? '')?.entries.slice(0, message.first) ?? [])
+    log.append(entry, linkOf(entry))
   if (message.answer !== undefined) {
     const entry = answered(logs, message.answer)
     log.append(entry, linkOf(entry))
@@ -169,7 +170,9 @@ export function stage(
   sequence: number,
   values: readonly Value[],
 ): void {
-  open(logs, name).staged.set(message.index, staged(logs, message, sequence, values))
+  const log = open(logs, name)
+  if (message.unless === 'staged' && log.staged.has(message.index)) return
+  log.staged.set(message.index, staged(logs, message, sequence, values))
 }
 
 function staged(logs: Conversations, message: LogStage, sequence: number, values: readonly Value[]): Entry {

@@ -14,6 +14,7 @@ import { contentHash } from './codec.js'
 import { agentsOf, type Flow, isFlow, type Parallel, type Step, type Supervisor, toFlow } from './flow.js'
 import { TroupeError } from './errors.js'
 import type { ModelSettings, Price } from './ports.js'
+import { type Supervision, supervisionShape } from './supervision.js'
 
 /** What a tool may assume about reruns. */
 export type EffectClass = 'pure' | 'idempotent' | 'once'
@@ -207,6 +208,8 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
   }
   /** Keep the conversation from run to run. @default false */
   readonly continue?: boolean
+  /** What becomes of its task when its actor fails. @default the crew's */
+  readonly supervision?: Supervision
 }
 
 /** A checked agent with its defaults filled in. */
@@ -233,6 +236,7 @@ export interface Agent<Output = unknown> {
     readonly loops: Loops | null
   }
   readonly continue: boolean
+  readonly supervision: Supervision | undefined
 }
 
 /** What an agent answers with: text, or its `output` schema's type. */
@@ -257,6 +261,8 @@ export interface CrewOptions<Agents extends Record<string, Agent<unknown>>, Lead
     /** Tool executions at once. @default 64 */
     readonly toolConcurrency?: number
   }
+  /** What becomes of an agent that fails and says nothing of its own. @default its task ends */
+  readonly supervision?: Supervision
   /** Fewest output tokens a model call is worth making for. @default 256 */
   readonly minOutputTokens?: number
   /** Price of models that the price table does not know: worst case, never free. @default 15 $ and 75 $ a million tokens */
@@ -300,6 +306,7 @@ export interface Crew<Output = unknown> {
     readonly answerMs: number
     readonly toolConcurrency: number
   }
+  readonly supervision: Supervision | undefined
   readonly minOutputTokens: number
   readonly unknownPrice: Price
   readonly version: string | undefined
@@ -402,6 +409,7 @@ const agentShape = z.strictObject({
     })
     .default({}),
   continue: z.boolean().default(false),
+  supervision: supervisionShape.optional(),
 })
 
 const crewShape = z.strictObject({
@@ -418,6 +426,7 @@ const crewShape = z.strictObject({
       toolConcurrency: z.int().min(1).max(10_000).optional(),
     })
     .default({}),
+  supervision: supervisionShape.optional(),
   minOutputTokens: z.int().min(1).default(256),
   unknownPrice: z
     .strictObject({ input: z.int().min(0), output: z.int().min(0) })
@@ -530,6 +539,7 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
       loops: loopsOf(describe(options), data.limits.loops),
     },
     continue: data.continue,
+    supervision: data.supervision,
   }) as unknown as Agent<AgentOutput<Output>>
 }
 
@@ -597,6 +607,7 @@ export function defineCrew(options: unknown): Crew<never> {
       answerMs: data.limits.answerMs ?? 3_600_000,
       toolConcurrency: data.limits.toolConcurrency ?? 64,
     },
+    supervision: data.supervision as Supervision | undefined,
     minOutputTokens: data.minOutputTokens,
     unknownPrice: data.unknownPrice,
     version: data.version,

@@ -11,6 +11,9 @@ import { called } from './effect-event.js'
 import type { Message } from './scope.js'
 import type { Effect, ShardState } from './state.js'
 
+/** An account, and a grant of it. */
+type Owed = Pick<ModelCall, 'keeper' | 'grant'>
+
 /** Opens an effect: it sees its conversation as it is now. */
 export function ask(decided: Decided, from: string, message: Message): void {
   const { state } = decided
@@ -76,19 +79,37 @@ export function park(state: ShardState, effects: readonly string[]): void {
   }
 }
 
+/** What is told to an account. */
+export interface Settlement {
+  readonly keeper: string
+  readonly message: Message
+}
+
+/** Who fails cannot settle what it has asked for: its calls count at their worst until a real bill comes. */
+export function settleWorst(state: ShardState, from: string): Settlement[] {
+  const open = [...state.effects.values()].filter((effect) => effect.from === from)
+  return open.flatMap(({ body }) => (body.type === 'model.call' ? [settlementOf(body, body.worst, false)] : []))
+}
+
+/** What an effect cost whose outcome its actor failed over. Of a call that nobody took, nothing. */
+export function settleLost({ body }: Effect, outcome: Message): Settlement[] {
+  if (body.type !== 'model.call' || outcome.type === 'model.refused') return []
+  if (!('spent' in outcome)) return [settlementOf(body, body.worst, false)]
+  return [settlementOf(body, outcome['spent'] as Amounts, isReal(outcome))]
+}
+
+/** A call that failed was one, as it is for an agent that waits for it. */
+function settlementOf({ keeper, grant }: Owed, amounts: Amounts, real: boolean): Settlement {
+  const spent = { ...amounts, modelCalls: 1 }
+  return { keeper, message: { type: 'budget.settle', grant, spent, real, toolCalls: 0 } }
+}
+
 /** A closed effect's outcome: what it cost still counts, once. Null when it owes nothing. */
-export function settleLate(
-  state: ShardState,
-  id: string,
-  outcome: Message,
-): { readonly keeper: string; readonly message: Message } | null {
+export function settleLate(state: ShardState, id: string, outcome: Message): Settlement | null {
   const owed = state.owed.get(id)
   if (owed === undefined || !('spent' in outcome)) return null
   state.owed.delete(id)
-  // A call that failed was one, as it is for an agent that still waits for it.
-  const spent = { ...(outcome['spent'] as Amounts), modelCalls: 1 }
-  const { keeper, grant } = owed
-  return { keeper, message: { type: 'budget.settle', grant, spent, real: isReal(outcome), toolCalls: 0 } }
+  return settlementOf(owed, outcome['spent'] as Amounts, isReal(outcome))
 }
 
 /** Remembers the grant of a model call that ends without a bill. */

@@ -80,6 +80,7 @@ export {
   supervisor,
   type Supervisor,
 } from './flow.js'
+export type { Supervision } from './supervision.js'
 export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'

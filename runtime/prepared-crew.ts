@@ -12,6 +12,7 @@ import { limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
 import { type Agent, type AnyTool, type Crew, delegateName, handoffName, isAddress } from './define.js'
 import type { ModelPort } from './ports.js'
+import { supervisionOf } from './supervision.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
 /** One agent, ready for the edge. */
@@ -128,6 +129,7 @@ function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: Mod
     keep: agent.continue,
     // Only who calls something can repeat itself.
     loops: agent.tools.length + agent.delegates.length + agent.handoffs.length > 0 ? agent.limits.loops : null,
+    ...supervisionOf(agent.supervision, crew.supervision),
   }
 }
 

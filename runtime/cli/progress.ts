@@ -33,7 +33,8 @@ export class Progress {
 
   /** Takes an event that gets no line: only who is who. */
   learn({ type, data }: TroupeEvent): void {
-    if (type === 'troupe.agent.started') this.#names.set(text(data['address']), text(data['agent']))
+    if (type === 'troupe.agent.started' || type === 'troupe.agent.restarted')
+      this.#names.set(text(data['address']), text(data['agent']))
     if (type === 'troupe.tool.called') this.#askedBy.set(text(data['callId']), text(data['agent']))
   }
 
@@ -95,13 +96,14 @@ export class Progress {
           text: paint('yellow', `${text(data['deployment'])} ${text(data['kind'])}: ${text(data['reason'])}`),
         }
       default:
-        return this.#rare(event.type, data, who)
+        return this.#rare(event, who)
     }
   }
 
-  #rare(type: string, data: TroupeEvent['data'], who: string): { who: string; text: string } | null {
+  #rare(event: TroupeEvent, who: string): { who: string; text: string } | null {
+    const { data } = event
     const paint = this.#paint
-    switch (type) {
+    switch (event.type) {
       case 'troupe.model.rerouted': {
         const wanted = `${text(data['to'])} is tried ${data['waitMs'] === 0 ? 'next' : `in ${wait(data['waitMs'])}`}`
         return { who: this.#names.get(text(data['address'])) ?? 'router', text: paint('yellow', wanted) }
@@ -115,6 +117,11 @@ export class Progress {
             `${asks}: \`troupe show\` says what, \`troupe approve … ${text(data['ask'])}\` answers`,
           ),
         }
+      }
+      case 'troupe.agent.restarted': {
+        this.learn(event)
+        const how = data['restart'] === 'fresh' ? 'begins its task anew' : 'goes on'
+        return { who, text: paint('yellow', `${how} behind ${text(data['code'])}`) }
       }
       case 'troupe.human.answered':
         return {
@@ -203,7 +210,7 @@ export class Progress {
     if (!/delegate\.called$|agent\.handed$/.test(event.type) && typeof event.data['agent'] === 'string')
       return event.data['agent']
     const address = event.source.split('/').slice(3).join('/')
-    return this.#names.get(address) ?? address.replace(/^agent\//, '').replace(/-r\d+$|-\d+-\d+$/, '')
+    return this.#names.get(address) ?? address.replace(/^agent\//, '').replace(/(-r\d+|-\d+-\d+)(-i\d+)?$/, '')
   }
 }
 

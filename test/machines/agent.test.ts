@@ -730,6 +730,53 @@ test('agent: a hand-over that the loop detector refuses is none', () => {
   expect(agent.to('log/r1')).toContainEqual({ type: 'log.stage', index: 0, callId: 'c0', text: 'not in a ring' })
 })
 
+const resumed: Message = { type: 'actor.resumed' }
+
+test('agent: one that is resumed while it hands over hands over, without the results of its other calls', () => {
+  const agent = acting([toolCall(0), handoff(1)]).send(resumed)
+  expect(agent.state).toBe('handed')
+  expect(agent.to('log/r1').map(({ type, index, unless }) => [type, index, unless])).toEqual([
+    ['log.stage', 0, 'staged'],
+    ['log.stage', 1, 'staged'],
+    ['log.seal', undefined, undefined],
+    ['log.append', undefined, undefined],
+  ])
+  expect(end(agent)).toMatchObject({ length: 4, handover: { name: 'closer-7-1' } })
+})
+
+test('agent: one that is resumed asks anew, under a grant of its own, whatever it waited for', () => {
+  const waiting = [start(), thinking(), thinking().send(failed()), start().send(refused)]
+  for (const agent of waiting) {
+    const grants = Number(agent.context['grants'])
+    agent.send(resumed)
+    expect(agent.state).toBe('reserving')
+    expect(agent.to('budget/r1')).toMatchObject([
+      { type: 'budget.reserve', grant: `agent/writer-r1#${grants + 1}`, inputTokens: 20 },
+    ])
+  }
+  expect(start({ paused: true }).send(resumed).state).toBe('held')
+})
+
+test('agent: one that is resumed tells the model of calls whose results it has not, and keeps those that came', () => {
+  const agent = acting([toolCall(0), toolCall(1), refusal(2)])
+  agent.send({ type: 'tool.finished', index: 1, status: 'ok', tokens: 10, result: 'r' }, resumed)
+  expect(agent.state).toBe('reserving')
+  const text = expect.stringContaining('The outcome of this call is unknown')
+  expect(agent.to('log/r1')).toEqual([
+    { type: 'log.stage', index: 0, callId: 'c0', text, unless: 'staged' },
+    { type: 'log.stage', index: 1, callId: 'c1', text, unless: 'staged' },
+    { type: 'log.stage', index: 2, callId: 'c2', text: 'There is no tool named "nope".', unless: 'staged' },
+    { type: 'log.seal' },
+  ])
+  expect(agent.context).toMatchObject({ length: 5, open: [], verdicts: [] })
+})
+
+test('agent: one that is resumed before its calls were made says so', () => {
+  const agent = checking([toolCall(0)]).send(resumed)
+  expect(agent.state).toBe('reserving')
+  expect(agent.to('log/r1')).toMatchObject([{ text: expect.stringContaining('Not done') }, { type: 'log.seal' }])
+})
+
 test('agent: every transition was taken and every guard answered both ways', () => {
   expect(covered.missing()).toEqual([])
 })

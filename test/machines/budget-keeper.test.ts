@@ -343,6 +343,20 @@ describe('budget: the end', () => {
   })
 })
 
+test('budget: what an actor that failed holds or waits for is given back, what it was charged is not', () => {
+  const by = (holder: string, number: number) => reserve(`agent/${holder}#${number}`, { replyTo: `agent/${holder}` })
+  const keeper = start({ tokens: 300 }).send(by('a', 0), settle('agent/a#0', amounts(50, 100), false), by('a', 1))
+  keeper.send(by('a', 2), by('ab', 0))
+  expect(waiting(keeper)).toHaveLength(2)
+  keeper.send({ type: 'budget.withdraw', holder: 'agent/a' })
+  expect(keeper.sent).toMatchObject([['agent/ab', { type: 'budget.granted', grant: 'agent/ab#0' }]])
+  expect(Object.keys(grants(keeper))).toEqual(['agent/a#0', 'agent/ab#0'])
+  expect(waiting(keeper)).toEqual([])
+  expect(spentOf(keeper)).toEqual(amounts(50, 100))
+  // A late bill of what it was charged still counts.
+  expect(spentOf(keeper.send(settle('agent/a#0', amounts(50, 10))))).toEqual(amounts(50, 10))
+})
+
 test('budget: every transition was taken and every guard answered both ways', () => {
   expect(covered.missing()).toEqual([])
 })

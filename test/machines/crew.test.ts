@@ -1,6 +1,13 @@
 /* eslint max-lines: "off" -- the last test counts what all the others covered of one machine */
 import { describe, expect, test } from 'vitest'
-import { type CrewData, crewMachine, defaultLoops, nothing } from '../../machines/index.js'
+import {
+  type AgentData,
+  type CrewData,
+  crewMachine,
+  defaultLoops,
+  nothing,
+  type Supervision,
+} from '../../machines/index.js'
 import {
   actorFailed,
   agentData,
@@ -837,6 +844,232 @@ describe('crew: hand-overs', () => {
     expect(ofType(crew, 'actor.start')).toEqual([])
     crew.send(closed)
     expect(end(crew)).toMatchObject({ code: 'RUN_CANCELLED' })
+  })
+
+  test('crew: who was handed a conversation begins anew where it was handed over, with its view, in one of its own', () => {
+    const supervision = { restart: 'fresh', intensity: 1, periodMs: 1_000, then: 'stop' } as const
+    const agents = {
+      writer: agentData('writer', { supervision }),
+      helper: agentData('helper', { supervision }),
+    }
+    const view = { hidden: [[1, 2]], system: 4 }
+    const crew = running({ agents }).send(actorFailed('agent/writer-r1', { resumable: false }))
+    expect(begun(crew)).toMatchObject({ name: 'writer-r1-i2', input: { conversation: 'r1-i2' } })
+    crew.send(finished('agent/writer-r1-i2', { conversation: 'r1-i2', length: 5, ...next('helper', { view }) }))
+    crew.send(actorFailed('agent/helper-9-0', { resumable: false }))
+    expect(begun(crew)).toMatchObject({
+      name: 'helper-9-0-i3',
+      input: { conversation: 'r1-i3', length: 5, view, trail: ['writer', 'helper'] },
+    })
+    expect(crew.to('log/r1-i3')).toEqual([{ type: 'log.append', copy: 'r1-i2', first: 5 }])
+    crew.send(actorFailed('agent/helper-9-0-i3', { resumable: false }), closed)
+    expect(end(crew)).toMatchObject({ code: 'ACTOR_FAILED' })
+  })
+})
+
+describe('crew: supervision', () => {
+  const supervised = (more: Partial<Supervision> = {}, of: Partial<AgentData> = {}): { agents: CrewData['agents'] } => {
+    const supervision: Supervision = { restart: 'fresh', intensity: 2, periodMs: 1_000, then: 'stop', ...more }
+    const named = ['writer', 'helper', 'saver'] as const
+    const agents = named.map((name) => [name, agentData(name, { ...data.agents[name], supervision, ...of })] as const)
+    return { agents: Object.fromEntries(agents) }
+  }
+  const resuming = supervised({ restart: 'resume' })
+  const failing = (address: string, at = 1_000, more: Record<string, unknown> = {}): Message =>
+    actorFailed(address, { at, ...more })
+  const restarted = (driver: Driver) => driver.emitted.filter(({ type }) => type === 'agent.restarted')
+  const starts = (driver: Driver) => ofType(driver, 'actor.start')
+
+  test('crew: a fresh lead is a new incarnation: another name, another conversation with the same task', () => {
+    const crew = running(supervised()).send(failing('agent/writer-r1'))
+    expect(crew.state).toBe('running.working')
+    expect(crew.sent).toMatchObject([
+      ['budget/r1', { type: 'budget.withdraw', holder: 'agent/writer-r1' }],
+      ['log/r1-i2', { type: 'log.append', copy: 'r1', first: 1 }],
+      ['log/r1', { type: 'log.drop' }],
+      ['log/r1+user', { type: 'log.drop' }],
+      ['shard/runs', { type: 'run.restarted', run: 'r1', conversation: 'r1-i2' }],
+      [
+        'shard/actors',
+        {
+          ...{ type: 'actor.start', kind: 'agent', name: 'writer-r1-i2' },
+          input: {
+            self: 'agent/writer-r1-i2',
+            conversation: 'r1-i2',
+            length: 1,
+            tokens: 17,
+            account: 'run',
+            trail: ['writer'],
+          },
+        },
+      ],
+    ])
+    const told = { agent: 'writer', restart: 'fresh', code: 'ACTOR_FAILED' }
+    expect(crew.emitted).toEqual([{ type: 'agent.restarted', ...told, address: 'agent/writer-r1-i2', incarnation: 2 }])
+    // Whatever the old one still says is nobody's.
+    expect(crew.send(finished('agent/writer-r1')).taken).toBe(false)
+    crew.send(finished('agent/writer-r1-i2', { conversation: 'r1-i2' }), closed)
+    expect(end(crew)).toMatchObject({ run: 'r1', code: null, conversation: 'r1-i2' })
+  })
+
+  test('crew: a fresh delegate answers the call that the first one was started for, from the same account', () => {
+    const crew = running(supervised()).send(call('saver-5-0', { agent: 'saver', index: 4, callId: 'c4' }))
+    crew.send(failing('agent/saver-5-0'))
+    expect(crew.sent).toMatchObject([
+      ['budget/r1', { type: 'budget.withdraw' }],
+      ['log/saver-5-0-i2', { type: 'log.append', copy: 'saver-5-0', first: 2 }],
+      ['log/saver-5-0', { type: 'log.drop' }],
+      ['log/saver-5-0+user', { type: 'log.drop' }],
+      ['shard/actors', { name: 'saver-5-0-i2', input: { account: 'run/saver', depth: 1, trail: ['writer', 'saver'] } }],
+    ])
+    crew.send(failing('agent/saver-5-0-i2'))
+    expect(starts(crew)).toMatchObject([{ name: 'saver-5-0-i3', input: { conversation: 'saver-5-0-i3' } }])
+    expect(crew.to('log/saver-5-0-i3')).toEqual([{ type: 'log.append', copy: 'saver-5-0-i2', first: 2 }])
+    crew.send(finished('agent/saver-5-0-i3', { conversation: 'saver-5-0-i3' }))
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.stage', index: 4, callId: 'c4', answerOf: 'saver-5-0-i3' }])
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', index: 4 }])
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.refund', account: 'run/saver' }])
+  })
+
+  test('crew: a resumed agent goes on under its name, and is told whether it is paused', () => {
+    const crew = running(resuming).send(failing('agent/writer-r1'))
+    expect(crew.sent).toEqual([
+      ['budget/r1', { type: 'budget.withdraw', holder: 'agent/writer-r1' }],
+      ['shard/actors', { type: 'actor.resume', address: 'agent/writer-r1' }],
+      ['agent/writer-r1', { type: 'run.resume' }],
+    ])
+    expect(restarted(crew)).toMatchObject([{ restart: 'resume', incarnation: 1, address: 'agent/writer-r1' }])
+    crew.send({ type: 'crew.pause' }, failing('agent/writer-r1'))
+    expect(crew.to('agent/writer-r1')).toEqual([{ type: 'run.pause' }])
+    crew.send(finished('agent/writer-r1'), closed)
+    expect(end(crew)).toMatchObject({ code: null, conversation: 'writer-r1' })
+  })
+
+  test('crew: what cannot be resumed begins anew', () => {
+    const crew = running(resuming).send(failing('agent/writer-r1', 1_000, { resumable: false }))
+    expect(restarted(crew)).toMatchObject([{ restart: 'fresh', incarnation: 2 }])
+  })
+
+  test.each([resuming, supervised()])(
+    'crew: one for one: only those who worked for it go, and answer nobody',
+    (policy) => {
+      const crew = running({ ...policy, delegates: 3 })
+      crew.send(
+        call('helper-5-0'),
+        call('helper-6-0', { caller: 'agent/helper-5-0' }),
+        call('helper-5-1', { index: 1 }),
+      )
+      crew.send(call('helper-6-1', { caller: 'agent/helper-5-0' }), call('helper-6-2', { caller: 'agent/helper-5-0' }))
+      crew.send(failing('agent/helper-5-0'))
+      expect(ofType(crew, 'run.cancel')).toHaveLength(2)
+      expect(crew.to('log/helper-6-2')).toEqual([{ type: 'log.drop' }])
+      expect(crew.to('agent/helper-5-1')).toEqual([])
+      for (const name of ['helper-6-0', 'helper-6-1']) {
+        crew.send(finished(`agent/${name}`, { code: 'RUN_CANCELLED' }))
+        expect(ofType(crew, 'delegate.finished')).toEqual([])
+      }
+      // Neither is one of them started again that fails over its end.
+      crew.send(call('helper-7-0', { caller: 'agent/helper-5-1' }), {
+        type: 'delegate.cancel',
+        caller: 'agent/helper-5-1',
+      })
+      crew.send(failing('agent/helper-7-0'))
+      expect([restarted(crew), ofType(crew, 'delegate.finished')]).toEqual([[], []])
+    },
+  )
+
+  test('crew: at most so many restarts within a period, then its task ends', () => {
+    const crew = running(supervised()).send(call('helper-5-0'))
+    crew.send(failing('agent/helper-5-0', 1_000), failing('agent/helper-5-0-i2', 1_900))
+    // The first is forgotten by then.
+    crew.send(failing('agent/helper-5-0-i3', 2_000))
+    expect(restarted(crew)).toMatchObject([{ incarnation: 4 }])
+    crew.send(failing('agent/helper-5-0-i4', 2_500))
+    expect(restarted(crew)).toEqual([])
+    expect(crew.to('log/r1')).toMatchObject([{ text: 'helper failed: ACTOR_FAILED: boom' }])
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', code: 'ACTOR_FAILED' }])
+    expect(crew.state).toBe('running.working')
+  })
+
+  test('crew: a lead that was restarted too often ends its run with its code', () => {
+    const crew = running(supervised({ intensity: 1 })).send(failing('agent/writer-r1'), failing('agent/writer-r1-i2'))
+    expect(end(crew.send(closed))).toMatchObject({ code: 'ACTOR_FAILED', reason: 'agent/writer-r1-i2: boom' })
+  })
+
+  test('crew: `escalate` ends the run over a delegate, with the delegate’s code', () => {
+    const crew = running(supervised({ restart: 'never', then: 'escalate' })).send(call('helper-5-0'))
+    crew.send(failing('agent/helper-5-0', 1_000, { code: 'COMMIT_OVERFLOW' }))
+    expect(crew.state).toBe('closing.stopping')
+    expect(crew.to('agent/writer-r1')).toEqual([{ type: 'run.cancel' }])
+    crew.send(finished('agent/writer-r1', { code: 'RUN_CANCELLED' }), closed)
+    expect(end(crew)).toMatchObject({ code: 'COMMIT_OVERFLOW', reason: 'agent/helper-5-0: boom' })
+  })
+
+  test('crew: nobody is restarted while a run ends, nor by a definition that has no such agent any more', () => {
+    const crew = running(supervised()).send({ type: 'crew.cancel' }, failing('agent/writer-r1'))
+    expect(restarted(crew)).toEqual([])
+    expect(end(crew.send(closed))).toMatchObject({ code: 'RUN_CANCELLED' })
+    const { helper: _, ...agents } = supervised().agents
+    const other = running(supervised()).send(call('helper-5-0'), { type: 'crew.redefined', crew: { ...data, agents } })
+    expect(restarted(other.send(failing('agent/helper-5-0')))).toEqual([])
+  })
+
+  test('crew: an envoy is not restarted, whatever the crew says of its agents', () => {
+    const crew = running(supervised()).send(call('x-5-0', { agent: 'z/agent/x' }), failing('envoy/x-5-0'))
+    expect(restarted(crew)).toEqual([])
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished' }])
+  })
+
+  test('crew: a new incarnation spends from the account of the first, whatever the definition says by now', () => {
+    const { agents } = supervised({}, { limits: { tokens: 30 } })
+    const crew = running(supervised()).send(call('helper-5-0'), { type: 'crew.redefined', crew: { ...data, agents } })
+    crew.send(failing('agent/helper-5-0'))
+    expect(ofType(crew, 'budget.open')).toEqual([])
+    expect(starts(crew)).toMatchObject([{ input: { account: 'run' } }])
+  })
+
+  test('crew: a lead or a flow that ends leaves no result behind that nobody reads', () => {
+    const crew = running(supervised({ restart: 'never' })).send(failing('agent/writer-r1'))
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.clear' }])
+    const flow = [{ agents: ['helper'], join: 'all' as const }]
+    const led = running({ lead: '', flow }).send(finished('flow/r1', { conversation: 'r1' }))
+    expect(led.to('log/r1')).toEqual([{ type: 'log.clear' }])
+    expect(running().send(finished('agent/writer-r1')).to('log/r1')).toEqual([])
+  })
+
+  test('crew: what earlier runs have said in a kept conversation stays, and the next run goes on with the new one', () => {
+    const crew = running(supervised({}, { keep: true })).send(
+      ...[finished('agent/writer-r1', { conversation: 'r1', length: 3, tokens: 40 }), closed, task(2)],
+      failing('agent/writer-r2'),
+    )
+    expect(crew.to('log/r2-i2')).toEqual([{ type: 'log.append', copy: 'r1', first: 4 }])
+    expect(crew.to('log/r1')).toEqual([{ type: 'log.clear' }])
+    expect(starts(crew)).toMatchObject([{ input: { conversation: 'r2-i2', length: 4, tokens: 40 + 12 + 5 } }])
+    crew.send(finished('agent/writer-r2-i2', { conversation: 'r2-i2', length: 6 }), closed, task(3))
+    expect(crew.to('shard/runs')).toContainEqual({ type: 'run.started', run: 'r3', conversation: 'r2-i2' })
+  })
+
+  test('crew: what its user has said to an agent goes with the old incarnation, and is told', () => {
+    const steer = (key: string): Message => ({ type: 'crew.steer', tokens: 6, key })
+    const crew = running(supervised()).send(steer('a'), steer('b'), failing('agent/writer-r1'))
+    expect(crew.emitted).toMatchObject([
+      { type: 'agent.unsteered', agent: 'writer', run: 'r1', messages: 2 },
+      { type: 'agent.restarted' },
+    ])
+    // The new one is told what is said from now on.
+    expect(crew.send(steer('c')).sent).toEqual([['agent/writer-r1-i2', { type: 'run.steer', tokens: 6 }]])
+  })
+
+  test('crew: nobody is asked for more for an agent that has failed', () => {
+    const crew = running({ ...resuming, raiseMs: 900 }).send(exhausted('agent/writer-r1', 'run'))
+    crew.send(failing('agent/writer-r1'))
+    expect(crew.to('shard/actors')).toContainEqual({ type: 'actor.stop', address: 'escalation/writer-r1' })
+    expect(crew.send(exhausted('agent/writer-r1', 'run')).to('shard/actors')).toMatchObject([{ kind: 'escalation' }])
+  })
+
+  test('crew: whoever failed holds no grant any more, restarted or not', () => {
+    const crew = running().send(call('helper-5-0'), failing('agent/helper-5-0'))
+    expect(crew.to('budget/r1')).toEqual([{ type: 'budget.withdraw', holder: 'agent/helper-5-0' }])
   })
 })
 

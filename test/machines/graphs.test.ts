@@ -16,6 +16,7 @@ import {
   loopMachine,
   nothing,
   routerMachine,
+  type Supervision,
   type ToolInput,
   toolMachine,
 } from '../../machines/index.js'
@@ -207,6 +208,9 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
   const raise = budget.raise('run', { tokens: 500 }, 'to')
   const large = budget.reserve('b', { inputTokens: 280, replyTo: 'agent/b' })
   const estimated = budget.settle('a', spent, false)
+  const withdrawn = ['a', 'b'].map((name) => ({ type: 'budget.withdraw', holder: `agent/${name}` }))
+  const failing = [budget.reserve('agent/a#0'), budget.reserve('agent/b#0', { inputTokens: 280, replyTo: 'agent/b' })]
+  const three = [...failing, ...withdrawn, budget.settle('agent/a#0', spent, false), budget.close]
   const two = [
     budget.reserve('a'),
     large,
@@ -233,7 +237,7 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
   }
   const strict = { self: 'budget/r1', limits, minOutputTokens: 10 }
   const inputs = [strict, { ...strict, soft: true }]
-  const models = [two, one, accounts].map((messages): Model<Books> => ({ inputs, messages: within(messages) }))
+  const models = [two, three, one, accounts].map((messages): Model<Books> => ({ inputs, messages: within(messages) }))
   covers<Books>(cover(budgetMachine), models, 200)
 })
 
@@ -285,7 +289,11 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     ...[agent.granted, agent.refused, agent.replied({ calls: [agent.handoff(0)] })],
     ...[agent.replied({ calls: [agent.toolCall(0), hands] }), ends[0]!, ends[2]!],
     ...[verdict('pass'), verdict('warn'), verdict('block', [0, 1]), { type: 'run.steer', tokens: 6 }],
-    ...bare('run.cancel', 'budget.raised'),
+    ...bare('run.cancel', 'budget.raised', 'actor.resumed'),
+  ]
+  const failures: Message[] = [
+    ...[agent.granted, agent.refused, agent.replied(), agent.replied({ calls }), agent.failed(), verdict('pass')],
+    ...[...ends, ...bare('actor.resumed', 'run.pause', 'run.resume')],
   ]
   const redefined: Message = { type: 'agent.redefined', data: { ...data, rounds: 1 } }
   const within = (grants: number, messages: readonly Message[]): Model<Known>['messages'] => {
@@ -305,6 +313,7 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(1, handoffs) },
     { inputs: [{ ...plain, data: { ...data, deployments: agent.choice.deployments } }], messages: within(1, routes) },
     { inputs: [plain], messages: within(1, [agent.granted, one, ends[0]!, redefined]) },
+    { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(2, failures) },
   ]
   covers(cover(agentMachine), models, 500)
 })
@@ -444,5 +453,24 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       { type: 'delegate.revoke', sender: 'z/envoy/y' },
     ],
   }
-  covers(cover(crewMachine), [runs, delegates, handing, users, budgets, mail], 500)
+  const supervised = (supervision: Supervision) => {
+    const agents = ['writer', 'helper'].map((name) => [name, crew.agentData(name, { supervision })] as const)
+    return input({ agents: Object.fromEntries(agents) })
+  }
+  const failures: Model<Known> = {
+    inputs: [
+      supervised({ restart: 'fresh', intensity: 1, periodMs: 9, then: 'stop' }),
+      supervised({ restart: 'resume', intensity: 1, periodMs: 9, then: 'escalate' }),
+    ],
+    messages: (known) => [
+      ...tasks(known, 1),
+      ...calls(known, { 'helper-5-0': 'helper', 'helper-5-1': 'helper' }),
+      ...Object.keys(known.workers).flatMap((address) => [
+        ...[crew.finished(address), crew.actorFailed(address), crew.actorFailed(address, { resumable: false })],
+        { type: 'delegate.cancel', caller: address },
+      ]),
+      { type: 'budget.closed', spent: nothing },
+    ],
+  }
+  covers(cover(crewMachine), [runs, delegates, handing, users, budgets, mail, failures], 500)
 })

@@ -114,6 +114,26 @@ test('conversation: a delegate’s answer is taken over by its place, as a tool 
   expect(logs.get('a')?.entries[0]).toMatchObject({ sequence: 7, index: 0, shape: 'answer' })
 })
 
+test('conversation: the first messages of another one are copied, which stays', () => {
+  const logs: Conversations = new Map()
+  append(logs, 'a', { type: 'log.append', values: [0, 1, 2] }, 4, [user('x'), user('y'), user('z')])
+  append(logs, 'b', { type: 'log.append', copy: 'a', first: 2 }, 5, [])
+  expect([texts(logs, 'a'), texts(logs, 'b')]).toEqual([
+    [user('x'), user('y'), user('z')],
+    [user('x'), user('y')],
+  ])
+})
+
+test('conversation: a result that is there is not replaced by one that is only for want of another', () => {
+  const logs: Conversations = new Map()
+  const want = (index: number) =>
+    stage(logs, 'a', { type: 'log.stage', index, callId: `c${index}`, text: 'lost', unless: 'staged' }, 4, [])
+  stage(logs, 'a', { type: 'log.stage', index: 0, callId: 'c0', text: 'found' }, 4, [])
+  want(0)
+  want(1)
+  expect([...logs.get('a')!.staged.values()].map(({ inline }) => inline)).toEqual(['found', 'lost'])
+})
+
 test('conversation: all of another one is taken over, which goes', () => {
   const logs: Conversations = new Map()
   append(logs, 'old', { type: 'log.append', values: [0] }, 1, [user('x')])

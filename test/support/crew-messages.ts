@@ -69,11 +69,9 @@ export const call = (name: string, more: Record<string, unknown> = {}): Message 
   trail: ['writer'],
   ...more,
 })
-export const actorFailed = (address: string): Message => ({
-  type: 'actor.failed',
-  address,
-  code: 'ACTOR_FAILED',
-  reason: 'boom',
+export const actorFailed = (address: string, more: Record<string, unknown> = {}): Message => ({
+  ...{ type: 'actor.failed', address, code: 'ACTOR_FAILED', reason: 'boom', at: 1_000, resumable: true },
+  ...more,
 })
 export const exhausted = (address: string, account: string): Message => ({
   type: 'agent.exhausted',
