@@ -35,7 +35,7 @@ const homes = {
   openai: ['actors/model-openai.ts'],
   pino: ['runtime/log.ts'],
   undici: ['actors/fetch.ts'],
-  xstate: ['machines/', 'runtime/scope.ts', 'runtime/chart.ts'],
+  xstate: ['machines/', 'runtime/scope.ts', 'runtime/chart.ts', 'runtime/logic.ts', 'runtime/logic-step.ts'],
   zod: [...product.map((folder) => `${folder}/`), 'examples/'],
 }
 
@@ -46,6 +46,8 @@ const pure = [
   'runtime/scope.ts',
   'runtime/chart.ts',
   'runtime/chart-step.ts',
+  'runtime/logic-step.ts',
+  'runtime/plain.ts',
   'runtime/conversation.ts',
 ]
 /** Builtins that a pure file may still import: they compute and touch nothing. */

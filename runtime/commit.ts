@@ -24,8 +24,9 @@ import { ask, close, dispatched, lost, park, settleLate, withdraw } from './effe
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
 import { failedRun, type RunEnd } from './runs.js'
-import type { Message, Step } from './scope.js'
+import type { Action, Message, Step } from './scope.js'
 import { type Actor, type ShardState, timerKey } from './state.js'
+import { isUserAddress, machineAddress, machineOf, UserActors } from './user-actors.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -64,6 +65,7 @@ class Deciding {
   #taking: number | null = null
   /** Messages that nobody took: their crew failed. */
   #dropped = 0
+  #users: UserActors | undefined
   readonly #decided: Decided
   readonly #state: ShardState
   readonly #envelope: Envelope
@@ -105,7 +107,9 @@ class Deciding {
     const { to, from, cause, body } = this.#envelope
     if (isForeign(from)) return this.#takeLetter()
     if (to === 'shard/self') return this.#takeOwn(body)
-    const message = { ...body, sequence: this.#state.sequence }
+    // A machine of a user's takes what was said to it, and nothing more.
+    const message = isUserAddress(to) ? body : { ...body, sequence: this.#state.sequence }
+    if (body.type === 'crew.cancel' && this.#isMachine()) return this.#usersNow().cancel(machineAddress)
     if (from === 'clock/timer') return this.#takeTimer(cause)
     if (!from.startsWith('port/')) return this.#push({ from, to, message, must: false })
     const asker = close(this.#state, cause, body)
@@ -126,12 +130,16 @@ class Deciding {
   }
 
   #takeTimer(cause: string): void {
-    const [actor = '', id = '', generation = ''] = cause.split('|')
-    const timer = this.#state.timers.get(timerKey(actor, id))
-    if (timer === undefined || timer.generation !== generation) return
-    this.#state.timers.delete(timerKey(actor, id))
+    // The id of a timer may hold anything; its generation comes last.
+    const at = cause.lastIndexOf('|')
+    const key = cause.slice(0, at)
+    const timer = this.#state.timers.get(key)
+    if (timer === undefined || timer.generation !== cause.slice(at + 1)) return
+    this.#state.timers.delete(key)
     this.#decided.timersChanged = true
-    this.#push({ from: 'clock/timer', to: actor, message: timer.message, must: true })
+    const { actor, to, message } = timer
+    if (to === undefined) return this.#push({ from: 'clock/timer', to: actor, message, must: true })
+    this.#push({ from: actor, to, message, must: false })
   }
 
   #takeOwn(body: Message): void {
@@ -176,7 +184,12 @@ class Deciding {
 
   #define(body: Message): void {
     this.#state.definition = body['definition'] as string
-    this.#decided.emit('shard/self', { type: this.#state.actors.has(crewAddress) ? 'crew.redefined' : 'crew.defined' })
+    const machine = machineOf(body['crew'])
+    const lead = machine === null ? crewAddress : machineAddress
+    const isKnown = this.#state.actors.has(lead)
+    this.#decided.emit('shard/self', { type: isKnown ? 'crew.redefined' : 'crew.defined' })
+    if (machine !== null)
+      return isKnown ? undefined : this.#usersNow().start(machineAddress, machine.kind, 'shard/self', body['input'])
     if (!this.#state.actors.has(crewAddress)) return this.#startCrew(body['crew'])
     this.#push({
       from: 'shard/self',
@@ -214,11 +227,17 @@ class Deciding {
 
   #push(delivery: Delivery): void {
     this.#queue.push(delivery)
-    if (this.#context.trace === true) {
-      const { from, to, message } = delivery
-      this.#decided.traced.push({ from, to, message, cause: this.#taking })
-    }
-    this.#decided.lines.push(`${delivery.to} ${JSON.stringify(delivery.message)}`)
+    this.#note(delivery)
+  }
+
+  #note({ from, to, message }: Pick<Delivery, 'from' | 'to' | 'message'>): void {
+    if (this.#context.trace === true) this.#decided.traced.push({ from, to, message, cause: this.#taking })
+    this.#decided.lines.push(`${to} ${JSON.stringify(message)}`)
+  }
+
+  /** Whether the crew is one machine. */
+  #isMachine(): boolean {
+    return this.#state.actors.has(machineAddress) && !this.#state.actors.has(crewAddress)
   }
 
   #take(delivery: Delivery): void {
@@ -250,6 +269,7 @@ class Deciding {
   }
 
   #deliver({ from, to, message, must, replayed }: Delivery): void {
+    if (isUserAddress(to)) return this.#usersNow().deliver({ from, to, message })
     const actor = this.#state.actors.get(to)
     if (actor === undefined) {
       // Inside a commit it is normal that somebody has just gone; what comes from outside is never lost in silence.
@@ -277,13 +297,16 @@ class Deciding {
     for (const action of step.actions) {
       if (action.kind === 'emit') this.#decided.emit(address, action.event)
       else if (action.kind === 'cancel') this.#cancelTimer(address, action.id)
-      else if (action.delayMs === null)
-        this.#push({ from: address, to: action.to, message: action.message, must: false })
-      else this.#plan(address, action.to, action.id, action.delayMs, action.message)
+      else if (action.kind === 'send') this.#send(address, action)
     }
     if (step.snapshot.status === 'active') return
     if (step.snapshot.status === 'error') return this.#fail(address, 'ACTOR_FAILED', reasonOf(step.snapshot.error))
     this.#stop(address)
+  }
+
+  #send(from: string, { to, message, id, delayMs }: Extract<Action, { kind: 'send' }>): void {
+    if (delayMs === null) this.#push({ from, to, message, must: false })
+    else this.#plan(from, to, id, delayMs, message)
   }
 
   // ------------------------------------------------------------------------------------------ timers
@@ -291,9 +314,10 @@ class Deciding {
   #plan(from: string, to: string, name: string | null, delayMs: number, message: Message): void {
     const generation = this.#decided.generation()
     const id = name ?? generation
-    // A delayed message to somebody else waits in the sender's name and is delivered like any other message.
-    const timer = { actor: to, id, generation, dueAt: this.#envelope.at + delayMs, message }
-    this.#state.timers.set(timerKey(from === to ? from : to, id), timer)
+    // What a user's actor says to somebody else later is its own: it can cancel it, and it goes with it, as in XState.
+    const isOwn = from === to || !isUserAddress(from)
+    const timer = { actor: isOwn ? to : from, id, generation, dueAt: this.#envelope.at + delayMs, message }
+    this.#state.timers.set(timerKey(timer.actor, id), isOwn ? timer : { ...timer, to })
     this.#decided.timersChanged = true
     this.#decided.say('timer', `${to} ${id} ${delayMs} ${JSON.stringify(message)}`)
   }
@@ -403,6 +427,7 @@ class Deciding {
   }
 
   #fail(address: string, code: ErrorCode, reason: string): void {
+    if (isUserAddress(address)) return this.#usersNow().fail(address, code, reason)
     const actor = this.#state.actors.get(address)
     if (actor === undefined) return
     this.#failed.set(address, actor)
@@ -419,6 +444,27 @@ class Deciding {
       this.#stop(address)
       this.#stopChildren(address)
     }
+  }
+
+  /** Users' actors, when there are any. */
+  #usersNow(): UserActors {
+    return (this.#users ??= new UserActors({
+      decided: this.#decided,
+      context: this.#context,
+      failed: this.#failed,
+      relay: (delivery) => {
+        this.#note(delivery)
+        this.#messages += 1
+        if (this.#messages <= this.#messageLimit) return true
+        this.#overflow({ ...delivery, must: false })
+        return false
+      },
+      push: (from, to, message) => this.#push({ from, to, message, must: false }),
+      plan: (from, to, name, delayMs, message) => this.#plan(from, to, name, delayMs, message),
+      cancelTimer: (address, id) => this.#cancelTimer(address, id),
+      stop: (address) => this.#stop(address),
+      deadLetter: (...letter) => this.#deadLetter(...letter),
+    }))
   }
 
   /** Tells the supervisor. The crew's supervisor is the shard: its runs end and it starts anew. */
@@ -515,7 +561,7 @@ class Deciding {
       message: this.#replayed.type,
       ...(edited === undefined ? {} : { editedBy: by }),
     })
-    const message = { ...this.#replayed, sequence: this.#state.sequence }
+    const message = isUserAddress(letter.to) ? this.#replayed : { ...this.#replayed, sequence: this.#state.sequence }
     this.#push({ from: this.#envelope.from, to: letter.to, message, must: false, replayed: true })
   }
 

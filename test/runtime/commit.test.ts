@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { assign, createMachine, emit, sendTo } from 'xstate'
+import { type AnyMachineSnapshot, assign, createMachine, emit, sendTo } from 'xstate'
 import { to } from '../../machines/index.js'
 import { crewAddress, maxMessages } from '../../runtime/commit.js'
 import { append } from '../../runtime/conversation.js'
@@ -156,7 +156,7 @@ describe('commit: promises', () => {
     const desk = running()
     desk.take(outcome(desk.effect(), replied({ calls: [toolVerdict(0), toolVerdict(1)] }), [answer('')]))
     const agent = desk.state.actors.get('agent/writer-r2')!
-    const broken = agent.snapshot.machine.provide({
+    const broken = (agent.snapshot as AnyMachineSnapshot).machine.provide({
       guards: {
         endsRound: () => {
           throw new Error('planted')
