@@ -355,7 +355,8 @@ class LogicStep {
       output: toPlain(inner.output as unknown, 'the output'),
       error: status === 'error' ? errorData(inner.error) : undefined,
     }
-    return stepOf(snapshot, this.#inOrder())
+    const actions = this.#inOrder()
+    return stepOf(snapshot, isFirst && status === 'active' ? startsFirst(actions, snapshot.children) : actions)
   }
 
   #childrenOf({ children }: AnyMachineSnapshot, before: LogicSnapshot['children']): LogicSnapshot['children'] {
@@ -391,6 +392,15 @@ class LogicStep {
     }
     return ordered
   }
+}
+
+/** XState starts the children of a machine that begins before it does anything that its first step said. */
+function startsFirst(actions: readonly Action[], children: LogicSnapshot['children']): readonly Action[] {
+  if (!actions.some(({ kind }) => kind === 'start')) return actions
+  const order = Object.values(children).map(({ address }) => address)
+  const starts = actions.filter((action) => action.kind === 'start')
+  starts.sort((a, b) => order.indexOf(a.child) - order.indexOf(b.child))
+  return [...starts, ...actions.filter(({ kind }) => kind !== 'start')]
 }
 
 /** A message that somebody made: plain data with a type. @throws TroupeError `CONTEXT_NOT_PLAIN`. */

@@ -195,8 +195,9 @@ export class UserActors {
       case 'log':
         return decided.emit(address, { type: 'machine.logged', label: action.label, value: action.value })
       case 'start': {
-        decided.say('start', `${action.child} ${action.logic} ${JSON.stringify(action.input ?? null)}`)
-        return this.start(action.child, action.logic, address, action.input, action.id)
+        const { child, id, logic, input = null } = action
+        decided.say('start', JSON.stringify([child, address, id, logic, input]))
+        return this.start(child, logic, address, action.input, id)
       }
       case 'stop':
         decided.say('stop', action.child)

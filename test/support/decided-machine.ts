@@ -58,10 +58,10 @@ export class DecidedMachine {
     const commit = (this.twice ? decideTwice : decide)(this.state, { ...draft, at: this.now }, context)
     this.commits.push(commit)
     for (const line of commit.decisions) {
-      const [, child] = /^start (child\/\S+)/.exec(line) ?? []
-      if (child !== undefined) this.#ways.set(child, '?')
+      if (!line.startsWith('start ')) continue
+      const [child, parent, id] = JSON.parse(line.slice(6)) as [string, string, string]
+      this.#ways.set(child, `${this.wayOf(parent)}/${id}`)
     }
-    this.#learn()
     for (const [from, event] of commit.events)
       if (event.type === 'machine.emitted') this.#note(this.wayOf(from), event['event'])
     return commit
@@ -73,13 +73,6 @@ export class DecidedMachine {
 
   wayOf(address: string): string {
     return this.#ways.get(address) ?? address
-  }
-
-  #learn(): void {
-    for (const [address, { snapshot }] of this.state.actors) {
-      for (const [id, { address: child }] of Object.entries((snapshot as LogicSnapshot).children ?? {}))
-        this.#ways.set(child, `${this.wayOf(address)}/${id}`)
-    }
   }
 
   send(message: Message): void {
