@@ -11,6 +11,8 @@
 import type { AnyStateMachine } from 'xstate'
 import { TroupeError } from './errors.js'
 
+export type { AnyStateMachine, EventFrom, InputFrom, OutputFrom } from 'xstate'
+
 /** What an actor of a user's does: takes messages as a machine or a reducer, or waits for one outcome. */
 export type LogicForm = 'machine' | 'transition' | 'promise'
 
@@ -144,7 +146,8 @@ class Reading {
       kind,
       machine: logic as AnyStateMachine,
       logic: logic as XStateLogic,
-      version: (form === 'machine' ? (logic as AnyStateMachine).version : undefined) ?? this.#options.version,
+      // A child has a version of its own, or none.
+      version: source === '' ? this.#options.version : versionOf(logic),
       known: this.#known,
       effect: this.#options.promises[source] ?? 'once',
       migrate,
@@ -206,6 +209,11 @@ function inlineSource(node: StateNode, index: number): unknown {
   const { invoke } = node.config
   const { src } = (Array.isArray(invoke) ? invoke[index] : invoke) as { readonly src: unknown }
   return typeof src === 'string' ? null : src
+}
+
+function versionOf(logic: unknown): string | undefined {
+  const { version } = logic as { readonly version?: unknown }
+  return typeof version === 'string' ? version : undefined
 }
 
 /** What logic is; null for what cannot run durably: only logic without a start of its own is pure, but for promises. */

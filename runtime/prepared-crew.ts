@@ -10,7 +10,7 @@ import { z } from 'zod'
 import type { AgentData, CrewData } from '../machines/index.js'
 import { limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
-import { type Agent, type AnyTool, type Crew, delegateName, isAddress } from './define.js'
+import { type Agent, type AnyTool, type Crew, delegateName, isAddress, type MachineIdentity } from './define.js'
 import type { ModelPort } from './ports.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
@@ -32,7 +32,7 @@ export interface PreparedAgent extends JudgedAgent {
 /** One crew, ready to run. */
 export interface PreparedCrew {
   readonly crew: Crew
-  readonly data: CrewData
+  readonly data: CrewData & { readonly machine?: MachineIdentity }
   /** Canonical JSON of everything that is data: what the journal takes as the definition. */
   readonly definition: string
   /** Hex hash of `definition`. */
@@ -58,7 +58,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     data[name] = agentData(name, prepared, crew, model)
     described[name] = describeAgent(agent, prepared)
   }
-  const crewData: CrewData = {
+  const crewData: PreparedCrew['data'] = {
     name: crew.name,
     lead: crew.lead,
     ...(crew.flow === undefined ? {} : { flow: crew.flow.stages }),
@@ -69,6 +69,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     wallMs: crew.budget.wallMs ?? null,
     delegates: crew.limits.delegates,
     answerMs: crew.limits.answerMs,
+    ...(crew.machine === undefined ? {} : { machine: crew.machine }),
   }
   const definition = canonicalJson({
     data: crewData,

@@ -18,11 +18,13 @@ import { decideTwice } from './checks.js'
 import { type Commit, decide } from './commit.js'
 import { valuesAt } from './content.js'
 import type { CrewVersion } from './crew-version.js'
+import { runCustomAction } from './custom-action.js'
 import { Dispatcher, type LiveCrew } from './dispatcher.js'
 import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import { Inbox } from './inbox.js'
 import type { Pending } from './journal.js'
+import type { LogicSnapshot } from './logic-step.js'
 import { maxOutbox } from './mail.js'
 import { type Attempt, type Item, maxMailbox, maxMailboxBytes } from './mailbox.js'
 import { handedOver, Outbox } from './outbox.js'
@@ -33,6 +35,7 @@ import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
 import { crewVersionOf, type Effect, nextDueAt, portWork, type ShardState, timerKey } from './state.js'
 import { byExecutor, recoverOwned, Takeover } from './takeover.js'
+import { machineAddress } from './user-actors.js'
 
 /** Commits in one record at most. */
 const maxCommits = 64
@@ -161,6 +164,12 @@ export class Shard {
   /** Whether a run has ended, durably. */
   hasEnded(run: string): boolean {
     return this.#state.runs.get(run)?.status === 'finished' && !this.#ending.has(run)
+  }
+
+  /** How the machine ended that this crew is, durably; null while it has not. */
+  machineEnd(): LogicSnapshot | null {
+    const snapshot = this.#state.actors.get(machineAddress)?.snapshot as LogicSnapshot | undefined
+    return snapshot === undefined || snapshot.status === 'active' || this.#ending.has(machineAddress) ? null : snapshot
   }
 
   /** Whether a commit is durable. */
@@ -427,6 +436,7 @@ export class Shard {
     this.#dispatcher.dispatch(
       commit.effects.map((effect) => this.#state.effects.get(effect.id)).filter((effect) => effect !== undefined),
     )
+    for (const action of commit.customs) runCustomAction(action, (body) => void this.#own(body).catch(() => undefined))
     item.resolve(commit)
   }
 
@@ -498,10 +508,14 @@ export class Shard {
     await this.post({ from: 'shard/self', to: 'shard/self', cause: '', body, values: [] })
   }
 
-  /** Gives the shard the crew's live definition; journals it when it is another one than the last. */
-  async define(crew: LiveCrew): Promise<void> {
+  /**
+   * Gives the shard the crew's live definition; journals it when it is another one than the last.
+   * @param input of a crew that is one machine, for its start
+   */
+  async define(crew: LiveCrew, input?: unknown): Promise<void> {
     const { definition, data } = crew.prepared
-    if (this.#state.definition !== definition) await this.#own({ type: 'crew.defined', definition, crew: data })
+    const body = { type: 'crew.defined', definition, crew: data, ...(input === undefined ? {} : { input }) }
+    if (this.#state.definition !== definition) await this.#own(body)
     this.#crew = crew
     this.#dispatcher.pump()
   }

@@ -25,6 +25,7 @@ import { EventHub } from './events.js'
 import type { Draft } from './envelope.js'
 import { isDamage, type Journal, type OpenReport, type ShardHead } from './journal.js'
 import type { Log } from './log.js'
+import type { Logic } from './logic.js'
 import { isForeign } from './mail.js'
 import { elsewhere, type Ownership, type Whose } from './ownership.js'
 import { acceptLoss, damageOf, findLoss, type RepairReport, toReport } from './repair.js'
@@ -101,14 +102,20 @@ export class Worker {
     this.#departed = new Departed(options.ports.clock)
     this.#host = {
       ...{ journal: options.journal, ports: options.ports, executor: options.executor },
-      context: options.trace === undefined ? options.context : { ...options.context, trace: true },
+      // Machines of users come while it runs.
+      context: {
+        ...options.context,
+        machines: { ...options.context.machines },
+        ...(options.trace === undefined ? {} : { trace: true }),
+      },
       ownership: options.ownership ?? null,
       checks: options.checks === true,
       openedAt: () => this.#openedAt,
       schedule: (shard, dueAt) => this.#wakes.plan(shard, dueAt),
       publish: (shard, events) => {
         this.hub.publish(shard, events)
-        if (events.some(({ event }) => event.type === 'run.finished')) this.#tellEnds(shard)
+        if (events.some(({ event: { type } }) => type === 'run.finished' || type === 'machine.finished'))
+          this.#tellEnds(shard)
       },
       trace: (shard, commit) => options.trace?.(shard, commit),
       show: (shard, event) => this.hub.show(shard, event),
@@ -201,6 +208,11 @@ export class Worker {
 
   #owns(shard: string, crew: CrewVersion): boolean {
     return this.#options.ownership?.owns(shard, crew) ?? true
+  }
+
+  /** Tells it of a machine of a user's: shards that run it can be rebuilt. One of the same name takes the place of the last. */
+  register(logics: ReadonlyMap<string, Logic>): void {
+    Object.assign(this.#host.context.machines, Object.fromEntries(logics))
   }
 
   /** The active shards. */
