@@ -169,7 +169,8 @@ function plain(value: unknown, what: string, code: 'INPUT_INVALID'): unknown {
   try {
     const data = toPlain(value, what)
     const bytes = data === undefined ? 0 : Buffer.byteLength(JSON.stringify(data))
-    if (bytes > maxMessageBytes) throw new TroupeError(code, `${what} has ${bytes} bytes, at most ${maxMessageBytes} may be journalled`)
+    if (bytes > maxMessageBytes)
+      throw new TroupeError(code, `${what} has ${bytes} bytes, at most ${maxMessageBytes} may be journalled`)
     return data
   } catch (error) {
     throw isTroupeError(error) ? new TroupeError(code, error.message, { cause: error }) : error

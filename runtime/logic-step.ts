@@ -83,7 +83,10 @@ type PureScope = Parameters<AnyStateMachine['transition']>[2]
 /** The first step of a new actor of a user's. Never throws for what a machine does: as in XState its status says so. */
 export function startLogic(logic: Logic, id: string, input: unknown, place: Place): Step {
   const first = { logic, id, status: 'active', value: {}, output: undefined, error: undefined, inner: null } as const
-  if (logic.form === 'promise') return stepOf({ ...first, context: null, children: {} })
+  if (logic.form === 'promise') {
+    const context = toPlain(input, `the input of ${id}`) ?? null
+    return stepOf({ ...first, context, children: {} }, [{ kind: 'ask', input: context }])
+  }
   const step = new LogicStep(logic, id, place)
   const begun = logic.logic.getInitialSnapshot(step.scope, input)
   if (logic.form === 'machine') return step.end(begun as AnyMachineSnapshot, {}, true)
@@ -94,7 +97,11 @@ export function startLogic(logic: Logic, id: string, input: unknown, place: Plac
 /** One message. Throws what the machine throws. */
 export function deliverLogic(snapshot: LogicSnapshot, message: Message, place: Place): Step {
   const { logic, id } = snapshot
-  if (logic.form === 'promise') return stepOf(settled(snapshot, message))
+  if (logic.form === 'promise') {
+    // What certainly has not begun may be begun, and so may what may be done twice.
+    const again = message.type === 'effect.interrupted' && (message['started'] !== true || logic.effect !== 'once')
+    return again ? stepOf(snapshot, [{ kind: 'ask', input: snapshot.context }]) : stepOf(settled(snapshot, message))
+  }
   const step = new LogicStep(logic, id, place)
   if (logic.form === 'machine') {
     const before = snapshot.inner!

@@ -96,7 +96,10 @@ export class MachineHandle<Output = unknown, Event extends Message = Message> {
   /** What it and its children emitted and did, from the first event on, until it ends. */
   async *events(options: MachineEventsOptions = {}): AsyncGenerator<TroupeEvent, void, void> {
     await this.#shard()
-    const after: Cursor = (options.since === undefined ? null : parseCursor(options.since)) ?? { sequence: 0, index: -1 }
+    const after: Cursor = (options.since === undefined ? null : parseCursor(options.since)) ?? {
+      sequence: 0,
+      index: -1,
+    }
     const unpin = this.#worker.pin(this.id)
     const leave = stayAlive()
     try {
@@ -165,9 +168,14 @@ export class MachineHandle<Output = unknown, Event extends Message = Message> {
   #gone(shard: Shard | undefined): TroupeError | null {
     const stopped = shard?.stopped ?? null
     if (stopped?.code === 'SHARD_FENCED')
-      return new TroupeError('SHARD_ELSEWHERE', `${this.id} went to another worker`, { retryable: true, cause: stopped })
+      return new TroupeError('SHARD_ELSEWHERE', `${this.id} went to another worker`, {
+        retryable: true,
+        cause: stopped,
+      })
     if (stopped !== null)
-      return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${stopped.code}: ${stopped.message}`, { cause: stopped })
+      return new TroupeError('SHARD_STOPPED', `${this.id} stopped: ${stopped.code}: ${stopped.message}`, {
+        cause: stopped,
+      })
     if (!this.#worker.closed) return null
     return new TroupeError('RUNTIME_CLOSED', `the runtime was closed before ${this.id} ended`)
   }

@@ -71,7 +71,10 @@ export class RemoteRuntime implements Runtime {
   spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
   async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
     if (!isMachineDefinition(definition)) return this.#spawn(definition, options)
-    throw new TroupeError('CONFIG_INVALID', `the machine ${definition.name} runs only in the process that owns its store`)
+    throw new TroupeError(
+      'CONFIG_INVALID',
+      `the machine ${definition.name} runs only in the process that owns its store`,
+    )
   }
 
   async #spawn<Output>(definition: Crew<Output> | Agent<Output>, options: SpawnOptions): Promise<CrewHandle<Output>> {

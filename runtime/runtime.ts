@@ -37,7 +37,7 @@ import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import { type RunInfo, runInfo, stateName } from './run-info.js'
 import type { Message } from './scope.js'
-import { crewNameOf, portWork } from './state.js'
+import { crewNameOf, type Effect, portWork } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import { machineAddress } from './user-actors.js'
@@ -379,13 +379,8 @@ function infoOf(head: ShardHead): CrewInfo {
   }
 }
 
-function waitOf(body: {
-  readonly kind?: string
-  readonly type: string
-  readonly agent: string
-  readonly tool?: string
-  readonly deployments?: readonly string[]
-}): string {
-  if (body.type === 'human.ask') return `${body.kind ?? ''} of ${body.tool || body.agent}`
-  return body.type === 'model.call' ? `model ${body.deployments?.join(' or ') ?? ''}` : `tool ${body.tool ?? ''}`
+function waitOf(body: Effect['body']): string {
+  if (body.type === 'promise.call') return `promise ${body.kind}`
+  if (body.type === 'human.ask') return `${body.kind} of ${body.tool || body.agent}`
+  return body.type === 'model.call' ? `model ${body.deployments.join(' or ')}` : `tool ${body.tool}`
 }

@@ -60,6 +60,8 @@ export type LogicAction =
       readonly input: unknown
     }
   | { readonly kind: 'stop'; readonly child: string }
+  /** Of a promise: it is to be run, once more when it is said again. */
+  | { readonly kind: 'ask'; readonly input: unknown }
   | { readonly kind: 'log'; readonly label: string | null; readonly value: unknown }
   /** An action of the user's own: it runs when everything is durable, and never on replay. */
   | { readonly kind: 'custom'; readonly name: string; readonly run: () => unknown }
@@ -167,7 +169,11 @@ export class Scope {
       if (chart !== null) return chart.restore(persisted.value, persisted.context)
       return this.#restore(machine, persisted)
     } catch (error) {
-      throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${isLogic(machine) ? machine.kind : machine.id}: ${(error as Error).message}`, { cause: error })
+      throw new TroupeError(
+        'SNAPSHOT_INCOMPATIBLE',
+        `${isLogic(machine) ? machine.kind : machine.id}: ${(error as Error).message}`,
+        { cause: error },
+      )
     }
   }
 

@@ -24,6 +24,7 @@ import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './en
 import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import { Inbox } from './inbox.js'
 import type { Pending } from './journal.js'
+import { isLogic } from './logic.js'
 import type { LogicSnapshot } from './logic-step.js'
 import { maxOutbox } from './mail.js'
 import { type Attempt, type Item, maxMailbox, maxMailboxBytes } from './mailbox.js'
@@ -107,6 +108,10 @@ export class Shard {
       },
       state: () => this.#state,
       crew: () => this.#crew,
+      logic: (kind) => {
+        const machine = host.context.machines[kind]
+        return machine !== undefined && isLogic(machine) ? machine : null
+      },
       dataOf: (run) => this.dataOf(run),
       post: (draft) => this.post(draft),
       watched: () => host.watched(id),

@@ -15,6 +15,7 @@ import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, to
 import { TroupeError } from './errors.js'
 import { Mail, type StoredMail } from './mail.js'
 import { isLogic, isUserKind } from './logic.js'
+import type { PromiseCall } from './promise-call.js'
 import { Runs, type RunState } from './runs.js'
 import type { Machine, Message, PersistedSnapshot, Scope, Snapshot } from './scope.js'
 
@@ -38,7 +39,7 @@ export interface Effect {
   readonly id: Generation
   /** The actor that asked. */
   readonly from: string
-  readonly body: ModelCall | ToolCall | HumanAsk
+  readonly body: ModelCall | ToolCall | HumanAsk | PromiseCall
   /** Length and hash of the conversation that it names. */
   readonly length: number
   readonly hash: string
@@ -54,7 +55,7 @@ export interface Effect {
 
 /** Work for a port of some process: anything but a question to a person. */
 export interface PortEffect extends Effect {
-  readonly body: ModelCall | ToolCall
+  readonly body: ModelCall | ToolCall | PromiseCall
 }
 
 /** Whether some process has an effect, or will: what a person is asked no process does. */

@@ -375,5 +375,6 @@ function timerWork(key: string, timer: Timer): string {
 }
 
 function portOf(type: string): string {
+  if (type === 'promise.call') return 'port/promise'
   return type === 'model.call' ? 'port/model' : 'port/tool'
 }

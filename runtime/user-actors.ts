@@ -152,7 +152,8 @@ export class UserActors {
     if (actor === undefined || snapshot === undefined || !('logic' in snapshot) || snapshot.status !== 'active') {
       // Inside a commit it is normal that somebody has just gone; what comes from outside is never lost in silence.
       const code = actor === undefined ? 'ACTOR_FAILED' : 'MACHINE_ENDED'
-      if (isOutside) this.#host.deadLetter(from, to, message, code, `${to} ${actor === undefined ? 'is gone' : 'has ended'}`)
+      if (isOutside)
+        this.#host.deadLetter(from, to, message, code, `${to} ${actor === undefined ? 'is gone' : 'has ended'}`)
       return
     }
     if (isLateEnd(snapshot, from, message)) return
@@ -198,6 +199,17 @@ export class UserActors {
         const { child, id, logic, input = null } = action
         decided.say('start', JSON.stringify([child, address, id, logic, input]))
         return this.start(child, logic, address, action.input, id)
+      }
+      case 'ask': {
+        const { kind, effect } = (this.#actors.get(address)!.snapshot as LogicSnapshot).logic
+        const input = action.input === null ? {} : { input: action.input }
+        return this.#host.push(address, 'port/promise', {
+          type: 'promise.call',
+          kind,
+          effect,
+          ...input,
+          conversation: '',
+        })
       }
       case 'stop':
         decided.say('stop', action.child)

@@ -23,7 +23,12 @@ interface Said {
 /** The machine for either side, and what it said to the outside there. */
 function sides(number: number): { live: AnyStateMachine; ours: AnyStateMachine } & Said {
   const said: unknown[] = []
-  const ref = { id: 'outside', sessionId: 'outside', address: 'machine/outside', _send: (event: unknown) => said.push(event) }
+  const ref = {
+    id: 'outside',
+    sessionId: 'outside',
+    address: 'machine/outside',
+    _send: (event: unknown) => said.push(event),
+  }
   return {
     live: generateMachine(number, () => ref, never, false),
     ours: generateMachine(number, () => ({ address: 'machine/outside' }), never, false),
@@ -78,20 +83,14 @@ function compareLife(number: number, dice: Dice, most: number, restores: boolean
 }
 
 describe('differential', () => {
-  test(
-    `LS2 LS3 UA1 differential: ${machines} generated machines do what XState does, message by message`,
-    { timeout: 600_000 },
-    () => {
-      for (let number = 0; number < machines; number += 1) compare(seed * 100_000 + number, false)
-      console.log(`differential: ${machines} machines, ${messages} messages each, TROUPE_SEED=${seed}`)
-    },
-  )
+  test(`LS2 LS3 UA1 differential: ${machines} generated machines do what XState does, message by message`, {
+    timeout: 600_000,
+  }, () => {
+    for (let number = 0; number < machines; number += 1) compare(seed * 100_000 + number, false)
+    console.log(`differential: ${machines} machines, ${messages} messages each, TROUPE_SEED=${seed}`)
+  })
 
-  test(
-    'LS5 differential: so they do when every step is taken twice, from bytes too',
-    { timeout: 600_000 },
-    () => {
-      for (let number = 0; number < Math.round(machines / 5); number += 1) compare(seed * 200_000 + number, true)
-    },
-  )
+  test('LS5 differential: so they do when every step is taken twice, from bytes too', { timeout: 600_000 }, () => {
+    for (let number = 0; number < Math.round(machines / 5); number += 1) compare(seed * 200_000 + number, true)
+  })
 })

@@ -57,7 +57,14 @@ const orderMachine = setup({
   states: {
     open: {
       on: {
-        add: { actions: [assign({ items: ({ context, event }) => context.items + event.items }), emit({ type: 'added' } as never), 'notify', 'slow'] },
+        add: {
+          actions: [
+            assign({ items: ({ context, event }) => context.items + event.items }),
+            emit({ type: 'added' } as never),
+            'notify',
+            'slow',
+          ],
+        },
         order: 'paying',
       },
     },
@@ -167,7 +174,15 @@ describe('machine handle', () => {
     const other = (message: unknown) => open.send(message as never)
     await expect(other({ type: 'xstate.done.actor.payment' })).rejects.toMatchObject({ code: 'MESSAGE_REFUSED' })
     await expect(other({ type: '*' })).rejects.toMatchObject({ code: 'MESSAGE_REFUSED' })
-    for (const odd of [null, 'add', {}, { type: 1 }, { type: 'add', items: () => 1 }, { type: 'add', items: 1n }, { type: 'x', text: 'x'.repeat(300_000) }])
+    for (const odd of [
+      null,
+      'add',
+      {},
+      { type: 1 },
+      { type: 'add', items: () => 1 },
+      { type: 'add', items: 1n },
+      { type: 'x', text: 'x'.repeat(300_000) },
+    ])
       await expect(other(odd)).rejects.toMatchObject({ code: 'INPUT_INVALID' })
     expect((await stage.worker.shard('o1')).state.sequence).toBe(sequence)
     await stage.runtime.close()
@@ -209,14 +224,23 @@ describe('machine handle', () => {
     await before.send({ type: 'order' })
     await first.runtime.close()
     const refused = await openStage({ store })
-    const faster = createMachine({ id: 'payment', initial: 'waiting', states: { waiting: { after: { 5: 'waiting' } } } })
+    const faster = createMachine({
+      id: 'payment',
+      initial: 'waiting',
+      states: { waiting: { after: { 5: 'waiting' } } },
+    })
     const changed = defineMachine(orderMachine.provide({ actors: { payment: faster } } as never), { version: '2' })
-    await expect(refused.runtime.spawn(changed, { id: 'o1' } as never)).rejects.toMatchObject({ code: 'UPGRADE_REFUSED' })
+    await expect(refused.runtime.spawn(changed, { id: 'o1' } as never)).rejects.toMatchObject({
+      code: 'UPGRADE_REFUSED',
+    })
     await refused.runtime.close()
     const second = await openStage({ store })
     const migrated = defineMachine(orderMachine, {
       version: '2',
-      migrate: ({ value, context }, from) => ({ value, context: { ...(context as Context), customer: `was ${from}.` } }),
+      migrate: ({ value, context }, from) => ({
+        value,
+        context: { ...(context as Context), customer: `was ${from}.` },
+      }),
     })
     const again = await second.runtime.spawn(migrated, { id: 'o1' } as never)
     expect(await again.state()).toMatchObject({ context: { customer: 'was .', items: 3 } })
@@ -234,12 +258,16 @@ describe('machine handle', () => {
     expect(() => defineMachine(orderMachine, { promises: { nothing: 'pure' } })).toThrow(
       expect.objectContaining({ code: 'MACHINE_UNSUPPORTED' }),
     )
-    expect(() => defineMachine({} as never, { name: 'x' })).toThrow(expect.objectContaining({ code: 'MACHINE_UNSUPPORTED' }))
+    expect(() => defineMachine({} as never, { name: 'x' })).toThrow(
+      expect.objectContaining({ code: 'MACHINE_UNSUPPORTED' }),
+    )
     expect(defineMachine(agentMachine as never).name).toBe('agent')
   })
 
   test('machine: what it emits is an event of its own kind, whatever it is called', async () => {
-    const liar = defineMachine(createMachine({ id: 'liar', on: { go: { actions: emit({ type: 'run.finished' } as never) } } }))
+    const liar = defineMachine(
+      createMachine({ id: 'liar', on: { go: { actions: emit({ type: 'run.finished' } as never) } } }),
+    )
     const stage = await openStage()
     const machine = await stage.runtime.spawn(liar)
     await machine.send({ type: 'go' })

@@ -1,5 +1,17 @@
 import { describe, expect, test } from 'vitest'
-import { assign, createMachine, emit, fromTransition, sendParent, sendTo, setup, stopChild, spawnChild, raise, type AnyStateMachine } from 'xstate'
+import {
+  assign,
+  createMachine,
+  emit,
+  fromTransition,
+  sendParent,
+  sendTo,
+  setup,
+  stopChild,
+  spawnChild,
+  raise,
+  type AnyStateMachine,
+} from 'xstate'
 import { DecidedMachine } from '../support/decided-machine.js'
 import { LiveMachine } from '../support/live-machine.js'
 
@@ -33,8 +45,16 @@ describe('user actors', () => {
       initial: 'a',
       entry: sendParent({ type: 'hello' }),
       output: ({ context }) => context.n,
-      on: { ping: { actions: [assign({ n: ({ context }) => context.n + 1 }), sendParent(({ context }) => ({ type: 'pong', n: context.n })), emit({ type: 'pinged' })] } },
-      states: { a: { after: { 30: 'b' } , on: {end: 'z'}}, b: { on: { end: 'z' } }, z: { type: 'final' } },
+      on: {
+        ping: {
+          actions: [
+            assign({ n: ({ context }) => context.n + 1 }),
+            sendParent(({ context }) => ({ type: 'pong', n: context.n })),
+            emit({ type: 'pinged' }),
+          ],
+        },
+      },
+      states: { a: { after: { 30: 'b' }, on: { end: 'z' } }, b: { on: { end: 'z' } }, z: { type: 'final' } },
     })
     const machine = setup({ actors: { child } }).createMachine({
       context: { seen: [] as string[] },
@@ -44,11 +64,34 @@ describe('user actors', () => {
         idle: { on: { go: 'busy' } },
         busy: {
           entry: sendTo('kid', { type: 'ping' }),
-          invoke: { src: 'child', id: 'kid', input: { n: 3 }, onDone: { target: 'idle', actions: assign({ seen: ({ context, event }) => [...context.seen, `done ${event.output}`] }) } },
-          on: { tell: { actions: sendTo('kid', { type: 'ping' }) }, finish: { actions: sendTo('kid', { type: 'end' }) }, leave: 'idle' },
+          invoke: {
+            src: 'child',
+            id: 'kid',
+            input: { n: 3 },
+            onDone: {
+              target: 'idle',
+              actions: assign({ seen: ({ context, event }) => [...context.seen, `done ${event.output}`] }),
+            },
+          },
+          on: {
+            tell: { actions: sendTo('kid', { type: 'ping' }) },
+            finish: { actions: sendTo('kid', { type: 'end' }) },
+            leave: 'idle',
+          },
         },
       },
     })
-    same(machine as any, { type: 'go' }, { type: 'tell' }, 40, { type: 'finish' }, { type: 'go' }, { type: 'leave' }, { type: 'go' }, { type: 'zzz' }, { type: 'finish' })
+    same(
+      machine as any,
+      { type: 'go' },
+      { type: 'tell' },
+      40,
+      { type: 'finish' },
+      { type: 'go' },
+      { type: 'leave' },
+      { type: 'go' },
+      { type: 'zzz' },
+      { type: 'finish' },
+    )
   })
 })

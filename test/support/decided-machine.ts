@@ -30,7 +30,13 @@ export function logicOf(machine: AnyStateMachine, name = 'user'): ReadonlyMap<st
 export function machineDefined(name = 'user', input?: unknown): Draft {
   const crew = { name, machine: { kind: kindOf(name), version: '' } }
   const body = { type: 'crew.defined', definition: JSON.stringify({ data: crew }), crew }
-  return { from: 'shard/self', to: 'shard/self', cause: '', body: input === undefined ? body : { ...body, input }, values: [] }
+  return {
+    from: 'shard/self',
+    to: 'shard/self',
+    cause: '',
+    body: input === undefined ? body : { ...body, input },
+    values: [],
+  }
 }
 
 /** A machine and what was decided over it. */

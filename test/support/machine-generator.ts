@@ -92,7 +92,10 @@ function childOf(kind: 'echo' | 'brief' | 'fails' | 'nest', inner?: AnyStateMach
   })
   const busy = {
     entry: ['note'],
-    on: { tell: { guard: 'below', actions: ['note', 'say', 'show'] }, end: kind === 'fails' ? { actions: ['throws'] } : 'ended' },
+    on: {
+      tell: { guard: 'below', actions: ['note', 'say', 'show'] },
+      end: kind === 'fails' ? { actions: ['throws'] } : 'ended',
+    },
     after: { 17: kind === 'brief' ? 'ended' : { actions: ['note', 'say'] } },
     exit: ['show'],
     ...(kind === 'nest'
@@ -124,7 +127,12 @@ const reducer = fromTransition(
 )
 
 /** A machine out of a seed. @param share of states that work with promises */
-export function generateMachine(seed: number, outside: () => unknown, settle: Settle, promises: boolean): AnyStateMachine {
+export function generateMachine(
+  seed: number,
+  outside: () => unknown,
+  settle: Settle,
+  promises: boolean,
+): AnyStateMachine {
   return new Generator(new Dice(seed), outside, settle, promises).machine()
 }
 
@@ -216,8 +224,7 @@ class Generator {
     const entry = [...this.#actions(`${id}+`), ...(child !== null && dice.chance(0.5) ? child.tell : [])]
     const exit = [...this.#actions(`${id}-`), ...(child !== null && dice.chance(0.3) ? child.tell : [])]
     const on: Record<string, unknown> = {}
-    for (const event of eventTypes)
-      if (dice.chance(0.35)) on[event] = this.#transitions(id, event, child)
+    for (const event of eventTypes) if (dice.chance(0.35)) on[event] = this.#transitions(id, event, child)
     if (dice.chance(0.1)) on['*'] = { actions: [{ type: 'note', params: { at: `${id}*` } }] }
     const states: Record<string, unknown> = {}
     for (const key of keys) states[key] = this.#state(`${id}-${key}`, depth + 1)
@@ -254,7 +261,12 @@ class Generator {
   #history(id: string, keys: readonly string[]): object {
     this.#ids.push(`${id}-past`)
     const deep = this.#dice.chance(0.5) ? { history: 'deep' } : {}
-    return { id: `${id}-past`, type: 'history', ...deep, ...(this.#dice.chance(0.5) ? { target: this.#dice.pick(keys) } : {}) }
+    return {
+      id: `${id}-past`,
+      type: 'history',
+      ...deep,
+      ...(this.#dice.chance(0.5) ? { target: this.#dice.pick(keys) } : {}),
+    }
   }
 
   #always(id: string): object {
@@ -272,7 +284,14 @@ class Generator {
   #child(state: string): { invoke: object; tell: unknown[] } {
     const dice = this.#dice
     const id = `k-${state}`
-    const src = dice.pick(['echo', 'brief', 'fails', 'nest', 'reducer', ...(this.#promises ? ['work', 'work', 'work'] : [])])
+    const src = dice.pick([
+      'echo',
+      'brief',
+      'fails',
+      'nest',
+      'reducer',
+      ...(this.#promises ? ['work', 'work', 'work'] : []),
+    ])
     const note = (at: string): object => ({ actions: [{ type: 'note', params: { at: `${id}${at}` } }, 'count'] })
     const ends = dice.chance(0.4) ? { target: `#${dice.pick(this.#ids)}`, ...note(' done') } : note(' done')
     const input = ({ context }: { context: Context }): object => ({ count: context.count, ask: context.count + 7 })
@@ -294,7 +313,7 @@ class Generator {
       return { guard: { type: 'below', params: { limit: 20 } }, actions: [...actions, 'now'] }
     }
     if (child !== null && dice.chance(0.5)) {
-      const end = dice.chance(0.4) ? [sendTo((`k-${id}`) as never, { type: 'end' } as never)] : []
+      const end = dice.chance(0.4) ? [sendTo(`k-${id}` as never, { type: 'end' } as never)] : []
       return { ...guard, actions: [...actions, ...child.tell, ...end] }
     }
     if (dice.chance(0.2)) return { ...guard, actions }
@@ -330,11 +349,11 @@ class Generator {
           sendTo('spawned' as never, { type: 'tell' } as never),
         ]
       case 8:
-        return dice.chance(0.5) ? [stopChild('spawned')] : [{ type: 'note', params: ({ context }: { context: Context }) => ({ at: `${at}${context.count}` }) }]
+        return dice.chance(0.5)
+          ? [stopChild('spawned')]
+          : [{ type: 'note', params: ({ context }: { context: Context }) => ({ at: `${at}${context.count}` }) }]
       default:
-        return [
-          enqueueActions((({ context, enqueue, check }: never) => several(context, enqueue, check, at)) as never),
-        ]
+        return [enqueueActions((({ context, enqueue, check }: never) => several(context, enqueue, check, at)) as never)]
     }
   }
 }
