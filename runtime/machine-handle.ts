@@ -66,7 +66,7 @@ export class MachineHandle<Output = unknown, Event extends Message = Message> {
   async send(message: Event): Promise<void> {
     const body = await machineMessage(this.#definition as never, message)
     const shard = await this.#shard()
-    if (shard.machineEnd() !== null) throw this.#ended()
+    if (shard.hasEnded(machineAddress)) throw this.#ended()
     const draft = { from: 'client/local', to: machineAddress, cause: '', body, values: [] }
     const { events } = await shard.post(draft, true)
     if (events.some(([, { type, code }]) => type === 'message.dead' && code === 'MACHINE_ENDED')) throw this.#ended()
@@ -151,9 +151,9 @@ export class MachineHandle<Output = unknown, Event extends Message = Message> {
     try {
       return await new Promise<LogicSnapshot>((resolve, reject) => {
         unsubscribe = this.#worker.onEnd(this.id, () => {
-          const end = shard.machineEnd()
           const reason = this.#gone(shard)
-          if (end !== null) resolve(end)
+          if (shard.hasEnded(machineAddress))
+            resolve(shard.state.actors.get(machineAddress)!.snapshot as LogicSnapshot)
           else if (reason !== null) reject(reason)
         })
       })

@@ -24,8 +24,6 @@ import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './en
 import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import { Inbox } from './inbox.js'
 import type { Pending } from './journal.js'
-import { isLogic } from './logic.js'
-import type { LogicSnapshot } from './logic-step.js'
 import { maxOutbox } from './mail.js'
 import { type Attempt, type Item, maxMailbox, maxMailboxBytes } from './mailbox.js'
 import { handedOver, Outbox } from './outbox.js'
@@ -36,7 +34,7 @@ import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
 import { crewVersionOf, type Effect, nextDueAt, portWork, type ShardState, timerKey } from './state.js'
 import { byExecutor, recoverOwned, Takeover } from './takeover.js'
-import { machineAddress } from './user-actors.js'
+import { definedBy, hasEnded, logicNamed } from './user-actors.js'
 
 /** Commits in one record at most. */
 const maxCommits = 64
@@ -102,16 +100,10 @@ export class Shard {
       term: recovered.state.sequence,
       given: (effect) => void this.#takeover.follow(effect),
       owns: () => host.ownership?.owns(id, this.crewVersion) ?? true,
-      send: async (draft) => {
-        await host.ownership!.send(id, draft)
-        host.sent(id, draft.cause)
-      },
+      send: (draft) => host.ownership!.send(id, draft).then(() => host.sent(id, draft.cause)),
       state: () => this.#state,
       crew: () => this.#crew,
-      logic: (kind) => {
-        const machine = host.context.machines[kind]
-        return machine !== undefined && isLogic(machine) ? machine : null
-      },
+      logic: (kind) => logicNamed(host.context.machines, kind),
       dataOf: (run) => this.dataOf(run),
       post: (draft) => this.post(draft),
       watched: () => host.watched(id),
@@ -166,15 +158,9 @@ export class Shard {
   /** Tasks on their way into the journal, by key: whoever asks for the same one waits for the same. */
   readonly starting = new Map<string, Promise<string>>()
 
-  /** Whether a run has ended, durably. */
+  /** Whether a run has ended, or a user's machine by its address, durably. */
   hasEnded(run: string): boolean {
-    return this.#state.runs.get(run)?.status === 'finished' && !this.#ending.has(run)
-  }
-
-  /** How the machine ended that this crew is, durably; null while it has not. */
-  machineEnd(): LogicSnapshot | null {
-    const snapshot = this.#state.actors.get(machineAddress)?.snapshot as LogicSnapshot | undefined
-    return snapshot === undefined || snapshot.status === 'active' || this.#ending.has(machineAddress) ? null : snapshot
+    return hasEnded(this.#state, run) && !this.#ending.has(run)
   }
 
   /** Whether a commit is durable. */
@@ -518,9 +504,7 @@ export class Shard {
    * @param input of a crew that is one machine, for its start
    */
   async define(crew: LiveCrew, input?: unknown): Promise<void> {
-    const { definition, data } = crew.prepared
-    const body = { type: 'crew.defined', definition, crew: data, ...(input === undefined ? {} : { input }) }
-    if (this.#state.definition !== definition) await this.#own(body)
+    if (this.#state.definition !== crew.prepared.definition) await this.#own(definedBy(crew.prepared, input))
     this.#crew = crew
     this.#dispatcher.pump()
   }

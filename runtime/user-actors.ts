@@ -12,11 +12,12 @@
  */
 import type { DecideContext, Decided } from './decided.js'
 import { codeOf, type ErrorCode, isErrorCode, reasonOf } from './errors.js'
-import { isLogic, isUserKind, type Logic } from './logic.js'
+import { isLogic, type Logic } from './logic.js'
 import type { LogicSnapshot, Place } from './logic-step.js'
 import { errorData } from './plain.js'
 import type { Action, Message, Snapshot, Step } from './scope.js'
-import type { Actor } from './state.js'
+import type { PreparedCrew } from './prepared-crew.js'
+import type { Actor, Machines, ShardState } from './state.js'
 
 /** The machine of a crew that is one machine. */
 export const machineAddress = 'machine/main'
@@ -46,6 +47,23 @@ export function machineOf(crew: unknown): MachineData | null {
 /** Whether an address is that of an actor of a user's. */
 export function isUserAddress(address: string): boolean {
   return address.startsWith('machine/') || address.startsWith('child/')
+}
+
+/** The message that defines a crew. @param input of one that is one machine, for its start */
+export function definedBy({ definition, data }: Pick<PreparedCrew, 'definition' | 'data'>, input: unknown): Message {
+  return { type: 'crew.defined', definition, crew: data, ...(input === undefined ? {} : { input }) }
+}
+
+/** Whether a run has ended, or a machine that nobody started, by its address. */
+export function hasEnded({ runs, actors }: Pick<ShardState, 'runs' | 'actors'>, id: string): boolean {
+  const machine = actors.get(id)?.snapshot.status ?? 'active'
+  return runs.get(id)?.status === 'finished' || machine !== 'active'
+}
+
+/** A user's logic by its kind; null when this process has not been told of it. */
+export function logicNamed(machines: Machines, kind: string): Logic | null {
+  const machine = machines[kind]
+  return machine !== undefined && isLogic(machine) ? machine : null
 }
 
 /** A message on its way to an actor of a user's. */
@@ -100,8 +118,8 @@ export class UserActors {
   start(address: string, kind: string, parent: string, input: unknown, id = address): void {
     const { decided, context } = this.#host
     const generation = decided.generation()
-    const logic = context.machines[kind]
-    if (logic === undefined || !isLogic(logic)) {
+    const logic = logicNamed(context.machines, kind)
+    if (logic === null) {
       const end = { error: { code: 'MACHINE_UNKNOWN', message: `there is no machine of kind ${kind}` } }
       return this.#tell(address, parent, end)
     }

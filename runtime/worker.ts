@@ -21,7 +21,7 @@ import { type CrewVersion, nameIn } from './crew-version.js'
 import { Departed } from './departed.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
-import { EventHub } from './events.js'
+import { EventHub, isEnd } from './events.js'
 import type { Draft } from './envelope.js'
 import { isDamage, type Journal, type OpenReport, type ShardHead } from './journal.js'
 import type { Log } from './log.js'
@@ -102,20 +102,14 @@ export class Worker {
     this.#departed = new Departed(options.ports.clock)
     this.#host = {
       ...{ journal: options.journal, ports: options.ports, executor: options.executor },
-      // Machines of users come while it runs.
-      context: {
-        ...options.context,
-        machines: { ...options.context.machines },
-        ...(options.trace === undefined ? {} : { trace: true }),
-      },
+      context: options.trace === undefined ? options.context : { ...options.context, trace: true },
       ownership: options.ownership ?? null,
       checks: options.checks === true,
       openedAt: () => this.#openedAt,
       schedule: (shard, dueAt) => this.#wakes.plan(shard, dueAt),
       publish: (shard, events) => {
         this.hub.publish(shard, events)
-        if (events.some(({ event: { type } }) => type === 'run.finished' || type === 'machine.finished'))
-          this.#tellEnds(shard)
+        if (events.some(isEnd)) this.#tellEnds(shard)
       },
       trace: (shard, commit) => options.trace?.(shard, commit),
       show: (shard, event) => this.hub.show(shard, event),
@@ -212,7 +206,7 @@ export class Worker {
 
   /** Tells it of a machine of a user's: shards that run it can be rebuilt. One of the same name takes the place of the last. */
   register(logics: ReadonlyMap<string, Logic>): void {
-    Object.assign(this.#host.context.machines, Object.fromEntries(logics))
+    Object.assign(this.#options.context.machines, Object.fromEntries(logics))
   }
 
   /** The active shards. */
@@ -223,11 +217,6 @@ export class Worker {
   /** Nothing more happens here: its shards are closed. */
   get closed(): boolean {
     return this.#closed
-  }
-
-  /** True when the previous owner did not close the journal. */
-  get unclean(): boolean {
-    return this.#unclean
   }
 
   /**
@@ -419,9 +408,7 @@ export class Worker {
     const unloading = shard
       .unload()
       .catch(() => undefined)
-      .then(() => {
-        this.#unloading.delete(id)
-      })
+      .then(() => void this.#unloading.delete(id))
     this.#unloading.set(id, unloading)
   }
 

@@ -112,7 +112,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     log: createLog('silent'),
     executor: 'test',
     ports: { clock, random: () => 0, breakers },
-    context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
+    context: { scope: new Scope(), machines: { ...(options.machines ?? shippedMachines) } },
     checks: options.checks ?? true,
     idleMs: options.idleMs ?? 30_000,
     ...(options.retainMs === undefined ? {} : { retainMs: options.retainMs }),

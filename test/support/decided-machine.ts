@@ -115,7 +115,7 @@ export function toldOf(state: ShardState, address: string): Told {
   return {
     status: snapshot.status,
     value: isActive ? snapshot.value : undefined,
-    context: snapshot.context,
+    context: snapshot.logic.form === 'promise' ? null : snapshot.context,
     output: snapshot.output,
     failed: snapshot.error !== undefined,
     children: isActive

@@ -56,7 +56,7 @@ export class Dice {
 }
 
 /** Where promises of a generated machine get their outcome: by what they were asked. */
-export type Settle = (input: { readonly ask: number }) => Promise<unknown>
+export type Settle = (input: { readonly ask: string }) => Promise<unknown>
 
 /** Whom a generated machine sends to: an address for the runtime, an actor for XState. */
 export interface Outside {
@@ -161,7 +161,7 @@ class Generator {
         fails: childOf('fails'),
         nest: childOf('nest', brief),
         reducer,
-        work: fromPromise(({ input }: { input: { ask: number } }) => this.#settle(input)),
+        work: fromPromise(({ input }: { input: { ask: string } }) => this.#settle(input)),
       } as never,
       guards: {
         even: ({ context }) => context.count % 2 === 0,
@@ -294,7 +294,7 @@ class Generator {
     ])
     const note = (at: string): object => ({ actions: [{ type: 'note', params: { at: `${id}${at}` } }, 'count'] })
     const ends = dice.chance(0.4) ? { target: `#${dice.pick(this.#ids)}`, ...note(' done') } : note(' done')
-    const input = ({ context }: { context: Context }): object => ({ count: context.count, ask: context.count + 7 })
+    const input = ({ context }: { context: Context }): object => ({ count: context.count, ask: `${id} ${context.count}` })
     const errors = src === 'fails' || src === 'work' || dice.chance(0.5)
     return {
       invoke: { src, id, input, onDone: ends, ...(errors ? { onError: note(' failed') } : {}) },
