@@ -4,7 +4,7 @@
  * Owns: running one, what is told of one that throws.
  * Does not own: when (`shard.ts`), which there are (`logic-step.ts`).
  *
- * - CA1 An action runs at most once, behind its commit, and never on replay; one that throws, or whose promise rejects, is an
+ * - UC1 An action runs at most once, behind its commit, and never on replay; one that throws, or whose promise rejects, is an
  *   event and no crash.
  */
 import { reasonOf } from './errors.js'

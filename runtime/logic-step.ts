@@ -337,7 +337,7 @@ class LogicStep {
       to: this.#addressOf(to),
       message: messageOf(event, 'a message'),
       delayMs,
-      id: id === undefined ? null : String(id),
+      id: typeof id === 'string' ? id : null,
     }
   }
 
@@ -351,7 +351,8 @@ class LogicStep {
 
   /** @param isFirst the machine has just begun: XState does nothing that a start said which failed */
   end(inner: AnyMachineSnapshot, before: LogicSnapshot['children'], isFirst = false): Step {
-    const { status, value } = inner
+    const { status } = inner
+    const value = inner.value as unknown
     if (status === 'error' && isFirst) this.actions.length = 0
     else for (const [at, params] of this.#sends) this.#send(at, params)
     const context = toPlain(inner.context as unknown, 'the context')

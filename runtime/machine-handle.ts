@@ -64,7 +64,7 @@ export class MachineHandle<Output = unknown, Event extends Message = Message> {
    * `MAILBOX_FULL`, `STORE_FULL`, `SHARD_STOPPED`.
    */
   async send(message: Event): Promise<void> {
-    const body = await machineMessage(this.#definition as never, message)
+    const body = await machineMessage(this.#definition, message)
     const shard = await this.#shard()
     if (shard.hasEnded(machineAddress)) throw this.#ended()
     const draft = { from: 'client/local', to: machineAddress, cause: '', body, values: [] }
@@ -152,8 +152,7 @@ export class MachineHandle<Output = unknown, Event extends Message = Message> {
       return await new Promise<LogicSnapshot>((resolve, reject) => {
         unsubscribe = this.#worker.onEnd(this.id, () => {
           const reason = this.#gone(shard)
-          if (shard.hasEnded(machineAddress))
-            resolve(shard.state.actors.get(machineAddress)!.snapshot as LogicSnapshot)
+          if (shard.hasEnded(machineAddress)) resolve(shard.state.actors.get(machineAddress)!.snapshot as LogicSnapshot)
           else if (reason !== null) reject(reason)
         })
       })

@@ -4,7 +4,7 @@
  * Owns: what is asked for, running it, what comes of it.
  * Does not own: when (`dispatcher.ts`), what an actor makes of the outcome (`logic-step.ts`).
  *
- * - PC1 A promise that resolves with what is no plain data, or with too much of it, is rejected with the reason: its outcome
+ * - PM1 A promise that resolves with what is no plain data, or with too much of it, is rejected with the reason: its outcome
  *   is journalled, and a machine gets what is in the journal.
  */
 import type { Outcome } from './edge.js'

@@ -170,7 +170,7 @@ export class Runtime {
     definition: MachineDefinition<Output, Input, Event>,
     options: MachineSpawnOptions<Input>,
   ): Promise<MachineHandle<Output, Event>> {
-    const crew = machineCrew(definition as never)
+    const crew = machineCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const live = this.#parts.bind(crew)
     this.worker.register(definition.logics)
@@ -179,7 +179,7 @@ export class Runtime {
     if (shard.state.definition !== '' && !shard.state.actors.has(machineAddress))
       throw new TroupeError('CREW_INVALID', `${id} is a crew of agents, and no machine`)
     const isNew = !shard.state.actors.has(machineAddress)
-    await shard.define(live, isNew ? await machineInput(definition as never, options.input) : undefined)
+    await shard.define(live, isNew ? await machineInput(definition, options.input) : undefined)
     const handle = new MachineHandle<Output, Event>(id, this.worker, live, definition as never)
     this.#machines.get(id)?.release()
     this.#machines.set(id, handle)

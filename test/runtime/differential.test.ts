@@ -94,4 +94,3 @@ describe('differential', () => {
     for (let number = 0; number < Math.round(machines / 5); number += 1) compare(seed * 200_000 + number, true)
   })
 })
-

@@ -29,7 +29,11 @@ const promise = fromPromise(() => Promise.resolve(1))
 
 /** A machine that does something on `go`. */
 const doing = (action: unknown): AnyStateMachine =>
-  setup({ actors: { child } }).createMachine({ on: { go: { actions: action as never } }, initial: 'a', states: { a: {} } })
+  setup({ actors: { child } }).createMachine({
+    on: { go: { actions: action as never } },
+    initial: 'a',
+    states: { a: {} },
+  })
 const invoking = (invoke: object): AnyStateMachine => createMachine({ id: 'x', invoke: invoke as never })
 
 describe('logic: refused where it is defined', () => {
@@ -40,8 +44,11 @@ describe('logic: refused where it is defined', () => {
     'an observable of events': () => invoking({ src: eventObservable, id: 'c' }),
     'a callback of a child': () => invoking({ src: createMachine({ invoke: { src: callback, id: 'c' } }), id: 'k' }),
     'a callback in an inner state': () =>
-      createMachine({ initial: 'a', states: { a: { initial: 'b', states: { b: { invoke: { src: callback, id: 'c' } } } } } }),
-    'onSnapshot': () => invoking({ src: child, id: 'c', onSnapshot: { actions: [] } }),
+      createMachine({
+        initial: 'a',
+        states: { a: { initial: 'b', states: { b: { invoke: { src: callback, id: 'c' } } } } },
+      }),
+    onSnapshot: () => invoking({ src: child, id: 'c', onSnapshot: { actions: [] } }),
     'a system id': () => invoking({ src: child, id: 'c', systemId: 's' }),
     'a spawned child without an id': () => doing(spawnChild(child)),
     'a spawned child with a system id': () => doing(spawnChild(child, { id: 'c', systemId: 's' } as never)),
@@ -86,13 +93,23 @@ describe('logic: refused where it is defined', () => {
 
 describe('logic: refused at the step', () => {
   const refused: Readonly<Record<string, unknown>> = {
-    'spawn inside assign': assign(({ spawn }: never) => ({ ref: (spawn as (...all: unknown[]) => unknown)('child', { id: 'c' }) })),
-    'a child without an id, by enqueueActions': enqueueActions(({ enqueue }) => (enqueue as unknown as { spawnChild(of: string): void }).spawnChild('child')),
+    'spawn inside assign': assign(({ spawn }: never) => ({
+      ref: (spawn as (...all: unknown[]) => unknown)('child', { id: 'c' }),
+    })),
+    'a child without an id, by enqueueActions': enqueueActions(({ enqueue }) =>
+      (enqueue as unknown as { spawnChild(of: string): void }).spawnChild('child'),
+    ),
     'a child with a system id': enqueueActions(({ enqueue }) =>
-      (enqueue as unknown as { spawnChild(of: string, options: object): void }).spawnChild('child', { id: 'c', systemId: 's' }),
+      (enqueue as unknown as { spawnChild(of: string, options: object): void }).spawnChild('child', {
+        id: 'c',
+        systemId: 's',
+      }),
     ),
     'a child whose snapshots are read': enqueueActions(({ enqueue }) =>
-      (enqueue as unknown as { spawnChild(of: string, options: object): void }).spawnChild('child', { id: 'c', syncSnapshot: true }),
+      (enqueue as unknown as { spawnChild(of: string, options: object): void }).spawnChild('child', {
+        id: 'c',
+        syncSnapshot: true,
+      }),
     ),
     'a child of logic that nobody has named': enqueueActions(({ enqueue }) =>
       enqueue.spawnChild(createMachine({}) as never, { id: 'c' } as never),
@@ -140,7 +157,11 @@ describe('logic: refused at the step', () => {
   })
 
   test('LS4 PL1 logic: what is undefined is left out, so that a context comes back as it is', () => {
-    const machine = new DecidedMachine(doing(assign({ gone: () => undefined, list: () => [1, undefined] } as never)), {}, true)
+    const machine = new DecidedMachine(
+      doing(assign({ gone: () => undefined, list: () => [1, undefined] } as never)),
+      {},
+      true,
+    )
     machine.send({ type: 'go' })
     expect(machine.told.context).toEqual({ list: [1, null] })
     expect(Object.keys(machine.told.context as object)).toEqual(['list'])

@@ -6,7 +6,7 @@ import { defineAgent } from '../../runtime/define.js'
 import { defineMachine } from '../../runtime/define-machine.js'
 import type { TroupeEvent } from '../../runtime/events.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
-import { openStage, until } from '../support/crew-stage.js'
+import { openStage, quiet, until } from '../support/crew-stage.js'
 import { createManualClock } from '../support/manual-clock.js'
 
 interface Context {
@@ -34,10 +34,7 @@ const orderMachine = setup({
       notified.push(`${context.customer} ${context.items}`)
       if (context.items > 100) throw new Error('too many')
     },
-    slow: async () => {
-      await Promise.resolve()
-      throw new Error('late')
-    },
+    slow: (() => Promise.reject(new Error('late'))) as () => void,
   },
 }).createMachine({
   id: 'order',
@@ -110,7 +107,7 @@ describe('machine handle', () => {
     await third.runtime.close()
   })
 
-  test('CA1 machine: actions of its own run once, behind the commit and not on replay; one that throws is an event', async () => {
+  test('UC1 machine: actions of its own run once, behind the commit and not on replay; one that throws is an event', async () => {
     const store = createMemoryStore()
     notified.length = 0
     const first = await openStage({ store })
@@ -158,6 +155,23 @@ describe('machine handle', () => {
     const { state } = await stage.worker.shard('o1')
     expect([state.actors.size, state.timers.size]).toEqual([1, 0])
     await stage.runtime.close()
+  })
+
+  test('MH2 machine: whoever waits for it keeps it in memory; who leaves its events cancels nothing', async () => {
+    const stage = await openStage({ idleMs: 1_000 })
+    const machine = await stage.runtime.spawn(order, { id: 'o1', input: { customer: 'Ada' } })
+    machine.release()
+    const { result } = machine
+    await quiet()
+    for (let times = 0; times < 5; times += 1) {
+      stage.clock.advance(1_000)
+      await quiet()
+    }
+    expect(stage.worker.active.has('o1')).toBe(true)
+    for await (const { type } of machine.events()) if (type === 'troupe.crew.defined') break
+    expect((await machine.state()).status).toBe('active')
+    await stage.runtime.close()
+    await expect(result).rejects.toMatchObject({ code: 'RUNTIME_CLOSED' })
   })
 
   test('DM2 machine: what it may not be given is refused, and nothing of it is journalled', async () => {

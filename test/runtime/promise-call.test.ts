@@ -86,7 +86,7 @@ describe('promise', () => {
     await stage.runtime.close()
   })
 
-  test('PC1 promise: an output that cannot be kept is an error, whatever it is', async () => {
+  test('PM1 promise: an output that cannot be kept is an error, whatever it is', async () => {
     const odd: unknown[] = [() => 1, new Map(), 'x'.repeat(300_000), Number.NaN, 3n]
     const stage = await openStage()
     const machine = await stage.runtime.spawn(worker(() => Promise.resolve(odd.shift())))
@@ -166,6 +166,24 @@ describe('promise', () => {
     const again = await second.runtime.spawn(definition)
     await until(async () => ((await again.state()).context as { seen: unknown[] }).seen.length === 1)
     expect(calls).toBeLessThanOrEqual(1)
+    await second.runtime.close()
+  })
+
+  test('promise: one that was cut and that nobody asks about fails its machine with EFFECT_UNKNOWN', async () => {
+    const store = createMemoryStore()
+    let calls = 0
+    const work = fromPromise(() => {
+      calls += 1
+      return new Promise(() => undefined)
+    })
+    const definition = defineMachine(createMachine({ id: 'cut', invoke: { src: work, id: 'work' } }))
+    const first = await openStage({ store })
+    await first.runtime.spawn(definition)
+    await until(() => calls === 1)
+    first.crash()
+    const second = await openStage({ store, unclean: true })
+    const again = await second.runtime.spawn(definition)
+    await expect(again.result).rejects.toMatchObject({ code: 'EFFECT_UNKNOWN' })
     await second.runtime.close()
   })
 

@@ -37,7 +37,11 @@ const kid = setup({ types: {} as { context: Seen } }).createMachine({
   entry: sendParent({ type: 'hello' }),
   output: ({ context }) => context.seen.length,
   on: { ping: { actions: [note, sendParent({ type: 'pong' }), emit({ type: 'pinged' } as never)] } },
-  states: { busy: { after: { 30: 'late' }, on: { end: 'ended' } }, late: { on: { end: 'ended' } }, ended: { type: 'final' } },
+  states: {
+    busy: { after: { 30: 'late' }, on: { end: 'ended' } },
+    late: { on: { end: 'ended' } },
+    ended: { type: 'final' },
+  },
 })
 
 const parent = setup({ types: {} as { context: Seen }, actors: { kid } }).createMachine({
@@ -68,7 +72,9 @@ describe('user actors', () => {
   })
 
   test('UA4 user actors: a delayed message to a child is its sender’s: cancelled by it, and of no use behind its child', () => {
-    const ours = same(parent, { type: 'go' }, { type: 'later' }, { type: 'never' }, 20, { type: 'later' }, 20, { type: 'later' })
+    const ours = same(parent, { type: 'go' }, { type: 'later' }, { type: 'never' }, 20, { type: 'later' }, 20, {
+      type: 'later',
+    })
     same(parent, { type: 'go' }, { type: 'later' }, { type: 'leave' }, { type: 'go' }, 20)
     ours.send({ type: 'leave' })
     ours.wait(20)
@@ -78,7 +84,10 @@ describe('user actors', () => {
   })
 
   test('UA2 user actors: the end of a child of an earlier visit is not taken for that of the next one', () => {
-    const quick = setup({}).createMachine({ initial: 'a', states: { a: { on: { end: 'b' } }, b: { type: 'final', entry: sendParent({ type: 'again' }) } } })
+    const quick = setup({}).createMachine({
+      initial: 'a',
+      states: { a: { on: { end: 'b' } }, b: { type: 'final', entry: sendParent({ type: 'again' }) } },
+    })
     const machine = setup({ types: {} as { context: Seen }, actors: { quick } }).createMachine({
       context: { seen: [] },
       initial: 'busy',
@@ -118,7 +127,10 @@ describe('user actors', () => {
   })
 
   test('user actors: a message to a machine that is not there is nobody’s, as inside any commit', () => {
-    const ours = new DecidedMachine(createMachine({ on: { go: { actions: sendTo(to('machine/other'), { type: 'x' }) } } }), {})
+    const ours = new DecidedMachine(
+      createMachine({ on: { go: { actions: sendTo(to('machine/other'), { type: 'x' }) } } }),
+      {},
+    )
     ours.send({ type: 'go' })
     expect(events(ours.commits.at(-1)!, 'message.dead')).toEqual([])
     expect(ours.told.status).toBe('active')

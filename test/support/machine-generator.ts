@@ -294,7 +294,10 @@ class Generator {
     ])
     const note = (at: string): object => ({ actions: [{ type: 'note', params: { at: `${id}${at}` } }, 'count'] })
     const ends = dice.chance(0.4) ? { target: `#${dice.pick(this.#ids)}`, ...note(' done') } : note(' done')
-    const input = ({ context }: { context: Context }): object => ({ count: context.count, ask: `${id} ${context.count}` })
+    const input = ({ context }: { context: Context }): object => ({
+      count: context.count,
+      ask: `${id} ${context.count}`,
+    })
     const errors = src === 'fails' || src === 'work' || dice.chance(0.5)
     return {
       invoke: { src, id, input, onDone: ends, ...(errors ? { onError: note(' failed') } : {}) },
