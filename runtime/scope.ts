@@ -138,12 +138,12 @@ export class Scope {
 
   /** One message. Throws what the machine throws. */
   deliver(snapshot: Snapshot, address: string, message: Message, place?: Place): Step {
-    if ('logic' in snapshot) return deliverLogic(snapshot, message, place ?? alone(address))
     this.#sink.begin(address)
     if ('leaf' in snapshot) {
       const step = chartOf(snapshot.machine)!.step(snapshot, message, this.#sink)
       return { snapshot: step.snapshot, actions: this.#sink.actions, taken: step.taken }
     }
+    if ('logic' in snapshot) return deliverLogic(snapshot, message, place ?? alone(address))
     const machine = snapshot.machine as AnyStateMachine
     const next: Snapshot = machine.transition(snapshot, message, this.#actorScope)
     // A transition without actions that stays where it is gives back the same snapshot, and was taken all the same.

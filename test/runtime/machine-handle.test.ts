@@ -1,3 +1,6 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { assign, createMachine, emit, sendParent, setup } from 'xstate'
 import { z } from 'zod'
@@ -5,6 +8,8 @@ import { agentMachine } from '../../machines/index.js'
 import { defineAgent } from '../../runtime/define.js'
 import { defineMachine } from '../../runtime/define-machine.js'
 import type { TroupeEvent } from '../../runtime/events.js'
+import { createRuntime } from '../../runtime/index.js'
+import { RemoteRuntime } from '../../runtime/remote-runtime.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
 import { openStage, quiet, until } from '../support/crew-stage.js'
 import { createManualClock } from '../support/manual-clock.js'
@@ -276,6 +281,65 @@ describe('machine handle', () => {
       expect.objectContaining({ code: 'MACHINE_UNSUPPORTED' }),
     )
     expect(defineMachine(agentMachine as never).name).toBe('agent')
+  })
+
+  test('machine: it is shown, listed and cancelled by its id like any crew, and has no agents to hold', async () => {
+    const stage = await openStage()
+    const machine = await stage.runtime.spawn(order, { id: 'o1', input: { customer: 'Ada' } })
+    await machine.send({ type: 'order' })
+    expect(await stage.runtime.show('o1')).toMatchObject({
+      crew: 'order',
+      openEffects: 0,
+      actors: [{ address: 'machine/main', state: 'paying' }, { state: 'waiting' }],
+    })
+    for (const hold of [stage.runtime.pause('o1'), stage.runtime.resume('o1')])
+      await expect(hold).rejects.toMatchObject({ code: 'CREW_INVALID' })
+    await expect(stage.runtime.steer('o1', 'faster')).rejects.toMatchObject({ code: 'STEER_REFUSED' })
+    await stage.runtime.cancel('o1')
+    await expect(machine.result).rejects.toMatchObject({ code: 'RUN_CANCELLED' })
+    await stage.runtime.remove('o1')
+    await stage.runtime.close()
+  })
+
+  test('machine: one that waits for messages is not at rest, one that has ended is', async () => {
+    const stage = await openStage({ retainMs: 10_000, idleMs: 1_000 })
+    const waiting = await stage.runtime.spawn(order, { id: 'o1', input: { customer: 'Ada' } })
+    const done = await stage.runtime.spawn(order, { id: 'o2', input: { customer: 'Ada' } })
+    await done.cancel()
+    for (const handle of [waiting, done]) handle.release()
+    const ids = async (): Promise<string[]> => {
+      const found: string[] = []
+      for await (const { id } of stage.runtime.list()) found.push(id)
+      return found.sort()
+    }
+    await until(async () => {
+      stage.clock.advance(5_000)
+      await quiet()
+      return (await ids()).length === 1
+    })
+    expect(await ids()).toEqual(['o1'])
+    await stage.runtime.close()
+  })
+
+  test('machine: a runtime that is told of it takes it up before anybody spawns it', async () => {
+    const store = await mkdtemp(join(tmpdir(), 'troupe-machines-'))
+    const first = await createRuntime({ store, log: 'silent' })
+    const machine = await first.spawn(order, { id: 'o1', input: { customer: 'Ada' } })
+    await machine.send({ type: 'add', items: 1 })
+    await first.close()
+    const second = await createRuntime({ store, log: 'silent', machines: [order as never] })
+    expect((await second.show('o1')).actors).toMatchObject([{ address: 'machine/main', state: 'open' }])
+    await second.close()
+    const third = await createRuntime({ store, log: 'silent' })
+    await expect(third.show('o1')).rejects.toMatchObject({ code: 'MACHINE_UNKNOWN' })
+    await third.close()
+    await rm(store, { recursive: true })
+  })
+
+  test('machine: where its store is another process’s it is refused, and so it is over NATS', async () => {
+    const nothing = { ask: () => Promise.reject(new Error('nobody')), stream: () => Promise.reject(new Error('nobody')) }
+    const remote = new RemoteRuntime({ channel: nothing as never })
+    await expect(remote.spawn(order)).rejects.toMatchObject({ code: 'CONFIG_INVALID' })
   })
 
   test('machine: what it emits is an event of its own kind, whatever it is called', async () => {
