@@ -6,7 +6,8 @@
  * (`shard.ts`, `dispatcher.ts`).
  *
  * - D1 Pure: the same state and envelope give the same state, digest and effects, on any machine at any time.
- * - D2 Messages inside a commit are taken first in, first out, until nobody has anything more to say.
+ * - D2 Messages inside a commit are taken first in, first out, until nobody has anything more to say; those of users' actors
+ *   to each other in XState's order (`user-actors.ts`).
  * - D3 What fails, fails one actor: its supervisor is told inside the same commit, and the envelope counts as taken.
  * - D4 An outcome is delivered once, to the actor that asked, and only while its effect is open; afterwards it changes
  *   accounts only. A timer that was replaced or cancelled is not delivered.

@@ -240,8 +240,10 @@ export function stateHash(state: ShardState, scope: Scope, machines: Machines): 
 function migrate(machine: Machine, persisted: PersistedSnapshot, version: string): PersistedSnapshot | null {
   if (version === (machine.version ?? '')) return persisted
   if (!isLogic(machine) || machine.migrate === undefined) return null
+  // The order in which its states were entered is that of the old ones.
+  const { nodes: _, ...rest } = persisted
   const { value, context } = machine.migrate({ value: persisted.value, context: persisted.context }, version)
-  return { ...persisted, value, context }
+  return { ...rest, value, context }
 }
 
 /** Why an actor of this kind cannot go on here. A user's machine may only not have been named yet. */

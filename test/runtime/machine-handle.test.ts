@@ -266,6 +266,29 @@ describe('machine handle', () => {
     await second.runtime.close()
   })
 
+  test('machine: parallel states are migrated by their value, whatever order they were entered in', async () => {
+    const make = (left: string) =>
+      createMachine({
+        id: 'two',
+        type: 'parallel',
+        states: { a: { initial: left, states: { [left]: { on: { go: 'end' } }, end: {} } }, b: {} },
+      })
+    const store = createMemoryStore()
+    const first = await openStage({ store })
+    await first.runtime.spawn(defineMachine(make('old')))
+    await first.runtime.close()
+    const second = await openStage({ store })
+    const migrated = defineMachine(make('new'), {
+      version: '2',
+      migrate: ({ context }) => ({ value: { a: 'new', b: {} }, context }),
+    })
+    const machine = await second.runtime.spawn(migrated)
+    expect((await machine.state()).value).toEqual({ a: 'new', b: {} })
+    await machine.send({ type: 'go' })
+    expect((await machine.state()).value).toEqual({ a: 'end', b: {} })
+    await second.runtime.close()
+  })
+
   test('DM1 machine: a definition that is none is refused', () => {
     for (const make of [
       () => defineMachine(orderMachine, { name: 'no name' }),
