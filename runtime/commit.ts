@@ -6,7 +6,8 @@
  * (`shard.ts`, `dispatcher.ts`).
  *
  * - D1 Pure: the same state and envelope give the same state, digest and effects, on any machine at any time.
- * - D2 Messages inside a commit are taken first in, first out, until nobody has anything more to say.
+ * - D2 Messages inside a commit are taken first in, first out, until nobody has anything more to say; those of users' actors
+ *   to each other in XState's order (`user-actors.ts`).
  * - D3 What fails, fails one actor: its supervisor is told inside the same commit, and the envelope counts as taken.
  * - D4 An outcome is delivered once, to the actor that asked, and only while its effect is open; afterwards it changes
  *   accounts only. A timer that was replaced or cancelled is not delivered.
@@ -17,8 +18,7 @@
  *   comes. It goes on from before its failure only if nothing that it said was lost.
  * - D7 Who is gone asks a port for nothing and starts nobody: nobody would wait for it, nobody would stop it.
  */
-import type { LogAppend, LogStage } from '../machines/index.js'
-import { append, linkOf, stage } from './conversation.js'
+import { linkOf, write } from './conversation.js'
 import { dropLetters, trimLetters } from './dead-letter.js'
 import type { Envelope } from './envelope.js'
 import { type Commit, type DecideContext, Decided, type DomainEvent, type TracedMessage } from './decided.js'
@@ -37,8 +37,9 @@ import {
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
 import { failedRun, type RunEnd } from './runs.js'
-import type { Message, Step } from './scope.js'
+import type { Action, Message, Step } from './scope.js'
 import { type Actor, type Effect, type ShardState, timerKey } from './state.js'
+import { isUserAddress, machineAddress, machineOf, UserActors } from './user-actors.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -77,6 +78,7 @@ class Deciding {
   #taking: number | null = null
   /** Messages that nobody took: their crew failed. */
   #dropped = 0
+  #users: UserActors | undefined
   readonly #decided: Decided
   readonly #state: ShardState
   readonly #envelope: Envelope
@@ -122,7 +124,9 @@ class Deciding {
     const { to, from, cause, body } = this.#envelope
     if (isForeign(from)) return this.#takeLetter()
     if (to === 'shard/self') return this.#takeOwn(body)
-    const message = { ...body, sequence: this.#state.sequence }
+    // A machine of a user's takes what was said to it, and nothing more.
+    const message = isUserAddress(to) ? body : { ...body, sequence: this.#state.sequence }
+    if (body.type === 'crew.cancel' && this.#isMachine()) return this.#usersNow().cancel(machineAddress)
     if (from === 'clock/timer') return this.#takeTimer(cause)
     if (!from.startsWith('port/')) return this.#push({ from, to, message, must: false })
     const effect = this.#state.effects.get(cause)
@@ -151,12 +155,16 @@ class Deciding {
   }
 
   #takeTimer(cause: string): void {
-    const [actor = '', id = '', generation = ''] = cause.split('|')
-    const timer = this.#state.timers.get(timerKey(actor, id))
-    if (timer === undefined || timer.generation !== generation) return
-    this.#state.timers.delete(timerKey(actor, id))
+    // The id of a timer may hold anything; its generation comes last.
+    const at = cause.lastIndexOf('|')
+    const key = cause.slice(0, at)
+    const timer = this.#state.timers.get(key)
+    if (timer === undefined || timer.generation !== cause.slice(at + 1)) return
+    this.#state.timers.delete(key)
     this.#decided.timersChanged = true
-    this.#push({ from: 'clock/timer', to: actor, message: timer.message, must: true })
+    const { actor, to, message } = timer
+    if (to === undefined) return this.#push({ from: 'clock/timer', to: actor, message, must: true })
+    this.#push({ from: actor, to, message, must: false })
   }
 
   #takeOwn(body: Message): void {
@@ -201,7 +209,12 @@ class Deciding {
 
   #define(body: Message): void {
     this.#state.definition = body['definition'] as string
-    this.#decided.emit('shard/self', { type: this.#state.actors.has(crewAddress) ? 'crew.redefined' : 'crew.defined' })
+    const machine = machineOf(body['crew'])
+    const lead = machine === null ? crewAddress : machineAddress
+    const isKnown = this.#state.actors.has(lead)
+    this.#decided.emit('shard/self', { type: isKnown ? 'crew.redefined' : 'crew.defined' })
+    if (machine !== null)
+      return isKnown ? undefined : this.#usersNow().start(machineAddress, machine.kind, 'shard/self', body['input'])
     if (!this.#state.actors.has(crewAddress)) return this.#startCrew(body['crew'])
     this.#push({
       from: 'shard/self',
@@ -239,11 +252,17 @@ class Deciding {
 
   #push(delivery: Delivery): void {
     this.#queue.push(delivery)
-    if (this.#context.trace === true) {
-      const { from, to, message } = delivery
-      this.#decided.traced.push({ from, to, message, cause: this.#taking })
-    }
-    this.#decided.lines.push(`${delivery.to} ${JSON.stringify(delivery.message)}`)
+    this.#note(delivery)
+  }
+
+  #note({ from, to, message }: Pick<Delivery, 'from' | 'to' | 'message'>): void {
+    if (this.#context.trace === true) this.#decided.traced.push({ from, to, message, cause: this.#taking })
+    this.#decided.lines.push(`${to} ${JSON.stringify(message)}`)
+  }
+
+  /** Whether the crew is one machine. */
+  #isMachine(): boolean {
+    return this.#state.actors.has(machineAddress) && !this.#state.actors.has(crewAddress)
   }
 
   #take(delivery: Delivery): void {
@@ -276,6 +295,7 @@ class Deciding {
   }
 
   #deliver({ from, to, message, must, replayed }: Delivery): void {
+    if (isUserAddress(to)) return this.#usersNow().deliver({ from, to, message })
     const actor = this.#state.actors.get(to)
     if (actor === undefined) {
       // Inside a commit it is normal that somebody has just gone; what comes from outside is never lost in silence.
@@ -304,9 +324,7 @@ class Deciding {
     for (const action of step.actions) {
       if (action.kind === 'emit') this.#decided.emit(address, action.event)
       else if (action.kind === 'cancel') this.#cancelTimer(address, action.id)
-      else if (action.delayMs === null)
-        this.#push({ from: address, to: action.to, message: action.message, must: false })
-      else this.#plan(address, action.to, action.id, action.delayMs, action.message)
+      else if (action.kind === 'send') this.#send(address, action)
     }
     if (step.snapshot.status === 'active') return
     if (step.snapshot.status === 'error') {
@@ -316,14 +334,20 @@ class Deciding {
     this.#stop(address)
   }
 
+  #send(from: string, { to, message, id, delayMs }: Extract<Action, { kind: 'send' }>): void {
+    if (delayMs === null) this.#push({ from, to, message, must: false })
+    else this.#plan(from, to, id, delayMs, message)
+  }
+
   // ------------------------------------------------------------------------------------------ timers
 
   #plan(from: string, to: string, name: string | null, delayMs: number, message: Message): void {
     const generation = this.#decided.generation()
     const id = name ?? generation
-    // A delayed message to somebody else waits in the sender's name and is delivered like any other message.
-    const timer = { actor: to, id, generation, dueAt: this.#envelope.at + delayMs, message }
-    this.#state.timers.set(timerKey(from === to ? from : to, id), timer)
+    // What a user's actor says to somebody else later is its own: it can cancel it, and it goes with it, as in XState.
+    const isOwn = from === to || !isUserAddress(from)
+    const timer = { actor: isOwn ? to : from, id, generation, dueAt: this.#envelope.at + delayMs, message }
+    this.#state.timers.set(timerKey(timer.actor, id), isOwn ? timer : { ...timer, to })
     this.#decided.timersChanged = true
     this.#decided.say('timer', `${to} ${id} ${delayMs} ${JSON.stringify(message)}`)
   }
@@ -338,21 +362,7 @@ class Deciding {
 
   #takeLog(name: string, message: Message): void {
     const { logs, sequence } = this.#state
-    const { values } = this.#envelope
-    switch (message.type) {
-      case 'log.append':
-        return append(logs, name, message as unknown as LogAppend, sequence, values)
-      case 'log.stage':
-        return stage(logs, name, message as unknown as LogStage, sequence, values)
-      case 'log.seal':
-        logs.get(name)?.seal()
-        return
-      case 'log.clear':
-        logs.get(name)?.staged.clear()
-        return
-      default:
-        logs.delete(name)
-    }
+    write(logs, name, message, { sequence, values: this.#envelope.values })
   }
 
   // ------------------------------------------------------------------------------------------ mail
@@ -440,6 +450,7 @@ class Deciding {
   }
 
   #fail(address: string, code: ErrorCode, reason: string): void {
+    if (isUserAddress(address)) return this.#usersNow().fail(address, code, reason)
     const actor = this.#state.actors.get(address)
     if (actor === undefined) return
     this.#failed.set(address, actor)
@@ -462,6 +473,27 @@ class Deciding {
 
   #mayResume(address: string): boolean {
     return this.#failed.has(address) && !this.#state.actors.has(address) && !this.#cut.has(address)
+  }
+
+  /** Users' actors, when there are any. */
+  #usersNow(): UserActors {
+    return (this.#users ??= new UserActors({
+      decided: this.#decided,
+      context: this.#context,
+      failed: this.#failed,
+      relay: (delivery) => {
+        this.#note(delivery)
+        this.#messages += 1
+        if (this.#messages <= this.#messageLimit) return true
+        this.#overflow({ ...delivery, must: false })
+        return false
+      },
+      push: (from, to, message) => this.#push({ from, to, message, must: false }),
+      plan: (from, to, name, delayMs, message) => this.#plan(from, to, name, delayMs, message),
+      cancelTimer: (address, id) => this.#cancelTimer(address, id),
+      stop: (address) => this.#stop(address),
+      deadLetter: (...letter) => this.#deadLetter(...letter),
+    }))
   }
 
   /** Tells the supervisor. The crew's supervisor is the shard: its runs end and it starts anew. */
@@ -573,7 +605,7 @@ class Deciding {
       message: this.#replayed.type,
       ...(edited === undefined ? {} : { editedBy: by }),
     })
-    const message = { ...this.#replayed, sequence: this.#state.sequence }
+    const message = isUserAddress(letter.to) ? this.#replayed : { ...this.#replayed, sequence: this.#state.sequence }
     this.#push({ from: this.#envelope.from, to: letter.to, message, must: false, replayed: true })
   }
 

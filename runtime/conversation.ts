@@ -121,6 +121,29 @@ export function fromStoredEntry([sequence, index, shape, callId, inline]: Stored
 /** The conversations of a shard, by name. */
 export type Conversations = Map<string, Conversation>
 
+/** Carries out a message to a conversation. @param commit the one that says it, with the values of its envelope */
+export function write(
+  logs: Conversations,
+  name: string,
+  message: { readonly type: string },
+  { sequence, values }: { readonly sequence: number; readonly values: readonly Value[] },
+): void {
+  switch (message.type) {
+    case 'log.append':
+      return append(logs, name, message as LogAppend, sequence, values)
+    case 'log.stage':
+      return stage(logs, name, message as LogStage, sequence, values)
+    case 'log.seal':
+      logs.get(name)?.seal()
+      return
+    case 'log.clear':
+      logs.get(name)?.staged.clear()
+      return
+    default:
+      logs.delete(name)
+  }
+}
+
 /** Carries out `log.append`. */
 export function append(
   logs: Conversations,

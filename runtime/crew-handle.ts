@@ -35,6 +35,7 @@ import type { ShardState } from './state.js'
 import type { BudgetLimits } from './budget.js'
 import { raise, type RaiseOptions } from './raising.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
+import { machineAddress } from './user-actors.js'
 import type { Worker } from './worker.js'
 
 /** Runs of one crew that may wait. */
@@ -51,6 +52,8 @@ export function stayAlive(): () => void {
 /** Tells a crew what its user wants; resolves when that is durable. */
 export async function command(active: Promise<Shard>, body: { type: string; run?: string }): Promise<void> {
   const shard = await active
+  if (body.type !== 'crew.cancel' && shard.state.actors.has(machineAddress))
+    throw new TroupeError('CREW_INVALID', `${shard.id} is a machine: there are no agents that could hold`)
   await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
 }
 

@@ -10,6 +10,7 @@ import type { OutboxRow } from './mail.js'
 import type { Message, Scope } from './scope.js'
 import type { Effect, Generation, Machines, ShardState } from './state.js'
 import { trailOf } from './trail.js'
+import type { CustomAction } from './user-actors.js'
 
 /** Something that happened, for whoever watches: where, and what. */
 export type DomainEvent = readonly [from: string, event: Message]
@@ -47,6 +48,8 @@ export interface Commit {
   readonly decisions: readonly string[]
   /** Every message inside, in the order in which they were sent; only when they are traced. */
   readonly messages: readonly TracedMessage[]
+  /** Actions of users' own, to be run once when this is durable. */
+  readonly customs: readonly CustomAction[]
 }
 
 /** What `decide` needs beside state and envelope. */
@@ -72,6 +75,7 @@ export class Decided {
   readonly letters: OutboxRow[] = []
   readonly finished: string[] = []
   readonly traced: TracedMessage[] = []
+  readonly customs: CustomAction[] = []
   timersChanged = false
   #index = 0
 
@@ -112,6 +116,7 @@ export class Decided {
       finished: this.finished,
       decisions: explain ? this.lines : [],
       messages: this.traced,
+      customs: this.customs,
     }
   }
 }

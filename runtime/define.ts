@@ -291,6 +291,15 @@ export type FlowOutput<Agents, Last extends Step> =
       : unknown
 type AnswerOf<Agents, Name> = Name extends keyof Agents ? OutputOf<Agents[Name]> : unknown
 
+/** A machine of a user's as the definition of a crew names it. */
+export interface MachineIdentity {
+  readonly kind: string
+  readonly version: string
+  /** Hash of what is data of its states and transitions. */
+  readonly shape: string
+  readonly promises: Readonly<Record<string, string>>
+}
+
 /** A checked crew. */
 export interface Crew<Output = unknown> {
   readonly kind: 'crew'
@@ -310,6 +319,8 @@ export interface Crew<Output = unknown> {
   readonly minOutputTokens: number
   readonly unknownPrice: Price
   readonly version: string | undefined
+  /** Of a crew that is one machine: its identity as data. */
+  readonly machine?: MachineIdentity
   /** Type of the lead's answer; never present at run time. */
   readonly _output?: Output
 }

@@ -23,6 +23,7 @@ import { isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import { runGuarded } from './guarded-tools.js'
 import { placesIn } from './handoff.js'
 import type { Journal } from './journal.js'
+import type { Logic } from './logic.js'
 import type {
   Clock,
   ModelDelta,
@@ -34,6 +35,7 @@ import type {
   ToolRequest,
 } from './ports.js'
 import type { PreparedCrew } from './prepared-crew.js'
+import { type PromiseCall, rejected, runPromise } from './promise-call.js'
 import { type Effect, isPortWork, type PortEffect, type ShardState } from './state.js'
 
 /** Effects with the ports at once, in one shard. */
@@ -102,6 +104,8 @@ export interface DispatchingShard {
   state(): ShardState
   /** The crew's live definition; null while this process has none. */
   crew(): LiveCrew | null
+  /** Logic of a user's machine by its kind; null when this process does not know it. */
+  logic(kind: string): Logic | null
   /** The run's `data`. */
   dataOf(run: string): Promise<unknown>
   /** Takes an outcome or a `dispatched` record; resolves when it is durable. */
@@ -164,16 +168,19 @@ export class Dispatcher {
 
   /** Starts what may start: called when the crew's definition has come. */
   pump(): void {
-    if (this.#closed || this.#draining || this.#shard.crew() === null) return
+    if (this.#closed || this.#draining) return
     while (this.#inFlight.size < maxInFlight) {
-      const given = this.#waiting.shift()
-      if (given === undefined) return
+      const [given] = this.#waiting
+      // A promise's code is known without the crew's definition: its machine could not have been rebuilt.
+      if (given === undefined || (this.#shard.crew() === null && given.effect.body.type !== 'promise.call')) return
+      this.#waiting.shift()
       this.#start(given)
     }
   }
 
   /** What a model is sent, or the message that has a tool's arguments. */
   #entriesOf({ body, length }: PortEffect): readonly Entry[] {
+    if (body.type === 'promise.call') return []
     const entries = this.#shard.state().logs.get(body.conversation)?.entries ?? []
     return body.type === 'model.call' ? entries.slice(0, length) : entries.slice(body.position, body.position + 1)
   }
@@ -223,9 +230,9 @@ export class Dispatcher {
     const { body } = effect
     let outcome: Outcome | null
     try {
-      outcome = await (body.type === 'model.call'
-        ? this.#model(effect, body, entries, signal)
-        : this.#tool(effect, body, entries, signal))
+      if (body.type === 'model.call') outcome = await this.#model(effect, body, entries, signal)
+      else if (body.type === 'promise.call') outcome = await this.#promise(effect, body, signal)
+      else outcome = await this.#tool(effect, body, entries, signal)
     } catch (error) {
       outcome = this.#break(effect, error)
     }
@@ -254,7 +261,16 @@ export class Dispatcher {
       this.#shard.stop(reason)
       return null
     }
+    if (effect.body.type === 'promise.call') return rejected(reason)
     return broken(reason.code, reason.message, effect.body.type, effect.body)
+  }
+
+  async #promise(effect: Effect, call: PromiseCall, signal: AbortSignal): Promise<Outcome | null> {
+    const logic = this.#shard.logic(call.kind)
+    if (logic === null) throw new TroupeError('MACHINE_UNKNOWN', `there is no logic ${call.kind} any more`)
+    if (!(await this.#mayStart(effect, call, signal))) return signal.aborted ? null : notStarted
+    const outcome = await runPromise(logic, call, effect.from, signal)
+    return signal.aborted ? null : outcome
   }
 
   async #run(id: string): Promise<Omit<EdgeRun, 'shown'>> {
@@ -389,7 +405,7 @@ export class Dispatcher {
   /** Writes the `dispatched` record of a `once` call or a remote one, then looks whether it may still start. */
   async #mayStart(
     effect: Effect,
-    call: ToolCall,
+    call: Pick<ToolCall, 'effect'>,
     signal: AbortSignal,
     { executor, withinMs }: RemotePlace = { executor: this.#shard.executor(), withinMs: startWithinMs },
   ): Promise<boolean> {
@@ -420,6 +436,6 @@ export class Dispatcher {
 }
 
 function draftOf(effect: Effect, outcome: Outcome): Draft {
-  const from = effect.body.type === 'model.call' ? 'port/model' : 'port/tool'
+  const from = `port/${effect.body.type.split('.')[0] ?? ''}`
   return { from, to: effect.from, cause: effect.id, body: outcome.body, values: outcome.values }
 }

@@ -35,6 +35,7 @@ import type { CrewHandle as LocalHandle } from './crew-handle.js'
 import { nameIn } from './crew-version.js'
 import type { Agent, AnyTool, Crew } from './define.js'
 import { toCrew } from './define.js'
+import { isMachineDefinition, type MachineDefinition } from './define-machine.js'
 import type { LiveCrew } from './dispatcher.js'
 import { TroupeError } from './errors.js'
 import type { CrewHandle, Runtime } from './face.js'
@@ -45,8 +46,10 @@ import type { Clock, ToolPort } from './ports.js'
 import { isRemoteOutcome, readRemoteOutcome } from './remote-outcome.js'
 import { isForeign, partsOf, stampOf } from './mail.js'
 import { returned } from './outbox.js'
+import type { MachineHandle } from './machine-handle.js'
 import { RemoteRuntime } from './remote-runtime.js'
-import { Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
+import { type MachineSpawnOptions, Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
+import type { Message } from './scope.js'
 import type { Worker, WorkerOptions } from './worker.js'
 
 /** How a runtime takes part. */
@@ -182,10 +185,14 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
     await this.#member.offer(definitions.map((each) => toCrew(each)))
   }
 
-  override async spawn<Output>(
-    definition: Crew<Output> | Agent<Output>,
-    options: SpawnOptions = {},
-  ): Promise<CrewHandle<Output>> {
+  override spawn<Output, Input, Event extends Message>(
+    definition: MachineDefinition<Output, Input, Event>,
+    options?: MachineSpawnOptions<Input>,
+  ): Promise<MachineHandle<Output, Event>>
+  override spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
+  override async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
+    // The base class says why a machine is refused.
+    if (isMachineDefinition(definition)) return super.spawn(definition, options)
     await this.#member?.offer([toCrew(definition)])
     return super.spawn(definition, options)
   }

@@ -4,12 +4,13 @@
  * Owns: its fields.
  * Does not own: when it is shown (`commit.ts`), its public form (`events.ts`).
  */
-import type { HumanAsk, ModelCall, ToolCall } from '../machines/index.js'
 import type { Message } from './scope.js'
+import type { Effect } from './state.js'
 
 /** The event of work that is asked for. @param id of the effect */
-export function called(body: ModelCall | ToolCall | HumanAsk, id: string): Message {
+export function called(body: Effect['body'], id: string): Message {
   const { type } = body
+  if (type === 'promise.call') return { type: 'promise.called', kind: body.kind, effect: body.effect }
   if (type === 'human.ask') {
     const { kind, agent, callId, tool, waitMs } = body
     return { type: 'human.asked', ask: id, kind, agent, callId, tool, waitMs }

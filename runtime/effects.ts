@@ -4,7 +4,7 @@
  * Owns: opening and closing them, who has one, what a closed one may still owe its account.
  * Does not own: running them (`dispatcher.ts`), the order of messages (`commit.ts`).
  */
-import type { Amounts, HumanAsk, ModelCall, ToolCall } from '../machines/index.js'
+import type { Amounts, ModelCall } from '../machines/index.js'
 import { emptyHash } from './conversation.js'
 import type { Decided } from './decided.js'
 import { called } from './effect-event.js'
@@ -17,7 +17,7 @@ type Owed = Pick<ModelCall, 'keeper' | 'grant'>
 /** Opens an effect: it sees its conversation as it is now. */
 export function ask(decided: Decided, from: string, message: Message): void {
   const { state } = decided
-  const body = message as unknown as ModelCall | ToolCall | HumanAsk
+  const body = message as unknown as Effect['body']
   const log = state.logs.get(body.conversation)
   const effect: Effect = {
     id: decided.generation(),

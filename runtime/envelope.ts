@@ -69,6 +69,7 @@ const outcomesOf: Readonly<Record<string, readonly string[]>> = {
   'model.call': ['model.replied', 'model.failed', 'model.refused', 'effect.interrupted', 'effect.crashed'],
   'tool.call': ['tool.succeeded', 'tool.failed', 'effect.interrupted', 'effect.crashed'],
   'human.ask': ['human.answered'],
+  'promise.call': ['promise.resolved', 'promise.rejected', 'effect.interrupted', 'effect.crashed'],
   'tool.verify': ['tool.verified', 'effect.interrupted', 'effect.crashed'],
 }
 

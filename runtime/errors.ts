@@ -23,6 +23,8 @@ export const errorCodes = [
   'SENDER_BEHIND',
   'OUTCOME_FORGED',
   'MACHINE_UNSUPPORTED',
+  'MACHINE_UNKNOWN',
+  'MACHINE_ENDED',
   // bounds
   'MAILBOX_FULL',
   'RUNS_FULL',
@@ -42,6 +44,7 @@ export const errorCodes = [
   'LOOP_DETECTED',
   'ACTOR_FAILED',
   'OUTCOME_IGNORED',
+  'EFFECT_UNKNOWN',
   'EFFECT_CRASHED',
   'CONTEXT_NOT_PLAIN',
   'IMPURE_MACHINE',
@@ -70,6 +73,11 @@ export const errorCodes = [
 
 /** One of the runtime's error codes. */
 export type ErrorCode = (typeof errorCodes)[number]
+
+/** Whether a text is one of the runtime's error codes. */
+export function isErrorCode(code: string): code is ErrorCode {
+  return (errorCodes as readonly string[]).includes(code)
+}
 
 /** JSON-safe data that travels with an error. */
 export type ErrorDetails = Readonly<Record<string, string | number | boolean | null | readonly string[]>>

@@ -93,6 +93,11 @@ export function messagesToCloudEvents(
   }))
 }
 
+/** Whether an event is the end of a run, or of a crew that is one machine. */
+export function isEnd({ event: { type } }: PlacedEvent): boolean {
+  return type === 'run.finished' || type === 'machine.finished'
+}
+
 /** Whether an event passed by and is stored nowhere: its id is no cursor. */
 export function isLive({ type }: TroupeEvent): boolean {
   return type === 'troupe.model.delta' || type === 'troupe.tool.progress'

@@ -8,6 +8,7 @@
  */
 import type { AnswerOptions, ApproveOptions, PendingAsk } from './asks.js'
 import type { BreakerInfo } from './breakers.js'
+import type { MachineDefinition } from './define-machine.js'
 import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import type { RecordedCommit } from './record.js'
@@ -15,7 +16,9 @@ import type { RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
-import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
+import type { MachineHandle } from './machine-handle.js'
+import type { CrewDetails, CrewInfo, MachineSpawnOptions, SpawnOptions } from './runtime.js'
+import type { Message } from './scope.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
 import type { BudgetLimits } from './budget.js'
 import type { RaiseOptions } from './raising.js'
@@ -61,6 +64,15 @@ export interface CrewHandle<Output = unknown> {
 
 /** A program's door to its crews. Close it when done: `await using` does. */
 export interface Runtime extends AsyncDisposable {
+  /**
+   * Starts a machine of one's own, or takes it up again: a crew of its own, without agents. `input` counts the first time.
+   * It has to be in the process that owns the store; over NATS it cannot be spawned.
+   * @throws TroupeError as for a crew, `INPUT_INVALID`, and `CONFIG_INVALID` where it cannot run.
+   */
+  spawn<Output, Input, Event extends Message>(
+    definition: MachineDefinition<Output, Input, Event>,
+    options?: MachineSpawnOptions<Input>,
+  ): Promise<MachineHandle<Output, Event>>
   /**
    * Starts a crew, or takes a live one up again; another definition than its last is journalled as `crew.redefined`.
    * When another process owns the store, the crew must run there already, with this very definition.

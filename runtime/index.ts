@@ -14,12 +14,14 @@ import { createMemoryJournal } from '../transport/memory-journal.js'
 import { Breakers, type BreakerStore } from './breakers.js'
 import { listenControl, type Unlisten } from './control.js'
 import type { Agent, AnyTool, Crew } from './define.js'
+import type { MachineDefinition } from './define-machine.js'
 import type { DistributedOptions } from './distributed.js'
 import type { LiveCrew } from './dispatcher.js'
 import { isTroupeError, TroupeError } from './errors.js'
 import type { Runtime } from './face.js'
 import type { Journal } from './journal.js'
 import { createLog, type Log, type LogLevel } from './log.js'
+import type { Logic } from './logic.js'
 import type { Clock, ModelPort, ToolPort } from './ports.js'
 import { prepareCrew } from './prepared-crew.js'
 import type { RunResult } from './run.js'
@@ -59,6 +61,7 @@ export {
   ToolError,
   type ToolOptions,
 } from './define.js'
+export { defineMachine, type MachineDefinition, type MachineOptions } from './define-machine.js'
 export { type ErrorCode, errorCodes, isTroupeError, TroupeError } from './errors.js'
 export type { TroupeEvent } from './events.js'
 export type { CrewHandle, Runtime } from './face.js'
@@ -84,7 +87,8 @@ export type { Supervision } from './supervision.js'
 export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
-export type { CrewDetails, CrewInfo, RunInfo, SpawnOptions } from './runtime.js'
+export type { MachineEventsOptions, MachineHandle, MachineState } from './machine-handle.js'
+export type { CrewDetails, CrewInfo, MachineSpawnOptions, RunInfo, SpawnOptions } from './runtime.js'
 export type { BreakerInfo } from './breakers.js'
 export type { ClusterInfo, DrainProgress, WorkerInfo } from './survey.js'
 
@@ -109,6 +113,8 @@ export interface RuntimeOptions {
   readonly providers?: OpenAIModelPortOptions['providers']
   /** Prices by deployment, for models that the price table does not know or has wrong. */
   readonly prices?: OpenAIModelPortOptions['prices']
+  /** Machines of one's own that may be in the store: what is due of them is taken up before anybody spawns them. */
+  readonly machines?: readonly MachineDefinition<never, never, never>[]
   /** Least severe log lines on stderr. @default 'warn' */
   readonly log?: LogLevel
   /** A quiet crew leaves memory after so long. @default 30_000 */
@@ -246,6 +252,7 @@ async function share(
   const store = stores.get(path) ?? openStore(path, options, log)
   store.users += 1
   const { worker } = await store.opening
+  for (const { logics } of options.machines ?? []) worker.register(logics)
   const release = async (): Promise<void> => {
     store.runtimes.delete(runtime)
     store.users -= 1
@@ -335,13 +342,18 @@ function checkBreakers({ breakers = {} }: RuntimeOptions): void {
   throw new TroupeError('CONFIG_INVALID', `breakers: ${z.prettifyError(read.error)}`)
 }
 
+/** The logic of the users' machines that a runtime is told of. */
+function logicsOf({ machines: own = [] }: RuntimeOptions): Record<string, Logic> {
+  return Object.fromEntries(own.flatMap(({ logics }) => [...logics]))
+}
+
 function workerOn(journal: Journal, options: RuntimeOptions, log: Log, more: Partial<WorkerOptions> = {}): Worker {
   return new Worker({
     journal,
     log,
     executor: `${process.pid}`,
     ports: { clock: systemClock, random: Math.random },
-    context: { scope: new Scope(), machines },
+    context: { scope: new Scope(), machines: { ...machines, ...logicsOf(options) } },
     checks: (options.checks ?? defaultChecks()) === 'on',
     ...(options.idleMs === undefined ? {} : { idleMs: options.idleMs }),
     ...(options.retainMs === undefined ? {} : { retainMs: options.retainMs }),

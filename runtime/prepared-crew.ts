@@ -10,7 +10,15 @@ import { z } from 'zod'
 import type { AgentData, CrewData } from '../machines/index.js'
 import { limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
-import { type Agent, type AnyTool, type Crew, delegateName, handoffName, isAddress } from './define.js'
+import {
+  type Agent,
+  type AnyTool,
+  type Crew,
+  delegateName,
+  handoffName,
+  isAddress,
+  type MachineIdentity,
+} from './define.js'
 import type { ModelPort } from './ports.js'
 import { supervisionOf } from './supervision.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
@@ -33,7 +41,7 @@ export interface PreparedAgent extends JudgedAgent {
 /** One crew, ready to run. */
 export interface PreparedCrew {
   readonly crew: Crew
-  readonly data: CrewData
+  readonly data: CrewData & { readonly machine?: MachineIdentity }
   /** Canonical JSON of everything that is data: what the journal takes as the definition. */
   readonly definition: string
   /** Hex hash of `definition`. */
@@ -59,7 +67,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     data[name] = agentData(name, prepared, crew, model)
     described[name] = describeAgent(agent, prepared)
   }
-  const crewData: CrewData = {
+  const crewData: PreparedCrew['data'] = {
     name: crew.name,
     lead: crew.lead,
     ...(crew.flow === undefined ? {} : { flow: crew.flow.stages }),
@@ -70,6 +78,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     wallMs: crew.budget.wallMs ?? null,
     delegates: crew.limits.delegates,
     answerMs: crew.limits.answerMs,
+    ...(crew.machine === undefined ? {} : { machine: crew.machine }),
   }
   const definition = canonicalJson({
     data: crewData,

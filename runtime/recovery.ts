@@ -13,13 +13,13 @@
  *   of the record is kept out by the fence.
  * - Y6 Of a snapshot of the head no record is read: the head has its hash.
  */
-import { canonicalJson } from './codec.js'
 import { type Commit, type DecideContext, decide } from './commit.js'
 import { isTroupeError, TroupeError, toTroupeError } from './errors.js'
 import type { Journal, ShardHead, SnapshotManifest, StoredRecord } from './journal.js'
 import { checkChain, corrupt, fromRecord, type RecordedCommit } from './record.js'
 import { loadSnapshot, type SealedSegments } from './snapshot.js'
-import { emptyState, type ShardState, versionsOf } from './state.js'
+import { machineOf } from './user-actors.js'
+import { areRecorded, emptyState, missing, type ShardState } from './state.js'
 
 /** A shard as it was recovered. */
 export interface Recovered {
@@ -89,9 +89,10 @@ export async function recover(
 
 /** Whether a record of the tail accepts this very code, so that it may go on from the snapshot before. */
 function acceptedHere(commits: readonly RecordedCommit[], context: DecideContext): boolean {
-  const machines = canonicalJson(versionsOf(context.machines))
   return commits.some(
-    ({ envelope: { body } }) => body.type === 'shard.upgraded' && canonicalJson(body['machines'] ?? null) === machines,
+    ({ envelope: { body } }) =>
+      body.type === 'shard.upgraded' &&
+      areRecorded(context.machines, (body['machines'] ?? {}) as Readonly<Record<string, string>>),
   )
 }
 
@@ -179,12 +180,19 @@ function replay(
   const [firstCommit] = tail.commits
   if (firstCommit !== undefined) state.sequence = firstCommit.sequence - 1
   for (const recorded of tail.commits) {
+    checkMachine(shard, recorded, context)
     const commit = decide(state, recorded.envelope, { ...context, explain: true })
     if (Buffer.from(commit.digest).equals(recorded.digest) || recorded.sequence <= accepted) continue
     if (!acceptUpgrade) throw refused(shard, recorded, commit)
     diverged ??= difference(recorded, commit)
   }
   return { state, diverged }
+}
+
+/** Replay without a machine of the user's would decide otherwise, and say that the code has changed. @throws TroupeError `MACHINE_UNKNOWN`. */
+function checkMachine(shard: string, { envelope: { body } }: RecordedCommit, { machines }: DecideContext): void {
+  const kind = body.type === 'crew.defined' ? machineOf(body['crew'])?.kind : undefined
+  if (kind !== undefined && machines[kind] === undefined) throw missing(shard, kind)
 }
 
 /** Commits up to this one were accepted under other code. */

@@ -12,15 +12,19 @@ import type { BreakerInfo } from './breakers.js'
 import { type ControlRequest, fromWireCommit } from './control-wire.js'
 import type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 import { type Agent, type Crew, toCrew } from './define.js'
+import { isMachineDefinition, type MachineDefinition } from './define-machine.js'
 import { checkId } from './envelope.js'
 import type { TroupeEvent } from './events.js'
+import { TroupeError } from './errors.js'
 import type { CrewHandle, Runtime } from './face.js'
 import type { RecordedCommit } from './record.js'
 import type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
-import type { CrewDetails, CrewInfo, SpawnOptions } from './runtime.js'
+import type { MachineHandle } from './machine-handle.js'
+import type { CrewDetails, CrewInfo, MachineSpawnOptions, SpawnOptions } from './runtime.js'
+import type { Message } from './scope.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
 import { type BudgetLimits, raiseOf } from './budget.js'
 import type { RaiseOptions } from './raising.js'
@@ -60,10 +64,20 @@ export class RemoteRuntime implements Runtime {
     this.#hashOf = hashOf ?? null
   }
 
-  async spawn<Output>(
-    definition: Crew<Output> | Agent<Output>,
-    options: SpawnOptions = {},
-  ): Promise<CrewHandle<Output>> {
+  spawn<Output, Input, Event extends Message>(
+    definition: MachineDefinition<Output, Input, Event>,
+    options?: MachineSpawnOptions<Input>,
+  ): Promise<MachineHandle<Output, Event>>
+  spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
+  async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
+    if (!isMachineDefinition(definition)) return this.#spawn(definition, options)
+    throw new TroupeError(
+      'CONFIG_INVALID',
+      `the machine ${definition.name} runs only in the process that owns its store`,
+    )
+  }
+
+  async #spawn<Output>(definition: Crew<Output> | Agent<Output>, options: SpawnOptions): Promise<CrewHandle<Output>> {
     const crew = toCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const hash = this.#hashOf?.(crew)

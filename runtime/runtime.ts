@@ -25,18 +25,22 @@ import { crewVersion, nameIn } from './crew-version.js'
 import { type DeadLetters, LocalDeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
 import { toCrew } from './define.js'
+import { isMachineDefinition, machineCrew, type MachineDefinition, machineInput } from './define-machine.js'
 import type { LiveCrew } from './dispatcher.js'
 import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import { type Durability, isDamage, type ShardHead } from './journal.js'
+import { MachineHandle } from './machine-handle.js'
 import { raise, type RaiseOptions } from './raising.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import { type RunInfo, runInfo, stateName } from './run-info.js'
-import { crewNameOf, portWork } from './state.js'
+import type { Message } from './scope.js'
+import { crewNameOf, type Effect, portWork } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
+import { machineAddress } from './user-actors.js'
 import type { Worker } from './worker.js'
 
 export type { RunInfo }
@@ -50,6 +54,12 @@ export interface SpawnOptions {
   readonly id?: string
   /** Go on although this code decides otherwise than the code that wrote the journal. @default false */
   readonly acceptUpgrade?: boolean
+}
+
+/** How to spawn a machine. */
+export interface MachineSpawnOptions<Input = unknown> extends SpawnOptions {
+  /** What it is started with, the first time; journalled. */
+  readonly input?: Input
 }
 
 /** A crew in the store, as `list` and `show` tell it; where it is, among several workers. */
@@ -101,6 +111,7 @@ export interface RuntimeParts {
 export class Runtime {
   readonly #parts: RuntimeParts
   readonly #crews = new Map<string, CrewHandle<unknown>>()
+  readonly #machines = new Map<string, { release(): void }>()
   #closed: Promise<void> | null = null
 
   /** @internal Made by `createRuntime`. */
@@ -127,24 +138,51 @@ export class Runtime {
   }
 
   /**
-   * Starts a crew, or takes a live one up again; another definition than its last is journalled as `crew.redefined`.
+   * Starts a crew or a machine, or takes a live one up again; another definition than its last is journalled as `crew.redefined`.
    * @throws TroupeError `ID_INVALID`, `CREW_INVALID`, `MODEL_UNKNOWN`, `KEY_MISSING`, `UPGRADE_REFUSED`, `JOURNAL_CORRUPT`,
    * `JOURNAL_TRUNCATED`, `SHARD_STOPPED`, `RUNTIME_CLOSED`.
    */
-  async spawn<Output>(
-    definition: Crew<Output> | Agent<Output>,
-    options: SpawnOptions = {},
-  ): Promise<CrewHandle<Output>> {
+  spawn<Output, Input, Event extends Message>(
+    definition: MachineDefinition<Output, Input, Event>,
+    options?: MachineSpawnOptions<Input>,
+  ): Promise<MachineHandle<Output, Event>>
+  spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
+  async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
     if (this.#closed !== null) throw new TroupeError('RUNTIME_CLOSED', 'the runtime is closed')
+    return isMachineDefinition(definition) ? this.#spawnMachine(definition, options) : this.#spawn(definition, options)
+  }
+
+  async #spawn<Output>(definition: Crew<Output> | Agent<Output>, options: SpawnOptions): Promise<CrewHandle<Output>> {
     const crew = toCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const live = this.#parts.bind(crew)
     const intended = crewVersion(crew.name, live.prepared.hash)
     const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: intended })
+    if (shard.state.actors.has(machineAddress)) throw new TroupeError('CREW_INVALID', `${id} is a machine, and no crew`)
     await shard.define(live)
     const handle = new CrewHandle<Output>(id, this.worker, live)
     this.#crews.get(id)?.release()
     this.#crews.set(id, handle)
+    return handle
+  }
+
+  async #spawnMachine<Output, Input, Event extends Message>(
+    definition: MachineDefinition<Output, Input, Event>,
+    options: MachineSpawnOptions<Input>,
+  ): Promise<MachineHandle<Output, Event>> {
+    const crew = machineCrew(definition)
+    const id = checkId(options.id ?? crew.name, 'a crew id')
+    const live = this.#parts.bind(crew)
+    this.worker.register(definition.logics)
+    const intended = crewVersion(crew.name, live.prepared.hash)
+    const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: intended })
+    if (shard.state.definition !== '' && !shard.state.actors.has(machineAddress))
+      throw new TroupeError('CREW_INVALID', `${id} is a crew of agents, and no machine`)
+    const isNew = !shard.state.actors.has(machineAddress)
+    await shard.define(live, isNew ? await machineInput(definition, options.input) : undefined)
+    const handle = new MachineHandle<Output, Event>(id, this.worker, live, definition as never)
+    this.#machines.get(id)?.release()
+    this.#machines.set(id, handle)
     return handle
   }
 
@@ -219,8 +257,10 @@ export class Runtime {
     await this.#known(id).catch((error: unknown) => {
       if (!isDamage(error)) throw error
     })
-    this.#crews.get(id)?.release()
-    this.#crews.delete(id)
+    for (const handles of [this.#crews, this.#machines]) {
+      handles.get(id)?.release()
+      handles.delete(id)
+    }
     await this.worker.remove(id)
   }
 
@@ -299,7 +339,7 @@ export class Runtime {
   }
 
   async #close(graceMs: number): Promise<void> {
-    for (const handle of this.#crews.values()) handle.release()
+    for (const handle of [...this.#crews.values(), ...this.#machines.values()]) handle.release()
     this.#graceMs = graceMs
     const leave = stayAlive()
     try {
@@ -339,13 +379,8 @@ function infoOf(head: ShardHead): CrewInfo {
   }
 }
 
-function waitOf(body: {
-  readonly kind?: string
-  readonly type: string
-  readonly agent: string
-  readonly tool?: string
-  readonly deployments?: readonly string[]
-}): string {
-  if (body.type === 'human.ask') return `${body.kind ?? ''} of ${body.tool || body.agent}`
-  return body.type === 'model.call' ? `model ${body.deployments?.join(' or ') ?? ''}` : `tool ${body.tool ?? ''}`
+function waitOf(body: Effect['body']): string {
+  if (body.type === 'promise.call') return `promise ${body.kind}`
+  if (body.type === 'human.ask') return `${body.kind} of ${body.tool || body.agent}`
+  return body.type === 'model.call' ? `model ${body.deployments.join(' or ')}` : `tool ${body.tool}`
 }

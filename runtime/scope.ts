@@ -14,6 +14,19 @@ import type { AnyMachineSnapshot, AnyStateMachine } from 'xstate'
 import type { Sink } from './chart-step.js'
 import { type ChartSnapshot, chartOf } from './chart.js'
 import { TroupeError } from './errors.js'
+import { isLogic, type Logic } from './logic.js'
+import {
+  type Child,
+  deliverLogic,
+  type LogicSnapshot,
+  maxMicrosteps,
+  persistLogic,
+  type Place,
+  restoreLogic,
+  startLogic,
+} from './logic-step.js'
+
+export { maxMicrosteps }
 
 /** A message: plain data with a type. */
 export interface Message {
@@ -32,12 +45,32 @@ export type Action =
     }
   | { readonly kind: 'cancel'; readonly id: string }
   | { readonly kind: 'emit'; readonly event: Message }
+  | LogicAction
+
+/** What only users' logic wants done. */
+export type LogicAction =
+  | {
+      readonly kind: 'start'
+      /** Address of the new actor. */
+      readonly child: string
+      /** What the machine calls it. */
+      readonly id: string
+      /** Kind of its logic. */
+      readonly logic: string
+      readonly input: unknown
+    }
+  | { readonly kind: 'stop'; readonly child: string }
+  /** Of a promise: it is to be run, once more when it is said again. */
+  | { readonly kind: 'ask'; readonly input: unknown }
+  | { readonly kind: 'log'; readonly label: string | null; readonly value: unknown }
+  /** An action of the user's own: it runs when everything is durable, and never on replay. */
+  | { readonly kind: 'custom'; readonly name: string; readonly run: () => unknown }
 
 /** The live state of one actor, never serialised as it is. */
-export type Snapshot = AnyMachineSnapshot | ChartSnapshot
+export type Snapshot = AnyMachineSnapshot | ChartSnapshot | LogicSnapshot
 
-/** A machine: a pure function of snapshot and message. */
-export type Machine = AnyStateMachine
+/** A machine: a pure function of snapshot and message. A user's is taken apart (`logic.ts`). */
+export type Machine = AnyStateMachine | Logic
 
 /** One step of one machine. */
 export interface Step {
@@ -53,10 +86,13 @@ export interface PersistedSnapshot {
   readonly context: unknown
   readonly status: string
   readonly history: Readonly<Record<string, readonly string[]>>
+  /** Of users' logic only: its name, its children by theirs, its end, its states in the order in which they were entered. */
+  readonly id?: string
+  readonly children?: Readonly<Record<string, Child>>
+  readonly output?: unknown
+  readonly error?: unknown
+  readonly nodes?: readonly string[]
 }
-
-/** Microsteps that one message may cause in one machine. */
-export const maxMicrosteps = 1_000
 
 interface CollectedAction {
   readonly type: string
@@ -87,8 +123,12 @@ export class Scope {
     } as unknown as PureScope
   }
 
-  /** The first step of a new actor. Throws what the machine throws. */
-  start(machine: AnyStateMachine, address: string, input: unknown): Step {
+  /**
+   * The first step of a new actor. Throws what the machine throws.
+   * @param place where an actor of a user's stands @param id what its parent calls it
+   */
+  start(machine: Machine, address: string, input: unknown, place?: Place, id = address): Step {
+    if (isLogic(machine)) return startLogic(machine, id, input, place ?? alone(address))
     this.#sink.begin(address)
     const chart = chartOf(machine)
     const snapshot: Snapshot =
@@ -97,12 +137,13 @@ export class Scope {
   }
 
   /** One message. Throws what the machine throws. */
-  deliver(snapshot: Snapshot, address: string, message: Message): Step {
+  deliver(snapshot: Snapshot, address: string, message: Message, place?: Place): Step {
     this.#sink.begin(address)
     if ('leaf' in snapshot) {
       const step = chartOf(snapshot.machine)!.step(snapshot, message, this.#sink)
       return { snapshot: step.snapshot, actions: this.#sink.actions, taken: step.taken }
     }
+    if ('logic' in snapshot) return deliverLogic(snapshot, message, place ?? alone(address))
     const machine = snapshot.machine as AnyStateMachine
     const next: Snapshot = machine.transition(snapshot, message, this.#actorScope)
     // A transition without actions that stays where it is gives back the same snapshot, and was taken all the same.
@@ -112,6 +153,7 @@ export class Scope {
 
   /** The plain data of a snapshot. */
   persist(snapshot: Snapshot): PersistedSnapshot {
+    if ('logic' in snapshot) return persistLogic(snapshot)
     const history: Record<string, string[]> = {}
     for (const [key, nodes] of Object.entries(snapshot.historyValue as Record<string, { id: string }[]>)) {
       history[key] = nodes.map((node) => node.id)
@@ -120,13 +162,18 @@ export class Scope {
   }
 
   /** A live snapshot from stored data. @throws TroupeError `SNAPSHOT_INCOMPATIBLE` when the machine has no such state. */
-  restore(machine: AnyStateMachine, persisted: PersistedSnapshot): Snapshot {
+  restore(machine: Machine, persisted: PersistedSnapshot): Snapshot {
     try {
+      if (isLogic(machine)) return restoreLogic(machine, persisted)
       const chart = chartOf(machine)
       if (chart !== null) return chart.restore(persisted.value, persisted.context)
       return this.#restore(machine, persisted)
     } catch (error) {
-      throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${machine.id}: ${(error as Error).message}`, { cause: error })
+      throw new TroupeError(
+        'SNAPSHOT_INCOMPATIBLE',
+        `${isLogic(machine) ? machine.kind : machine.id}: ${(error as Error).message}`,
+        { cause: error },
+      )
     }
   }
 
@@ -162,6 +209,12 @@ export class Scope {
         this.#sink.refuse(`the action ${action.type}`)
     }
   }
+}
+
+/** An actor of a user's without anybody around it: it has no parent, and its children are numbered. */
+function alone(address: string): Place {
+  let children = 0
+  return { address, parent: null, child: () => `child/${(children += 1)}` }
 }
 
 /** What one step said. */

@@ -18,6 +18,7 @@ import { decideTwice } from './checks.js'
 import { type Commit, decide } from './commit.js'
 import { valuesAt } from './content.js'
 import type { CrewVersion } from './crew-version.js'
+import { runCustomAction } from './custom-action.js'
 import { Dispatcher, type LiveCrew } from './dispatcher.js'
 import { checkOutcome, checkType, type Draft, type Envelope, sizeOf } from './envelope.js'
 import { type ErrorCode, isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
@@ -33,6 +34,7 @@ import type { ActivateOptions, ShardHost } from './shard-host.js'
 import { type SealedSegments, takeSnapshot } from './snapshot.js'
 import { crewVersionOf, type Effect, nextDueAt, portWork, type ShardState, timerKey } from './state.js'
 import { byExecutor, recoverOwned, Takeover } from './takeover.js'
+import { definedBy, hasEnded, logicNamed } from './user-actors.js'
 
 /** Commits in one record at most. */
 const maxCommits = 64
@@ -98,12 +100,10 @@ export class Shard {
       term: recovered.state.sequence,
       given: (effect) => void this.#takeover.follow(effect),
       owns: () => host.ownership?.owns(id, this.crewVersion) ?? true,
-      send: async (draft) => {
-        await host.ownership!.send(id, draft)
-        host.sent(id, draft.cause)
-      },
+      send: (draft) => host.ownership!.send(id, draft).then(() => host.sent(id, draft.cause)),
       state: () => this.#state,
       crew: () => this.#crew,
+      logic: (kind) => logicNamed(host.context.machines, kind),
       dataOf: (run) => this.dataOf(run),
       post: (draft) => this.post(draft),
       watched: () => host.watched(id),
@@ -158,9 +158,9 @@ export class Shard {
   /** Tasks on their way into the journal, by key: whoever asks for the same one waits for the same. */
   readonly starting = new Map<string, Promise<string>>()
 
-  /** Whether a run has ended, durably. */
+  /** Whether a run has ended, or a user's machine by its address, durably. */
   hasEnded(run: string): boolean {
-    return this.#state.runs.get(run)?.status === 'finished' && !this.#ending.has(run)
+    return hasEnded(this.#state, run) && !this.#ending.has(run)
   }
 
   /** Whether a commit is durable. */
@@ -427,6 +427,7 @@ export class Shard {
     this.#dispatcher.dispatch(
       commit.effects.map((effect) => this.#state.effects.get(effect.id)).filter((effect) => effect !== undefined),
     )
+    for (const action of commit.customs) runCustomAction(action, (body) => void this.#own(body).catch(() => undefined))
     item.resolve(commit)
   }
 
@@ -498,10 +499,12 @@ export class Shard {
     await this.post({ from: 'shard/self', to: 'shard/self', cause: '', body, values: [] })
   }
 
-  /** Gives the shard the crew's live definition; journals it when it is another one than the last. */
-  async define(crew: LiveCrew): Promise<void> {
-    const { definition, data } = crew.prepared
-    if (this.#state.definition !== definition) await this.#own({ type: 'crew.defined', definition, crew: data })
+  /**
+   * Gives the shard the crew's live definition; journals it when it is another one than the last.
+   * @param input of a crew that is one machine, for its start
+   */
+  async define(crew: LiveCrew, input?: unknown): Promise<void> {
+    if (this.#state.definition !== crew.prepared.definition) await this.#own(definedBy(crew.prepared, input))
     this.#crew = crew
     this.#dispatcher.pump()
   }

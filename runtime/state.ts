@@ -14,6 +14,8 @@ import type { DeadLetter } from './dead-letter.js'
 import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
 import { TroupeError } from './errors.js'
 import { Mail, type StoredMail } from './mail.js'
+import { isLogic, isUserKind } from './logic.js'
+import type { PromiseCall } from './promise-call.js'
 import { Runs, type RunState } from './runs.js'
 import type { Machine, Message, PersistedSnapshot, Scope, Snapshot } from './scope.js'
 
@@ -37,7 +39,7 @@ export interface Effect {
   readonly id: Generation
   /** The actor that asked. */
   readonly from: string
-  readonly body: ModelCall | ToolCall | HumanAsk
+  readonly body: ModelCall | ToolCall | HumanAsk | PromiseCall
   /** Length and hash of the conversation that it names. */
   readonly length: number
   readonly hash: string
@@ -53,7 +55,7 @@ export interface Effect {
 
 /** Work for a port of some process: anything but a question to a person. */
 export interface PortEffect extends Effect {
-  readonly body: ModelCall | ToolCall
+  readonly body: ModelCall | ToolCall | PromiseCall
 }
 
 /** Whether some process has an effect, or will: what a person is asked no process does. */
@@ -70,7 +72,10 @@ export function portWork({ effects }: Pick<ShardState, 'effects'>): number {
 
 /** A message that is due later. */
 export interface Timer {
+  /** Whose it is: with this one it goes. */
   readonly actor: string
+  /** Who gets the message, when it is somebody else. */
+  readonly to?: string
   readonly id: string
   readonly generation: Generation
   dueAt: number
@@ -151,7 +156,7 @@ export function toStoredState(state: ShardState, scope: Scope, machines: Machine
     at: state.at,
     owner: state.owner,
     definition: state.definition,
-    machines: versionsOf(machines),
+    machines: versionsOf(machines, state),
     actors: [...state.actors].map(
       ([address, actor]): StoredActor => [
         address,
@@ -201,13 +206,14 @@ export function fromStoredState(
   state.definition = stored.definition
   for (const [address, kind, parent, generation, persisted] of stored.actors) {
     const machine = machines[kind]
-    if (machine === undefined) throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${shard}: no machine for ${address}`)
-    if (stored.machines[kind] !== machine.version) {
-      const versions = `version ${stored.machines[kind] ?? '?'} of its machine, this is ${machine.version ?? '?'}`
+    if (machine === undefined) throw missing(shard, kind)
+    const migrated = migrate(machine, persisted, stored.machines[kind] ?? '')
+    if (migrated === null) {
+      const versions = `version ${stored.machines[kind] || '?'} of its machine, this is ${machine.version ?? '?'}`
       const difference = `${address} was run by ${versions}`
       if (!accept(difference)) throw new TroupeError('SNAPSHOT_INCOMPATIBLE', `${shard}: ${difference}`)
     }
-    state.actors.set(address, { kind, parent, generation, snapshot: scope.restore(machine, persisted) })
+    state.actors.set(address, { kind, parent, generation, snapshot: scope.restore(machine, migrated ?? persisted) })
   }
   for (const [name, entries, staged, hash] of stored.logs) {
     const log = new Conversation()
@@ -230,9 +236,35 @@ export function stateHash(state: ShardState, scope: Scope, machines: Machines): 
   return contentHash(encode(toStoredState(state, scope, machines)))
 }
 
-/** Versions of machines by kind. */
-export function versionsOf(machines: Machines): Record<string, string> {
-  return Object.fromEntries(Object.entries(machines).map(([kind, machine]) => [kind, machine.version ?? '']))
+/** What an actor of this version of its machine goes on from; null when the version that stored it is another one. */
+function migrate(machine: Machine, persisted: PersistedSnapshot, version: string): PersistedSnapshot | null {
+  if (version === (machine.version ?? '')) return persisted
+  if (!isLogic(machine) || machine.migrate === undefined) return null
+  // The order in which its states were entered is that of the old ones.
+  const { nodes: _, ...rest } = persisted
+  const { value, context } = machine.migrate({ value: persisted.value, context: persisted.context }, version)
+  return { ...rest, value, context }
+}
+
+/** Why an actor of this kind cannot go on here. A user's machine may only not have been named yet. */
+export function missing(shard: string, kind: string): TroupeError {
+  if (!isUserKind(kind)) return new TroupeError('SNAPSHOT_INCOMPATIBLE', `${shard}: no machine of kind ${kind}`)
+  const message = `${shard} runs ${kind}, and this process has not been told of it: spawn it, or name it to its runtime`
+  return new TroupeError('MACHINE_UNKNOWN', message)
+}
+
+/** Versions of the shipped machines by kind, and of those that a shard has of its user. */
+export function versionsOf(machines: Machines, { actors }: Pick<ShardState, 'actors'>): Record<string, string> {
+  const versions: Record<string, string> = {}
+  for (const [kind, machine] of Object.entries(machines)) if (!isLogic(machine)) versions[kind] = machine.version ?? ''
+  for (const { kind } of actors.values()) if (isUserKind(kind)) versions[kind] = machines[kind]?.version ?? ''
+  return versions
+}
+
+/** Whether machines are those that were recorded: all that are shipped, and those of the user that are named. */
+export function areRecorded(machines: Machines, recorded: Readonly<Record<string, string>>): boolean {
+  const shipped = Object.keys(machines).every((kind) => isUserKind(kind) || recorded[kind] !== undefined)
+  return shipped && Object.entries(recorded).every(([kind, version]) => (machines[kind]?.version ?? '') === version)
 }
 
 /** Key of a timer in its table: a second one of the same id replaces the first. */
@@ -260,7 +292,9 @@ export function crewNameOf(definition: string): string {
 }
 
 /** Nothing is open or kept for anybody, and the last run ended before a time. */
-export function isAtRest({ effects, timers, mail, letters, runs }: ShardState, since: number): boolean {
+export function isAtRest({ effects, timers, mail, letters, runs, actors, at }: ShardState, since: number): boolean {
   if (effects.size + timers.size + mail.outbox.size + letters.size + runs.unfinished.size > 0) return false
+  const machine = actors.get('machine/main')
+  if (machine !== undefined && (machine.snapshot.status === 'active' || at >= since)) return false
   return [...runs.values()].every(({ end }) => end === null || end.at < since)
 }

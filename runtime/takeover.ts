@@ -123,7 +123,7 @@ export class Takeover {
     // Among several workers a blob that no record names yet may be another's: they go with the shard.
     if (this.#host.ownership === null) await this.#dropOrphans()
     if (diverged !== null) {
-      const machines = versionsOf(this.#host.context.machines)
+      const machines = versionsOf(this.#host.context.machines, shard.state())
       await shard.own({ type: 'shard.upgraded', until: shard.state().sequence, difference: diverged, machines })
       await shard.snapshot()
     }
@@ -375,5 +375,6 @@ function timerWork(key: string, timer: Timer): string {
 }
 
 function portOf(type: string): string {
+  if (type === 'promise.call') return 'port/promise'
   return type === 'model.call' ? 'port/model' : 'port/tool'
 }

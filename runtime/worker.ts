@@ -21,10 +21,11 @@ import { type CrewVersion, nameIn } from './crew-version.js'
 import { Departed } from './departed.js'
 import type { LiveCrew, Ports } from './dispatcher.js'
 import { type ErrorCode, isTroupeError, TroupeError, toTroupeError } from './errors.js'
-import { EventHub } from './events.js'
+import { EventHub, isEnd } from './events.js'
 import type { Draft } from './envelope.js'
 import { isDamage, type Journal, type OpenReport, type ShardHead } from './journal.js'
 import type { Log } from './log.js'
+import type { Logic } from './logic.js'
 import { isForeign } from './mail.js'
 import { elsewhere, type Ownership, type Whose } from './ownership.js'
 import { acceptLoss, damageOf, findLoss, type RepairReport, toReport } from './repair.js'
@@ -108,7 +109,7 @@ export class Worker {
       schedule: (shard, dueAt) => this.#wakes.plan(shard, dueAt),
       publish: (shard, events) => {
         this.hub.publish(shard, events)
-        if (events.some(({ event }) => event.type === 'run.finished')) this.#tellEnds(shard)
+        if (events.some(isEnd)) this.#tellEnds(shard)
       },
       trace: (shard, commit) => options.trace?.(shard, commit),
       show: (shard, event) => this.hub.show(shard, event),
@@ -203,6 +204,11 @@ export class Worker {
     return this.#options.ownership?.owns(shard, crew) ?? true
   }
 
+  /** Tells it of a machine of a user's: shards that run it can be rebuilt. One of the same name takes the place of the last. */
+  register(logics: ReadonlyMap<string, Logic>): void {
+    Object.assign(this.#options.context.machines, Object.fromEntries(logics))
+  }
+
   /** The active shards. */
   get active(): ReadonlyMap<string, Shard> {
     return this.#active
@@ -211,11 +217,6 @@ export class Worker {
   /** Nothing more happens here: its shards are closed. */
   get closed(): boolean {
     return this.#closed
-  }
-
-  /** True when the previous owner did not close the journal. */
-  get unclean(): boolean {
-    return this.#unclean
   }
 
   /**
@@ -407,9 +408,7 @@ export class Worker {
     const unloading = shard
       .unload()
       .catch(() => undefined)
-      .then(() => {
-        this.#unloading.delete(id)
-      })
+      .then(() => void this.#unloading.delete(id))
     this.#unloading.set(id, unloading)
   }
 

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { assign, createMachine, emit, sendTo } from 'xstate'
+import { type AnyMachineSnapshot, assign, createMachine, emit, sendTo } from 'xstate'
 import { to } from '../../machines/index.js'
 import { crewAddress, maxMessages } from '../../runtime/commit.js'
 import { append } from '../../runtime/conversation.js'
@@ -156,7 +156,7 @@ describe('commit: promises', () => {
     const desk = running()
     desk.take(outcome(desk.effect(), replied({ calls: [toolVerdict(0), toolVerdict(1)] }), [answer('')]))
     const agent = desk.state.actors.get('agent/writer-r2')!
-    const broken = agent.snapshot.machine.provide({
+    const broken = (agent.snapshot as AnyMachineSnapshot).machine.provide({
       guards: {
         endsRound: () => {
           throw new Error('planted')
@@ -288,7 +288,7 @@ describe('commit: promises', () => {
     const asking = createMachine({ entry: sendTo(to('port/human'), { type: 'human.ask', conversation: '' }) })
     const stop = sendTo(to('shard/actors'), { type: 'actor.stop', address: 'asking/x' })
     const start = sendTo(to('shard/actors'), { type: 'actor.start', kind: 'asking', name: 'x', input: {} })
-    const left = (...entry: (typeof start | typeof stop)[]) => {
+    const left = (...entry: (typeof start)[]) => {
       const desk = new Desk({ crew: createMachine({ entry }), asking })
       const commit = desk.take(defined())
       return [commit.effects.length, desk.state.effects.size, desk.state.actors.has('asking/x')]
@@ -301,7 +301,7 @@ describe('commit: promises', () => {
     const start = (name: string) =>
       sendTo(to('shard/actors'), { type: 'actor.start', kind: name, name: 'x', input: {} })
     const stop = sendTo(to('shard/actors'), { type: 'actor.stop', address: 'first/x' })
-    const started = (...entry: (typeof stop | ReturnType<typeof start>)[]) => {
+    const started = (...entry: (typeof stop)[]) => {
       const crew = createMachine({ entry })
       const desk = new Desk({ crew, first: createMachine({ entry: start('second') }), second: createMachine({}) })
       desk.take(defined())

@@ -67,6 +67,7 @@ async function alone(more: Partial<DispatchingShard> = {}) {
     send: () => Promise.resolve(),
     state: () => emptyState('s1'),
     crew: () => ({ ...live, model: { ...live.model, call: ask } }),
+    logic: () => null,
     dataOf: () => Promise.resolve(null),
     post: (draft) => {
       posted.push(draft)

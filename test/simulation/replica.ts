@@ -329,7 +329,7 @@ export class Replica {
     if (body.type === 'tool.verified') this.#verified(effect, body.done)
     if (body.type !== 'effect.interrupted') return
     if (asked.type === 'model.call') return notes.reached('model call interrupted')
-    if (!('effect' in asked)) return
+    if (!('callId' in asked) || !('effect' in asked)) return
     if (asked.effect !== 'once' || asked.type === 'tool.verify') return notes.reached('tool call interrupted')
     if (body.started) this.#onceDoubted.set(asked.callId, this.dispatched.get(effect.id) ?? Number.POSITIVE_INFINITY)
     else notes.reached('once call interrupted before its start')
@@ -427,7 +427,7 @@ export class Replica {
 
   #callOf(effect: string): string {
     const body = this.asked.get(effect)?.body
-    return body === undefined || body.type === 'model.call' ? '' : body.callId
+    return body !== undefined && 'callId' in body ? body.callId : ''
   }
 
   #ask(effect: Effect): void {

@@ -416,7 +416,7 @@ export class SimulatedTools implements ToolPort {
   }
 
   #late(effect: Effect, record: ToolRecord): void {
-    if (!('effect' in effect.body)) return
+    if (!('effect' in effect.body) || effect.body.type === 'promise.call') return
     this.#world.notes.fault('tool outcome late')
     const content = this.#content(record)
     record.contents.add(content)

@@ -4,6 +4,7 @@
  * A stage can crash (its store lives on, its worker is abandoned in whatever it did) and be opened again on the store.
  */
 import { setImmediate as turn } from 'node:timers/promises'
+import type { AnyStateMachine } from 'xstate'
 import { createToolPort } from '../../actors/tool.js'
 import { type BreakerSettings, machines } from '../../machines/index.js'
 import { Breakers, type BreakerStore } from '../../runtime/breakers.js'
@@ -23,7 +24,7 @@ import { createManualClock, type ManualClock } from './manual-clock.js'
 import type { Member } from './owners.js'
 
 /** By any kind: tests put others in their place. */
-export const shippedMachines: Machines = machines
+export const shippedMachines: Readonly<Record<string, AnyStateMachine>> = machines
 
 /** What the model answers: a function of the request. */
 export type Model = (
@@ -111,7 +112,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     log: createLog('silent'),
     executor: 'test',
     ports: { clock, random: () => 0, breakers },
-    context: { scope: new Scope(), machines: options.machines ?? shippedMachines },
+    context: { scope: new Scope(), machines: { ...(options.machines ?? shippedMachines) } },
     checks: options.checks ?? true,
     idleMs: options.idleMs ?? 30_000,
     ...(options.retainMs === undefined ? {} : { retainMs: options.retainMs }),
