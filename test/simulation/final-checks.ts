@@ -4,9 +4,8 @@ import { textsOf } from '../../runtime/content.js'
 import { textOf } from '../../runtime/conversation.js'
 import type { Journal, SnapshotManifest } from '../../runtime/journal.js'
 import { recover } from '../../runtime/recovery.js'
-import { Scope } from '../../runtime/scope.js'
 import type { RunState } from '../../runtime/runs.js'
-import { stateHash } from '../../runtime/state.js'
+import { type ShardState, stateHash } from '../../runtime/state.js'
 import { createMemoryJournal } from '../../transport/memory-journal.js'
 import type { SimulatedCrew } from './client.js'
 import { machines } from '../../machines/index.js'
@@ -48,7 +47,7 @@ async function checkReplay(world: World, journal: Journal, replica: Replica): Pr
   for (const choice of choices) {
     const from = choice.map(({ sequence }) => sequence).join()
     try {
-      const context = { scope: new Scope(), machines }
+      const context = { scope: world.scope(), machines }
       const { state } = await recover(withSnapshots(journal, choice), shard, context, false)
       const same = stateHash(state, context.scope, machines) === wanted
       world.notes.check('replay', same, () => `${shard}: another state from the snapshots at [${from}]`)
@@ -75,7 +74,7 @@ function checkRest(world: World, { shard, state }: Replica): void {
   const { notes } = world
   notes.check('rest', state.effects.size === 0, () => `${shard}: effects ${[...state.effects.keys()].join()} are open`)
   for (const [name, log] of state.logs) {
-    notes.check('rest', /^r\d+$/.test(name) && state.runs.has(name), () => `${shard}: the conversation ${name} is left`)
+    notes.check('rest', isOfRun(name, state), () => `${shard}: the conversation ${name} is left`)
     notes.check('rest', log.staged.size === 0, () => `${shard}: results are staged in ${name}`)
   }
   for (const [address, actor] of state.actors) {
@@ -86,10 +85,22 @@ function checkRest(world: World, { shard, state }: Replica): void {
     notes.check('rest', state.actors.has(keeper), () => `${shard}: ${effect} is owed to ${keeper}, which is gone`)
 }
 
+/** A run's own, or that of a lead that began anew. */
+function isOfRun(name: string, { runs }: ShardState): boolean {
+  if (runs.has(name)) return true
+  return /^r\d+-i\d+$/.test(name) && [...runs.values()].some(({ conversation }) => conversation === name)
+}
+
 /** Conversations of runs that have ended are whole: each call has its result, and they are what models were sent. */
-async function checkConversations(world: World, journal: Journal, { shard, state }: Replica): Promise<void> {
+async function checkConversations(
+  world: World,
+  journal: Journal,
+  { shard, state, incarnations }: Replica,
+): Promise<void> {
   for (const [name, log] of state.logs) {
     if (![...state.runs.values()].some((run) => run.conversation === name && run.status === 'finished')) continue
+    // Of a lead that failed nobody knows which calls it had open; nobody goes on in its conversation.
+    if (incarnations.broken.has(name)) continue
     world.judge.conversation(`${shard}|${name}`, await textsOf(journal, shard, log.entries))
   }
 }

@@ -38,6 +38,7 @@ export const invariants = {
     'while a breaker is half-open its probe is the only call, and another takes its place only when that is overdue',
   approved: 'a call that wants approval starts only after a person approved this very call',
   raised: 'a limit that grows while its run goes on is one that a person has raised',
+  zombie: 'nothing of an old incarnation comes to a new one, and what it held is settled',
   ladder: 'rounds that bring nothing new add up, and only what is learned takes from them',
 } as const
 
@@ -91,6 +92,7 @@ export const faults = [
   'tool said no',
   'tool timed out',
   'tool ignored its cancel',
+  'agent failed over a message',
   'clock stepped',
   'collision with a timer',
   'letter late',
@@ -192,6 +194,9 @@ export const branches = [
   'end: BUDGET_EXHAUSTED by wallMs',
   'end: RUN_CANCELLED',
   'end: EFFECT_CRASHED',
+  'end: ACTOR_FAILED',
+  'agent resumed',
+  'agent began anew',
   'impurity checked: state rebuilt from bytes',
   'impurity checked: contexts frozen',
   'impurity checked: every commit decided twice',

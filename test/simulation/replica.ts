@@ -11,11 +11,12 @@ import type { Envelope } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
 import { partsOf, type Stamp, stampOf } from '../../runtime/mail.js'
 import { checkChain, fromRecord } from '../../runtime/record.js'
-import { Scope } from '../../runtime/scope.js'
+import type { Scope } from '../../runtime/scope.js'
 import {
   type Effect,
   emptyState,
   fromStoredState,
+  type Generation,
   type ShardState,
   stateHash,
   type StoredState,
@@ -25,7 +26,9 @@ import { Accounts } from './accounts.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
+import { Incarnations } from './incarnations.js'
 import { Ladders } from './ladders.js'
+import { mayFail, wasTaken } from './machine-faults.js'
 import { Routes } from './routes.js'
 import { Steers } from './steers.js'
 
@@ -38,6 +41,8 @@ export interface ReplicaWorld {
   readonly rebuild: number
   readonly freeze: boolean
   readonly clockSteps: boolean
+  /** What runs the machines. */
+  readonly scope: () => Scope
   /** Virtual time. */
   readonly now: () => number
   /** Processes that have ended so far. */
@@ -85,7 +90,7 @@ const wallSlackMs = 3_000
 /** What the journal of one shard adds up to. */
 export class Replica {
   readonly shard: string
-  readonly context: DecideContext = { scope: new Scope(), machines, explain: true }
+  readonly context: DecideContext
   state: ShardState
   readonly accounts: Accounts
   /** Every effect that was ever asked for. */
@@ -123,6 +128,7 @@ export class Replica {
   readonly #steers: Steers
   readonly #ladders: Ladders
   readonly #routes: Routes
+  readonly incarnations: Incarnations
   /** Dead letters that were told and not told to have gone. */
   #letters = 0
   /** First commit that asked for a piece of work. */
@@ -132,11 +138,13 @@ export class Replica {
   constructor(shard: string, world: ReplicaWorld) {
     this.shard = shard
     this.#world = world
+    this.context = { scope: world.scope(), machines, explain: true }
     this.state = emptyState(shard)
     this.accounts = new Accounts(shard, world.notes)
     this.#steers = new Steers(world.notes)
     this.#ladders = new Ladders(shard, world.notes)
     this.#routes = new Routes(shard, world.notes)
+    this.incarnations = new Incarnations(shard, world.notes)
   }
 
   get crew(): CrewContext | null {
@@ -200,6 +208,7 @@ export class Replica {
     this.#crashesAt[this.state.sequence + 1] = this.#world.crashes()
     notes.check('time', envelope.at >= this.state.at, () => `${this.#where()}: ${envelope.at} after ${this.state.at}`)
     this.#before(envelope)
+    this.incarnations.before(this.state, envelope)
     this.#decidedOnce(envelope)
     this.#takenOnce(envelope)
     const stale = this.#isStale(envelope)
@@ -215,6 +224,7 @@ export class Replica {
     this.#steers.take(this.state, commit)
     this.#ladders.take(commit)
     this.#routes.take(commit)
+    this.incarnations.take(this.state, commit)
     this.#countLetters(commit)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')
@@ -499,11 +509,11 @@ export class Replica {
       case 'message.dead':
         return notes.check(
           'taken',
-          event.code !== 'OUTCOME_IGNORED' && event.code !== 'ACTOR_FAILED',
+          wasTaken(this.state, event),
           () => `${this.#where()}: ${event.message} to ${event.to}: ${event.code}`,
         )
       case 'actor.failed':
-        return notes.check('taken', event.code === 'EFFECT_CRASHED', () => `${this.#where()}: ${from}: ${event.reason}`)
+        return notes.check('taken', mayFail(event), () => `${this.#where()}: ${from}: ${event.reason}`)
       case 'crew.redefined':
         return this.crew?.task != null ? notes.reached('redefined in a run') : undefined
       case 'run.paused':
@@ -581,7 +591,7 @@ type Seen =
   | { type: 'delegate.called' | 'tool.refused' | 'tool.retried' | 'crew.redefined' }
   | { type: 'tool.finished'; status: string; callId: string }
   | { type: 'budget.exhausted'; account: string }
-  | { type: 'message.dead'; code: string; to: string; message: string }
+  | { type: 'message.dead'; letter: Generation; code: string; to: string; message: string }
   | { type: 'actor.failed'; code: string; reason: string }
   | { type: 'agent.started' | 'agent.finished'; address: string }
   | { type: 'run.paused' | 'run.started'; run: string }

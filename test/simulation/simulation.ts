@@ -7,7 +7,6 @@
 import type { Draft } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
 import type { Log } from '../../runtime/log.js'
-import { Scope } from '../../runtime/scope.js'
 import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
@@ -18,6 +17,7 @@ import { checkEnd, hashOf } from './final-checks.js'
 import { Judge } from './judge.js'
 import { type Fault, Notes, type Violation } from './notes.js'
 import { machines } from '../../machines/index.js'
+import { scopeOf } from './machine-faults.js'
 import { Person } from './person.js'
 import { Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
@@ -98,6 +98,7 @@ class Simulation implements World {
   forcedSlowMs = 0
   readonly rebuiltAt = new Map<string, number>()
   readonly spoilt = new Map<string, Map<number, Spoilt>>()
+  readonly scope = () => scopeOf(this.seed)
   readonly #crews: SimulatedCrew[] = []
   readonly #replicas = new Map<string, Replica>()
   readonly #scripts = new Map<string, Script>()
@@ -145,6 +146,7 @@ class Simulation implements World {
       rebuild: this.random.chance(0.5) ? 0.03 : 0,
       freeze: this.random.chance(0.1),
       clockSteps: this.plan.clockSteps > 0 || workers > 1,
+      scope: this.scope,
       now: () => this.timeline.now,
       // Whose lease ran out counts as gone, whether it is or not.
       ends: () => this.#ends + (this.cluster?.lost ?? 0),
@@ -340,7 +342,7 @@ class Simulation implements World {
     const worker = new Worker({
       journal,
       ports: { clock, random: this.random.next, breakers: this.breakers.of(process, clock) },
-      context: { scope: new Scope(), machines },
+      context: { scope: this.scope(), machines },
       log: this.#log(process),
       executor: `p${process.id}`,
       idleMs: this.plan.idleMs,
@@ -578,7 +580,7 @@ class Simulation implements World {
     // Its process may have decided something else since: what landed is an append of it that had failed, and came late.
     if (this.cluster !== null && (live?.sequence !== record.last || live.at !== replica.state.at)) return
     if (live === undefined || !(this.#compare.delete(record.shard) || this.random.chance(0.01))) return
-    const same = stateHash(live, new Scope(), machines) === replica.hash()
+    const same = stateHash(live, this.scope(), machines) === replica.hash()
     this.notes.check('replay', same, () => `${record.shard} ${record.last}: process ${process?.id} has another state`)
   }
 }

@@ -1,6 +1,5 @@
 /** What a disk and another owner may leave of snapshots between two processes. */
 import { decide } from '../../runtime/commit.js'
-import { Scope } from '../../runtime/scope.js'
 import { takeSnapshot } from '../../runtime/snapshot.js'
 import { fromStoredState, type ShardState, toStoredState } from '../../runtime/state.js'
 import type { Worker } from '../../runtime/worker.js'
@@ -29,7 +28,7 @@ export async function spoilSnapshots(world: World, worker: Worker | null): Promi
 
 /** A snapshot by an owner that had gone another way, and whose records never were in this journal. */
 async function otherBranch(world: World, shard: string, live: ShardState): Promise<void> {
-  const context = { scope: new Scope(), machines }
+  const context = { scope: world.scope(), machines }
   const plain = toStoredState(live, context.scope, machines)
   const state = fromStoredState(shard, plain, context.scope, machines)
   const envelope = { from: 'client/local', to: 'crew/main', cause: '', at: state.at, values: [] }

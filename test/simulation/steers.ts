@@ -1,6 +1,6 @@
 /** What users said to agents at work, and whether each word came to where it belongs. */
 import type { ModelCall } from '../../machines/index.js'
-import type { Commit } from '../../runtime/commit.js'
+import { type Commit, crewAddress } from '../../runtime/commit.js'
 import type { ShardState } from '../../runtime/state.js'
 import type { SimulatedCrew } from './client.js'
 import type { Notes } from './notes.js'
@@ -59,7 +59,8 @@ export class Steers {
       if (commit.decisions.some((line) => line.includes(`"all":"${said.conversation}+user"`)))
         said.joined = said.sequences.length
     for (const [address, event] of commit.events) {
-      if (event.type !== 'agent.unsteered') continue
+      // What an incarnation was told goes with it.
+      if (event.type !== 'agent.unsteered' || address === crewAddress) continue
       this.#notes.reached('steer without a round left')
       const { sequences, joined } = this.#of(state, address)
       const left = sequences.length - joined

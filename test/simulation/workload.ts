@@ -10,6 +10,7 @@ import { parallel, sequential } from '../../runtime/flow.js'
 import { type Crew, defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
 import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
+import type { Supervision } from '../../runtime/supervision.js'
 import type { SeededRandom } from './seeded-random.js'
 import { SeededRandom as Random } from './seeded-random.js'
 
@@ -91,6 +92,13 @@ function budgetOf(random: SeededRandom): Budget {
   return { [kind]: all[kind] }
 }
 
+/** Of the crews, by their number. */
+const supervisions: readonly (Supervision | undefined)[] = [
+  ...[undefined, { restart: 'fresh' } as const, { restart: 'resume', intensity: 2, periodMs: 20_000 } as const],
+  ...[undefined, { restart: 'fresh', intensity: 1, then: 'escalate' } as const],
+  ...[{ restart: 'resume' } as const, { restart: 'fresh' } as const],
+]
+
 function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   const models = () =>
     random.pick([['sim:cheap'], ['sim:dear'], ['sim:cheap', 'sim:dear'], ['sim:dear', 'sim:odd', 'sim:cheap']])
@@ -132,6 +140,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     }),
   }
   const budget = ample ? (random.chance(0.5) ? { usd: 900 } : {}) : budgetOf(random)
+  const supervision = supervisions[index % supervisions.length]
   const rest = {
     budget: {
       ...budget,
@@ -141,6 +150,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     },
     limits: { delegates: random.int(1, 4), depth: random.int(1, 3) },
     minOutputTokens: random.pick([32, 100, 200]),
+    ...(supervision === undefined ? {} : { supervision }),
   } as const
   const name = `crew-${index}`
   // By the crew's number, like the asking budgets.

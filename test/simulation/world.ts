@@ -1,6 +1,7 @@
 /** What the parts of a simulation share: one object a seed. */
 import type { Draft, Envelope } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
+import type { Scope } from '../../runtime/scope.js'
 import type { Shard } from '../../runtime/shard.js'
 import type { Effect } from '../../runtime/state.js'
 import type { Worker } from '../../runtime/worker.js'
@@ -57,6 +58,8 @@ export interface World {
   /** Sequences of snapshots that storage has spoilt or that belong to another branch, by shard. */
   readonly spoilt: Map<string, Map<number, Spoilt>>
   replica(shard: string): Replica
+  /** What runs the machines: they may fail. */
+  scope(): Scope
   /** Whether the process dies here. Counts against the seed's crashes. */
   strikes(window: CrashWindow): boolean
   /** The process dies now. */
