@@ -318,7 +318,10 @@ test('graph of the agent: the runtime takes each step as the model does, and non
   covers(cover(agentMachine), models, 500)
 })
 
-test('graph of the crew: the runtime takes each step as the model does, and none is left out', () => {
+// The largest of them: on a busy machine it takes longer than a test may otherwise.
+test('graph of the crew: the runtime takes each step as the model does, and none is left out', {
+  timeout: 60_000,
+}, () => {
   interface Known {
     readonly queue: readonly { readonly run: string }[]
     readonly task: { readonly run: string } | null
@@ -464,7 +467,7 @@ test('graph of the crew: the runtime takes each step as the model does, and none
     ],
     messages: (known) => [
       ...tasks(known, 1),
-      ...calls(known, { 'helper-5-0': 'helper', 'helper-5-1': 'helper' }),
+      ...calls(known, { 'helper-5-0': 'helper' }),
       ...Object.keys(known.workers).flatMap((address) => [
         ...[crew.finished(address), crew.actorFailed(address), crew.actorFailed(address, { resumable: false })],
         { type: 'delegate.cancel', caller: address },
