@@ -360,7 +360,10 @@ describe('machine handle', () => {
   })
 
   test('machine: where its store is another process’s it is refused, and so it is over NATS', async () => {
-    const nothing = { ask: () => Promise.reject(new Error('nobody')), stream: () => Promise.reject(new Error('nobody')) }
+    const nothing = {
+      ask: () => Promise.reject(new Error('nobody')),
+      stream: () => Promise.reject(new Error('nobody')),
+    }
     const remote = new RemoteRuntime({ channel: nothing as never })
     await expect(remote.spawn(order)).rejects.toMatchObject({ code: 'CONFIG_INVALID' })
   })
