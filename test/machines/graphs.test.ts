@@ -476,4 +476,4 @@ test('graph of the crew: the runtime takes each step as the model does, and none
     ],
   }
   covers(cover(crewMachine), [runs, delegates, handing, users, budgets, mail, failures], 500)
-}, 60_000)
+})
