@@ -25,6 +25,8 @@ export class Incarnations {
   readonly broken = new Set<string>()
   /** Who had a conversation first in a run, by both. */
   readonly #owners = new Map<string, string>()
+  /** Agents that have handed their conversation over. */
+  readonly #handed = new Set<string>()
   /** Names of actors that had a task. */
   readonly #addresses = new Set<string>()
 
@@ -51,17 +53,19 @@ export class Incarnations {
     for (const [from, event] of events) {
       if (event.type === 'actor.failed') failed = true
       if (event.type === 'actor.failed' && event['reason'] === planted) this.#notes.fault('agent failed over a message')
+      if (event.type === 'agent.handed') this.#handed.add(from)
       if (event.type === 'agent.started') this.#begin(event['address'] as string, 1, check)
       if (event.type !== 'agent.restarted') continue
       const [address, incarnation] = [event['address'] as string, event['incarnation'] as number]
       this.#notes.reached(event['restart'] === 'fresh' ? 'agent began anew' : 'agent resumed')
       if (event['restart'] === 'fresh') this.#begin(address, incarnation, check)
-      else check(incarnation === this.#last.get(taskOf(address)), `${from} resumed incarnation ${incarnation}`)
+      else check(incarnation >= this.#last.get(taskOf(address))!, `${from} resumed incarnation ${incarnation}`)
     }
     for (const { from, body } of effects) {
       if (body.type !== 'model.call') continue
       const place = `${body.conversation} ${body.run}`
-      const owner = this.#owners.get(place) ?? from
+      const before = this.#owners.get(place) ?? from
+      const owner = this.#handed.has(before) ? from : before
       this.#owners.set(place, owner)
       check(owner === from, `${from} goes on in the conversation of ${owner}`)
     }
@@ -78,12 +82,12 @@ export class Incarnations {
     this.#checkLeft(state, check)
   }
 
-  /** A name that no other had, and the next number. */
+  /** A name that no other had, and a higher number: those of whoever handed the task over were counted before. */
   #begin(address: string, incarnation: number, check: (holds: boolean, detail: string) => void): void {
     const task = taskOf(address)
     const before = this.#last.get(task) ?? 0
     check(!this.#addresses.has(address), `${address} was there before`)
-    check(incarnation === before + 1, `${address} is incarnation ${incarnation} after ${before}`)
+    check(incarnation > before, `${address} is incarnation ${incarnation} after ${before}`)
     this.#addresses.add(address)
     this.#last.set(task, incarnation)
   }
