@@ -178,7 +178,7 @@ export const keptOf = (context: CrewContext, task: Task): Kept => {
 const keepersOf = ({ kept }: CrewContext, conversation: string) =>
   Object.keys(kept).filter((agent) => kept[agent]!.conversation === conversation)
 /** What is kept when an agent has written to a conversation. */
-export const keptAfter = (context: CrewContext, event: Finished): CrewContext['kept'] => {
+export const keptAfter = (context: CrewContext, event: CrewMessageOf<'agent.finished'>): CrewContext['kept'] => {
   const { address, conversation, length, tokens, handover } = event
   const { agent, view } = context.workers[address]!
   const { system = null } = handover?.view ?? {}
@@ -189,7 +189,6 @@ export const keptAfter = (context: CrewContext, event: Finished): CrewContext['k
   return { ...context.kept, ...(Object.fromEntries(kept) as CrewContext['kept']) }
 }
 const keptAs = (kept: Kept, hidden: View['hidden']): Kept => (hidden.length === 0 ? kept : { ...kept, hidden })
-type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
 /** What is kept when nobody knows how far a conversation has come. */
 export const keptWithout = (context: CrewContext, { agent, conversation }: Worker): CrewContext['kept'] =>
   [agent, ...keepersOf(context, conversation)].reduce<CrewContext['kept']>(without, context.kept)
@@ -276,7 +275,7 @@ export const crosses = (context: CrewContext, { chain, shard }: TaskMail) =>
 /** Runs that may wait. */
 const maxQueue = 100
 
-type DelegateTask = Extract<CrewMessage, { type: 'delegate.task' }>
+type DelegateTask = CrewMessageOf<'delegate.task'>
 
 /** What a task by mail says of itself. */
 export const mailOf = ({ agent, sender, shard, depth, chain }: DelegateTask): TaskMail => ({

@@ -38,7 +38,7 @@ import {
   taskOf,
   without,
 } from './crew-context.js'
-import { escalates, renewed, restartOf, resumed } from './crew-supervision.js'
+import { escalates, restarted, restartOf } from './crew-supervision.js'
 import {
   answersOf,
   delegateStart,
@@ -86,8 +86,7 @@ export const crew = setup({
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
       context.workers[event.address] !== undefined,
-    resumesWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'resume',
-    renewsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'fresh',
+    restartsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) !== null,
     escalates: ({ context, event }) => event.type === 'actor.failed' && escalates(context, event),
     /** The account that ran dry is the delegate's own: only the delegation fails. */
     ownAccount: ({ context, event }) =>
@@ -224,16 +223,9 @@ export const crew = setup({
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
       enqueue.assign({ waiting, workers })
     }),
-    resumeWorker: enqueueActions(({ context, event, enqueue }) => {
+    restartWorker: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'actor.failed')
-      const { said, told, workers, short } = resumed(context, event)
-      for (const { target, message } of said) enqueue.sendTo(to(target), message)
-      for (const each of told) enqueue.emit(each)
-      enqueue.assign({ workers, short })
-    }),
-    renewWorker: enqueueActions(({ context, event, enqueue }) => {
-      assertEvent(event, 'actor.failed')
-      const { said, told, workers, short } = renewed(context, event)
+      const { said, told, workers, short } = restarted(context, event)
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
       for (const each of told) enqueue.emit(each)
       enqueue.assign({ workers, short })

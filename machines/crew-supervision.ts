@@ -54,22 +54,26 @@ interface Restarted {
   readonly short: CrewContext['short']
 }
 
+/** What follows from the restart of a worker that may be restarted. */
+export const restarted = (context: CrewContext, event: Failed): Restarted =>
+  restartOf(context, event) === 'resume' ? resumed(context, event) : renewed(context, event)
+
 /** The agent goes on. What it was not told meanwhile it is told now. */
-export function resumed(context: CrewContext, event: Failed): Restarted {
+function resumed(context: CrewContext, event: Failed): Restarted {
   const { address } = event
   const worker = again(context, event)
   const { said, short } = released(context, address)
   const pause = { target: address, message: { type: context.paused ? 'run.pause' : 'run.resume' } }
   return {
     said: [...said, { target: 'shard/actors', message: { type: 'actor.resume', address } }, pause],
-    told: [restarted(worker, address, 'resume', event)],
+    told: [toldOf(worker, address, 'resume', event)],
     workers: { ...context.workers, [address]: worker },
     short,
   }
 }
 
 /** A new incarnation takes the place of the one that failed. */
-export function renewed(context: CrewContext, event: Failed): Restarted {
+function renewed(context: CrewContext, event: Failed): Restarted {
   const before = again(context, event)
   const { agent, call, conversation: old, account, length, tokens, steered, view } = before
   const incarnation = before.incarnation + 1
@@ -88,7 +92,7 @@ export function renewed(context: CrewContext, event: Failed): Restarted {
       // Its account is open, whatever the definition says by now.
       actorStart(context, agent, name, part),
     ],
-    told: [...(steered > 0 ? [unheard] : []), restarted(worker, address, 'fresh', event)],
+    told: [...(steered > 0 ? [unheard] : []), toldOf(worker, address, 'fresh', event)],
     workers: replaced(context, event.address, address, worker),
     short,
   }
@@ -107,7 +111,7 @@ function again(context: CrewContext, { address, at }: Failed): Worker {
   return { ...worker, restarts: [...(policy === null ? [] : recent(worker, policy, at)), at] }
 }
 
-const restarted = (
+const toldOf = (
   { agent, incarnation }: Worker,
   address: string,
   restart: 'resume' | 'fresh',

@@ -9,6 +9,7 @@ import {
   answerable,
   type CrewContext,
   type CrewEvent,
+  type CrewMessageOf,
   delegatesOf,
   desertedBy,
   isAway,
@@ -23,7 +24,7 @@ import {
   without,
   type Worker,
 } from './crew-context.js'
-import type { CrewData, CrewMessage, DelegateCall, FlowInput, FlowStages, View } from './messages.js'
+import type { CrewData, DelegateCall, FlowInput, FlowStages, View } from './messages.js'
 
 /** A message, and whom it is for. */
 export interface Said {
@@ -31,8 +32,8 @@ export interface Said {
   readonly message: { readonly type: string; readonly [field: string]: unknown }
 }
 
-type Ended = Extract<CrewMessage, { type: 'agent.finished' | 'actor.failed' }>
-type Finished = Extract<CrewMessage, { type: 'agent.finished' }>
+type Finished = CrewMessageOf<'agent.finished'>
+type Ended = Finished | CrewMessageOf<'actor.failed'>
 
 /** What an agent actor begins with. */
 interface Part {

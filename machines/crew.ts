@@ -74,8 +74,7 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
         ],
         'actor.failed': [
-          { guard: 'resumesWorker', actions: ['cancelDelegates', 'resumeWorker'] },
-          { guard: 'renewsWorker', actions: ['cancelDelegates', 'renewWorker'] },
+          { guard: 'restartsWorker', actions: ['cancelDelegates', 'restartWorker'] },
           { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },

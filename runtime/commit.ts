@@ -11,12 +11,12 @@
  * - D3 What fails, fails one actor: its supervisor is told inside the same commit, and the envelope counts as taken.
  * - D4 An outcome is delivered once, to the actor that asked, and only while its effect is open; afterwards it changes
  *   accounts only. A timer that was replaced or cancelled is not delivered.
+ * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
  * - D6 A letter to another shard is a row of the outbox, numbered, with what its conversation says now; the end of a run that
  *   was asked for by mail is such a letter, however the run ended.
- * - D5 An outcome that no transition takes fails its actor with `OUTCOME_IGNORED`.
+ * - D7 Who is gone asks a port for nothing and starts nobody: nobody would wait for it, nobody would stop it.
  * - D8 Whoever fails leaves no grant open: its calls are charged what their outcome said, or their worst until a real bill
  *   comes. It goes on from before its failure only if nothing that it said was lost.
- * - D7 Who is gone asks a port for nothing and starts nobody: nobody would wait for it, nobody would stop it.
  */
 import { linkOf, write } from './conversation.js'
 import { dropLetters, trimLetters } from './dead-letter.js'

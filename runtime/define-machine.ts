@@ -114,8 +114,7 @@ export function machineCrew(definition: MachineDefinition): Crew {
 const crews = new WeakMap<MachineDefinition, Crew>()
 
 function defineEmpty(name: string): Crew {
-  const { agents: _, lead: __, ...rest } = emptyCrew
-  return { ...rest, name, agents: {}, lead: '' }
+  return { ...emptyCrew, name }
 }
 
 /** Defaults of a crew that nobody works in. */

@@ -305,7 +305,7 @@ export interface Crew<Output = unknown> {
   readonly kind: 'crew'
   readonly name: string
   readonly agents: Readonly<Record<string, Agent<unknown>>>
-  /** Empty for a crew with a flow. */
+  /** Empty for a crew whose flow has stages. */
   readonly lead: string
   readonly flow: Flow | undefined
   readonly budget: Budget

@@ -207,12 +207,14 @@ export class Progress {
 
   /** The agent that an event tells of. */
   #who(event: TroupeEvent): string {
-    if (!/delegate\.called$|agent\.handed$/.test(event.type) && typeof event.data['agent'] === 'string')
-      return event.data['agent']
+    if (!aboutAnother.has(event.type) && typeof event.data['agent'] === 'string') return event.data['agent']
     const address = event.source.split('/').slice(3).join('/')
     return this.#names.get(address) ?? address.replace(/^agent\//, '').replace(/(-r\d+|-\d+-\d+)(-i\d+)?$/, '')
   }
 }
+
+/** Events whose `agent` is not the one that did it. */
+const aboutAnother = new Set(['troupe.delegate.called', 'troupe.agent.handed'])
 
 function text(value: unknown): string {
   return oneLine(typeof value === 'string' ? value : JSON.stringify(value ?? ''), 160)
