@@ -245,7 +245,9 @@ export function callsOf(
   const more = random.pick([0, 0, 1, 1, 2, 3])
   for (let index = calls.length === 0 ? -1 : 0; index < more; index++) add(random.weighted(weights))
   if (calls.length > 1 && random.chance(invalid / 4)) calls.push({ ...calls[0]! })
-  for (const name of handoffs) if (random.chance(0.3)) calls.push(handoffTo(name))
+  // Behind the first two rounds, which every chief makes.
+  for (const name of round > 1 || script.agent !== 'chief' ? handoffs : [])
+    if (random.chance(0.3)) calls.push(handoffTo(name))
   return calls
 }
 
