@@ -32,6 +32,7 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [800_977_452, 'what a start asked for when it gave a timer up it took for left behind, and interrupted'],
   [2_321_960_791_297, 'letters of an earlier owner went out behind those of the commits that settled it'],
   [2_321_960_792_141, 'the same: their numbers came out of order'],
+  [880_028_478_421, 'the judge did not count what an agent heard in the commit in which it was cancelled'],
   [4_294_958_201_636, 'an escalation that ended in the commit of its start asked a person behind its end, for ever'],
 ]
 

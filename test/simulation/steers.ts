@@ -47,8 +47,9 @@ export class Steers {
     const heard = commit.events.filter(([, { type }]) => type === 'agent.steered')
     for (const [address] of heard) {
       this.#notes.reached('steered')
-      // Who ended over it, for lack of money, is gone.
-      if (state.actors.has(address)) this.#of(state, address).sequences.push(commit.sequence)
+      // Who ended over it, for lack of money, is gone; who was cancelled in the same commit tells that it was unheard.
+      const isUnheard = commit.events.some(([from, { type }]) => from === address && type === 'agent.unsteered')
+      if (state.actors.has(address) || isUnheard) this.#of(state, address).sequences.push(commit.sequence)
     }
     if (commit.events.some(([, { type }]) => type === 'steer.refused')) this.#notes.reached('steer refused')
     else if (commit.envelope.body.type === 'crew.steer' && heard.length === 0) this.#notes.reached('steer repeated')
