@@ -4,7 +4,7 @@
  */
 import { writeSync } from 'node:fs'
 import { createFetch } from '../../actors/fetch.js'
-import { createOpenAIModelPort } from '../../actors/model-openai.js'
+import { createOpenAIModelPort, type OpenAIModelPortOptions } from '../../actors/model-openai.js'
 import { createToolPort } from '../../actors/tool.js'
 import type { Crew } from '../../runtime/define.js'
 import type { LiveCrew } from '../../runtime/dispatcher.js'
@@ -221,13 +221,21 @@ export interface HookedPorts {
   close(): Promise<void>
 }
 
-/** Model and tools as `runtime/index.ts` wires them, with hooks. @param once names of `once` tools */
-export function createHookedPorts(
-  hooks: Hooks,
-  { baseURL, log, once }: { readonly baseURL: string; readonly log: Log; readonly once: ReadonlySet<string> },
-): HookedPorts {
+/** What hooked ports are made for. */
+export interface HookedPortsOptions {
+  readonly baseURL: string
+  readonly log: Log
+  /** Names of `once` tools. */
+  readonly once: ReadonlySet<string>
+  /** @default none are known */
+  readonly prices?: OpenAIModelPortOptions['prices']
+}
+
+/** Model and tools as `runtime/index.ts` wires them, with hooks. */
+export function createHookedPorts(hooks: Hooks, { baseURL, log, once, prices }: HookedPortsOptions): HookedPorts {
   const fetch = createFetch()
   const model = createOpenAIModelPort({
+    ...(prices === undefined ? {} : { prices }),
     providers: {
       scripted: {
         baseURL,
