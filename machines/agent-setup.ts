@@ -394,8 +394,9 @@ export const agent = setup({
 
     tellExhausted: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.refused')
-      const { account, dimension, limit } = event
-      enqueue.sendTo(to(context.crew), { type: 'agent.exhausted', address: context.self, account, dimension, limit })
+      const { type: _, grant: _grant, ...why } = event
+      const { account, dimension } = why
+      enqueue.sendTo(to(context.crew), { type: 'agent.exhausted', address: context.self, ...why })
       enqueue.emit({ type: 'budget.exhausted', account, dimension })
     }),
     endRounds: assign({

@@ -7,10 +7,34 @@
  * or refused below `minOutputTokens`. In a soft account a request that does not fit is granted all the same as long as
  * anything is left: limits may be passed by one call. What a soft child lacks then, its parent must have.
  *
+ * A keeper of a crew that shares a budget with others has a share of it, and asks for more when a request does not fit
+ * (`budget-share.ts`); the request waits for the answer. What is not used goes back when a request was refused, and at the
+ * end of the run. Accounts and share both have to have what a grant takes.
+ *
  * Idempotent by grant id: a grant is reserved once; an estimated settlement is replaced by the first real one; after a
  * real one nothing changes. A grant that nobody settles expires: at the second sweep it is settled at its maximum.
  */
-import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
+import { assertEvent, assign, enqueueActions, raise, setup } from 'xstate'
+import {
+  answered,
+  askFor,
+  idOf,
+  isAnswer,
+  lackOf,
+  leftOf,
+  mayLeave,
+  type Refusal,
+  returnOf,
+  type Share,
+  type SharedGrant,
+  shareMs,
+  shareOf,
+  spentAfter,
+  spentUp,
+  unanswered,
+  usedOf,
+  windowOf,
+} from './budget-share.js'
 import {
   type Amounts,
   type BudgetMessage,
@@ -32,9 +56,8 @@ interface Account {
   readonly spent: Amounts
 }
 
-interface Grant {
+interface Grant extends SharedGrant {
   readonly account: string
-  readonly worst: Amounts
   /** `held` counts as reserved; `estimated` counts as spent until a real settlement replaces it. */
   readonly state: 'held' | 'estimated'
   /** Sweeps it has seen. */
@@ -51,6 +74,8 @@ interface BudgetContext {
   readonly next: Decision | null
   /** A sweep is planned. */
   readonly sweeping: boolean
+  /** Of a budget that crews share; null: the limits are all there is. */
+  readonly share: Share | null
 }
 
 /** Input of a keeper: the limits of its root account, named `run`. */
@@ -59,6 +84,7 @@ interface BudgetInput {
   readonly limits: Limits
   readonly soft?: true | undefined
   readonly minOutputTokens: number
+  readonly pool?: { readonly address: string; readonly answerMs: number } | undefined
 }
 
 type Decision =
@@ -74,7 +100,10 @@ type Decision =
       readonly account: string
       readonly dimension: Dimension
       readonly limit: number
+      readonly code?: string
+      readonly reason?: string
     }
+  | { readonly kind: 'ask'; readonly request: BudgetReserve; readonly least: Amounts; readonly most: Amounts }
 
 /** How long an unsettled grant stays open at least; twice that at most. Longer than any model call may take. */
 const sweepMs = 15 * 60_000
@@ -156,11 +185,11 @@ const shortage = (context: BudgetContext, account: string, amount: Amounts) =>
   dimensions.find(
     (dimension) => amount[dimension] > 0 && amount[dimension] > room(context.accounts, account, dimension),
   )
-const affordable = (context: BudgetContext, request: BudgetReserve) => {
-  const money = room(context.accounts, request.account, 'nanoUsd') - cost(request.inputTokens, request.price.input)
+/** What of its dimensions a request may take at most: of its account, or of the share. */
+const affordable = (request: BudgetReserve, roomOf: (dimension: Dimension) => number) => {
+  const money = roomOf('nanoUsd') - cost(request.inputTokens, request.price.input)
   const byMoney = Math.floor((money * 1_000) / Math.max(request.price.output, 1))
-  const byTokens = room(context.accounts, request.account, 'tokens') - request.inputTokens
-  return Math.min(request.maxOutputTokens, byMoney, byTokens)
+  return Math.min(request.maxOutputTokens, byMoney, roomOf('tokens') - request.inputTokens)
 }
 const anyHeld = (context: BudgetContext) => Object.values(context.grants).some((grant) => grant.state === 'held')
 /** Might an open grant give back what `account` is short of? */
@@ -191,18 +220,47 @@ function decide(context: BudgetContext): Decision | null {
   const [request] = context.waiting
   if (request === undefined) return null
   const short = shortage(context, request.account, worstOf(request, request.maxOutputTokens))
-  if (short === undefined) return grantOf(request, request.maxOutputTokens)
+  if (short === undefined) return underShare(context, request, request.maxOutputTokens)
   if (mayFree(context, request.account, short)) return null
-  const most = affordable(context, request)
-  const least = Math.min(request.minOutputTokens, request.maxOutputTokens)
-  const cut = most >= least && shortage(context, request.account, worstOf(request, most)) === undefined
-  return cut ? grantOf(request, most) : refusal(context, request)
+  const most = affordable(request, (dimension) => room(context.accounts, request.account, dimension))
+  const cut = most >= leastOf(request) && shortage(context, request.account, worstOf(request, most)) === undefined
+  return cut ? underShare(context, request, most) : refusal(context, request)
 }
+const leastOf = (request: BudgetReserve) => Math.min(request.minOutputTokens, request.maxOutputTokens)
+
+/** What the share lets a request have that its account has the room for. */
+function underShare(context: BudgetContext, request: BudgetReserve, maxOutputTokens: number): Decision | null {
+  const { share, grants } = context
+  if (share === null) return grantOf(request, maxOutputTokens)
+  const most = worstOf(request, maxOutputTokens)
+  if (lackOf(share, grants, most) === undefined) return grantOf(request, maxOutputTokens)
+  const { asking } = share
+  if (asking?.state === 'asked') return null
+  if (asking?.grant !== request.grant) return { kind: 'ask', request, least: worstOf(request, leastOf(request)), most }
+  if (mayLeave(share, grants)) return null
+  const used = usedOf(share, grants)
+  const cut = Math.min(
+    maxOutputTokens,
+    affordable(request, (dimension) => leftOf(share, used, dimension)),
+  )
+  const lack = lackOf(share, grants, worstOf(request, Math.max(cut, leastOf(request))))
+  return lack === undefined ? grantOf(request, cut) : shareRefusal(context, request, share, lack)
+}
+const shareRefusal = (_: BudgetContext, request: BudgetReserve, share: Share, lack: Dimension): Decision => {
+  const { dimension, limit, code, reason }: Refusal = share.asking?.why ?? {
+    ...{ dimension: lack, limit: share.given?.[lack] ?? 0 },
+    ...spentUp(share, lack, share.until),
+  }
+  return { kind: 'refuse', request, account: `@${idOf(share)}`, dimension: dimension ?? lack, limit, code, reason }
+}
+/** The share when nobody waits for more of it any more. */
+const served = (share: Share | null, { grant }: BudgetReserve): Share | null =>
+  share?.asking?.state === 'answered' && share.asking.grant === grant ? { ...share, asking: null } : share
 
 /** Reserves; what a soft account lacks comes from its parent. */
-const hold = ({ accounts, grants }: BudgetContext, { grant, account }: BudgetReserve, worst: Amounts) => ({
+const hold = ({ accounts, grants, share }: BudgetContext, { grant, account }: BudgetReserve, worst: Amounts) => ({
   accounts: absorb(book(accounts, account, 'held', worst, 1), account),
-  grants: { ...grants, [grant]: { account, worst, state: 'held', age: 0 } as const },
+  grants: { ...grants, [grant]: { account, worst, state: 'held', age: 0, ...windowOf(share) } as const },
 })
 
 /** Takes back a reservation that nothing was spent on. */
@@ -310,6 +368,7 @@ function settle(context: BudgetContext, id: string, spent: Amounts, real: boolea
       grant.account,
     ),
     grants: real ? without(context.grants, id) : { ...context.grants, [id]: estimated },
+    share: spentAfter(context.share, grant, spent),
   }
 }
 /** Settles every held grant that `old` picks at its maximum. */
@@ -321,11 +380,13 @@ function expire(context: BudgetContext, old: (grant: Grant) => boolean): BudgetC
 const total = (context: BudgetContext) =>
   Object.values(context.accounts).reduce((sum, account) => plus(sum, account.spent), nothing)
 
-/** Raised by the keeper itself. */
-type Sweep = { type: 'budget.sweep' }
+/** Raised by the keeper itself: what is old expires, the window of its share has ended, the pool has not answered. */
+type Own = { type: 'budget.sweep' } | { type: 'share.over' } | { type: 'share.late' }
+/** What was asked for is still to come; what was answered was of a window that has ended. */
+const askedOnly = ({ asking }: Share) => (asking?.state === 'asked' ? asking : null)
 
 const keeper = setup({
-  types: {} as { context: BudgetContext; events: BudgetMessage | Sweep; input: BudgetInput },
+  types: {} as { context: BudgetContext; events: BudgetMessage | Own; input: BudgetInput },
   guards: {
     /** The common case: nobody waits, there is room, and the sweep is planned. */
     fitsNow: ({ context, event }) =>
@@ -333,7 +394,8 @@ const keeper = setup({
       context.sweeping &&
       context.waiting.length === 0 &&
       context.grants[event.grant] === undefined &&
-      shortage(context, event.account, worstOf(event, event.maxOutputTokens)) === undefined,
+      shortage(context, event.account, worstOf(event, event.maxOutputTokens)) === undefined &&
+      lackOf(context.share, context.grants, worstOf(event, event.maxOutputTokens)) === undefined,
     settlesQuietly: ({ context, event }) =>
       event.type === 'budget.settle' && context.waiting.length === 0 && context.grants[event.grant] !== undefined,
     isNew: ({ context, event }) => event.type === 'budget.reserve' && !known(context, event.grant),
@@ -348,6 +410,17 @@ const keeper = setup({
     grantsFirst: ({ context }) => context.next?.kind === 'grant' && !context.sweeping,
     grants: ({ context }) => context.next?.kind === 'grant',
     refuses: ({ context }) => context.next?.kind === 'refuse',
+    /** The share has not enough, and others may as well have what is left of it. */
+    refusesShort: ({ context }) => context.next?.kind === 'refuse' && context.next.code !== undefined,
+    asks: ({ context }) => context.next?.kind === 'ask',
+    hasShare: ({ context }) => context.share !== null,
+    isAnswer: ({ context, event }) =>
+      (event.type === 'share.given' || event.type === 'share.refused') && isAnswer(context.share, event),
+    givesUntil: ({ context, event }) =>
+      event.type === 'share.given' && event.until !== 0 && isAnswer(context.share, event),
+    /** Nobody will ever take what it has asked. */
+    isRefused: ({ context, event }) =>
+      event.type === 'mail.returned' && event.message === 'share.ask' && context.share?.asking?.state === 'asked',
     anythingHeld: ({ context }) => anyHeld(context),
     nothingEstimated: ({ context }) => Object.keys(context.grants).length === 0,
   },
@@ -379,13 +452,59 @@ const keeper = setup({
     grant: enqueueActions(({ context, enqueue }) => {
       const { request, worst, maxOutputTokens } = context.next as Extract<Decision, { kind: 'grant' }>
       enqueue.sendTo(to(request.replyTo), { type: 'budget.granted', grant: request.grant, maxOutputTokens, worst })
-      enqueue.assign({ waiting: context.waiting.slice(1), ...hold(context, request, worst) })
+      const share = served(context.share, request)
+      enqueue.assign({ waiting: context.waiting.slice(1), share, ...hold(context, request, worst) })
     }),
     refuse: enqueueActions(({ context, enqueue }) => {
-      const { request, account, dimension, limit } = context.next as Extract<Decision, { kind: 'refuse' }>
-      const refused = { type: 'budget.refused', grant: request.grant, account, dimension, limit }
-      enqueue.sendTo(to(request.replyTo), refused)
-      enqueue.assign({ waiting: context.waiting.slice(1) })
+      const { kind: _, request, ...why } = context.next as Extract<Decision, { kind: 'refuse' }>
+      enqueue.sendTo(to(request.replyTo), { type: 'budget.refused', grant: request.grant, ...why })
+      enqueue.assign({ waiting: context.waiting.slice(1), share: served(context.share, request) })
+    }),
+    ask: enqueueActions(({ context, enqueue }) => {
+      const { request, ...amounts } = context.next as Extract<Decision, { kind: 'ask' }>
+      const before = context.share!
+      const { message, share } = askFor(before, usedOf(before, context.grants), request.grant, amounts)
+      enqueue.sendTo(to(share.pool), message)
+      enqueue.raise({ type: 'share.late' }, { id: 'late', delay: share.answerMs })
+      enqueue.assign({ share })
+    }),
+    takeAnswer: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, ['share.given', 'share.refused', 'mail.returned'])
+      enqueue.cancel('late')
+      enqueue.assign({ share: answered(context.share!, event, context.waiting[0]?.grant) })
+    }),
+    planOver: enqueueActions(({ event, enqueue }) => {
+      assertEvent(event, 'share.given')
+      enqueue.raise({ type: 'share.over' }, { id: 'over', delay: shareMs(event) })
+    }),
+    /** Its window has ended. */
+    endShare: assign({
+      share: ({ context }) => context.share && { ...context.share, given: null, asking: askedOnly(context.share) },
+    }),
+    giveUp: assign({
+      share: ({ context: { share, waiting } }) =>
+        share && {
+          ...share,
+          asking: { grant: waiting[0]?.grant ?? '', state: 'answered' as const, why: unanswered(share) },
+        },
+    }),
+    giveBack: enqueueActions(({ context, enqueue }) => {
+      for (const { pool, message, share } of returnOf(context.share, context.grants, false)) {
+        enqueue.sendTo(to(pool), message)
+        enqueue.cancel('late')
+        enqueue.assign({ share })
+      }
+    }),
+    /** The last that the pool hears, unless bills are still to come. */
+    account: enqueueActions(({ context, enqueue }) => {
+      const isFinal = Object.keys(context.grants).length === 0
+      for (const { pool, message, share } of returnOf(context.share, context.grants, isFinal)) {
+        enqueue.sendTo(to(pool), message)
+        enqueue.assign({ share })
+      }
+    }),
+    accountLast: enqueueActions(({ context, enqueue }) => {
+      for (const { pool, message } of returnOf(context.share, context.grants, true)) enqueue.sendTo(to(pool), message)
     }),
     settle: assign(({ context, event }) => {
       assertEvent(event, 'budget.settle')
@@ -425,17 +544,21 @@ const keeper = setup({
     sweep: assign(({ context }) => {
       const expired = expire(context, (grant) => grant.age > 0)
       const aged = Object.entries(expired.grants).map(([id, grant]) => [id, { ...grant, age: grant.age + 1 }])
-      return { accounts: expired.accounts, grants: Object.fromEntries(aged) as BudgetContext['grants'] }
+      const { accounts, share } = expired
+      return { accounts, share, grants: Object.fromEntries(aged) as BudgetContext['grants'] }
     }),
     close: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.close')
       const closed = expire(context, () => true)
       enqueue.sendTo(to(event.replyTo), { type: 'budget.closed', spent: total(closed) })
-      enqueue.assign({ accounts: closed.accounts, grants: closed.grants, waiting: [] })
+      enqueue.assign({ accounts: closed.accounts, grants: closed.grants, share: closed.share, waiting: [] })
     }),
     report: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.report')
       enqueue.sendTo(to(event.replyTo), { type: 'budget.closed', spent: total(context) })
+    }),
+    cancelTimers: enqueueActions(({ enqueue }) => {
+      for (const id of ['sweep', 'late', 'over']) enqueue.cancel(id)
     }),
     planSweep: raise({ type: 'budget.sweep' }, { id: 'sweep', delay: sweepMs }),
     sweeping: assign({ sweeping: true }),
@@ -446,7 +569,7 @@ const keeper = setup({
 /** The budget keeper machine. Bump `version` with any change of its decisions. */
 export const budgetMachine = keeper.createMachine({
   id: 'budget',
-  version: '3',
+  version: '4',
   context: ({ input }) => ({
     self: input.self,
     minOutputTokens: input.minOutputTokens,
@@ -455,6 +578,7 @@ export const budgetMachine = keeper.createMachine({
     waiting: [],
     next: null,
     sweeping: false,
+    share: shareOf(input.pool),
   }),
   initial: 'open',
   states: {
@@ -478,13 +602,25 @@ export const budgetMachine = keeper.createMachine({
         'budget.withdraw': { target: '.looking', actions: 'withdraw' },
         'budget.charge': [{ guard: 'mayCharge', actions: 'charge' }, { actions: 'refuseCharge' }],
         'budget.raise': { target: '.looking', actions: 'raise' },
-        'budget.report': { actions: 'report' },
-        'actor.resumed': { guard: 'isSweeping', actions: 'planSweep' },
+        'budget.report': { actions: ['report', 'giveBack'] },
+        // What it had asked for may be lost with the message that it failed over, and so are its timers.
+        'actor.resumed': [
+          { guard: 'hasShare', target: '.looking', actions: ['giveBack', 'endShare', 'planSweep', 'sweeping'] },
+          { guard: 'isSweeping', actions: 'planSweep' },
+        ],
+        'share.given': [
+          { guard: 'givesUntil', target: '.looking', actions: ['takeAnswer', 'planOver'] },
+          { guard: 'isAnswer', target: '.looking', actions: 'takeAnswer' },
+        ],
+        'share.refused': { guard: 'isAnswer', target: '.looking', actions: 'takeAnswer' },
+        'mail.returned': { guard: 'isRefused', target: '.looking', actions: 'takeAnswer' },
+        'share.over': { target: '.looking', actions: 'endShare' },
+        'share.late': { target: '.looking', actions: ['giveBack', 'giveUp'] },
         'budget.sweep': [
           { guard: 'anythingHeld', target: '.looking', actions: ['sweep', 'planSweep'] },
           { actions: 'swept' },
         ],
-        'budget.close': { target: 'closed', actions: ['close', cancel('sweep')] },
+        'budget.close': { target: 'closed', actions: ['close', 'account', 'cancelTimers'] },
       },
       states: {
         quiet: {},
@@ -494,7 +630,9 @@ export const budgetMachine = keeper.createMachine({
           always: [
             { guard: 'grantsFirst', target: 'looking', reenter: true, actions: ['grant', 'planSweep', 'sweeping'] },
             { guard: 'grants', target: 'looking', reenter: true, actions: 'grant' },
+            { guard: 'refusesShort', target: 'looking', reenter: true, actions: ['refuse', 'giveBack'] },
             { guard: 'refuses', target: 'looking', reenter: true, actions: 'refuse' },
+            { guard: 'asks', target: 'looking', reenter: true, actions: 'ask' },
             { target: 'quiet' },
           ],
         },
@@ -503,8 +641,15 @@ export const budgetMachine = keeper.createMachine({
     /** The run is over. Late real settlements still count, until nobody can send one any more. */
     closed: {
       always: { guard: 'nothingEstimated', target: 'gone' },
-      after: { [2 * sweepMs]: 'gone' },
-      on: { 'budget.settle': { guard: 'isHeldOrEstimated', target: 'closed', reenter: true, actions: 'settle' } },
+      after: { [2 * sweepMs]: { target: 'gone', actions: 'accountLast' } },
+      on: {
+        'budget.settle': {
+          guard: 'isHeldOrEstimated',
+          target: 'closed',
+          reenter: true,
+          actions: ['settle', 'account'],
+        },
+      },
     },
     gone: { type: 'final' },
   },

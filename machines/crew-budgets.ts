@@ -11,8 +11,10 @@ type OwnBudget = Pick<CrewData, 'soft' | 'raiseMs'> & { readonly limits: Limits 
 /** Who an account belongs to; the crew has `run`. */
 const ownerOf = (account: string) => account.slice(account.lastIndexOf('/') + 1)
 const parentOf = (account: string) => account.slice(0, account.lastIndexOf('/'))
+/** Whether all of a run lack it: the run's own account, or what crews share. */
+export const isOfRun = (account: string) => account === 'run' || account.startsWith('@')
 const ownBudget = ({ data }: CrewContext, account: string): OwnBudget =>
-  account === 'run' ? data : (data.agents[ownerOf(account)] ?? { limits: null })
+  isOfRun(account) ? data : (data.agents[ownerOf(account)] ?? { limits: null })
 /** For how long a person is asked for more of an account's budget; null when nobody is. */
 export const raiseMsOf = (context: CrewContext, account: string): number | null =>
   ownBudget(context, account).raiseMs ?? null
@@ -72,5 +74,8 @@ export const raisedBy = (context: CrewContext, agent: string | undefined) =>
   agent === undefined
     ? [{ account: 'run', opening: [] }]
     : accountsOf(context, agent).map((account) => ({ account, opening: [openingOf(context, account)] }))
+/** Where the keeper of a run has what it grants from, when that is shared with other crews. */
+export const poolOf = ({ data: { from, answerMs } }: CrewContext) =>
+  from === undefined ? {} : { pool: { address: `${from}/pool/main`, answerMs } }
 /** Keepers that a new one takes the place of. */
 export const replacedKeepers = (context: CrewContext) => (context.keeper === null ? [] : [keeperOf(context)])

@@ -5,7 +5,7 @@
  * Does not own: when (`crew.ts`), what is read off the context (`crew-context.ts`).
  */
 import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
-import { raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
+import { isOfRun, poolOf, raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
 import {
   billOf,
   countSteered,
@@ -90,7 +90,7 @@ export const crew = setup({
     escalates: ({ context, event }) => event.type === 'actor.failed' && escalates(context, event),
     /** The account that ran dry is the delegate's own: only the delegation fails. */
     ownAccount: ({ context, event }) =>
-      event.type === 'agent.exhausted' && event.account !== 'run' && !isLead(context, event.address),
+      event.type === 'agent.exhausted' && !isOfRun(event.account) && !isLead(context, event.address),
     /** A person is asked already. */
     asksAlready: ({ context, event }) => event.type === 'agent.exhausted' && event.account in context.short,
     asksForMore: ({ context, event }) =>
@@ -101,7 +101,7 @@ export const crew = setup({
     /** Only delegates cannot pay, and only their own account. */
     onlyDelegatesShort: ({ context, event }) =>
       event.type === 'budget.decided' &&
-      event.account !== 'run' &&
+      !isOfRun(event.account) &&
       !context.short[event.account]?.agents.some((address) => isLead(context, address)),
     mayRaise: ({ context, event }) =>
       event.type === 'crew.raise' &&
@@ -150,7 +150,8 @@ export const crew = setup({
     startKeeper: enqueueActions(({ context, enqueue }) => {
       const name = perCrew(context) ? 'crew' : runOf(context)
       const { limits, soft } = context.data
-      const input = { self: `budget/${name}`, limits, soft, minOutputTokens: minOutputTokens(context) }
+      const own = { limits, soft, minOutputTokens: minOutputTokens(context) }
+      const input = { self: `budget/${name}`, ...own, ...poolOf(context) }
       for (const address of replacedKeepers(context))
         enqueue.sendTo(to('shard/actors'), { type: 'actor.stop', address })
       enqueue.sendTo(to('shard/actors'), { type: 'actor.start', kind: 'budget', name, input })
@@ -359,7 +360,8 @@ export const crew = setup({
     endExhausted: assign({
       end: ({ event }) => {
         assertEvent(event, 'agent.exhausted')
-        return endOf('BUDGET_EXHAUSTED', `the budget of ${event.dimension} is spent (account ${event.account})`)
+        const { account, dimension, code = 'BUDGET_EXHAUSTED', reason } = event
+        return endOf(code, reason ?? `the budget of ${dimension} is spent (account ${account})`)
       },
     }),
     endRefused: assign({

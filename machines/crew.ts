@@ -16,7 +16,7 @@ export type { CrewEvent }
 /** The crew machine. Bump `version` with any change of its decisions. */
 export const crewMachine = crew.createMachine({
   id: 'crew',
-  version: '6',
+  version: '7',
   context: ({ input: { self, data, keeper } }) => ({
     self,
     data,

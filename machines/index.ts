@@ -1,6 +1,7 @@
 import type { AnyStateMachine } from 'xstate'
 import { agentMachine } from './agent.js'
 import { budgetMachine } from './budget-keeper.js'
+import { poolMachine } from './budget-pool.js'
 import { crewMachine } from './crew.js'
 import { envoyMachine } from './envoy.js'
 import { escalationMachine } from './escalation.js'
@@ -11,6 +12,7 @@ import { toolMachine } from './tool-executor.js'
 
 export { type AgentEvent, agentMachine } from './agent.js'
 export { budgetMachine } from './budget-keeper.js'
+export { bookedOf as poolBooked, type PoolEvent, poolMachine } from './budget-pool.js'
 export { type BreakerEvent, breakerMachine } from './circuit-breaker.js'
 export { type CrewEvent, crewMachine } from './crew.js'
 export { envoyMachine } from './envoy.js'
@@ -23,7 +25,10 @@ export { type ToolEvent, toolMachine } from './tool-executor.js'
 
 /** The shipped machines by actor kind. */
 export const machines: Readonly<
-  Record<'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'escalation' | 'flow' | 'loop' | 'router', AnyStateMachine>
+  Record<
+    'agent' | 'tool' | 'budget' | 'crew' | 'envoy' | 'escalation' | 'flow' | 'loop' | 'pool' | 'router',
+    AnyStateMachine
+  >
 > = {
   agent: agentMachine,
   tool: toolMachine,
@@ -33,5 +38,6 @@ export const machines: Readonly<
   escalation: escalationMachine,
   flow: flowMachine,
   loop: loopMachine,
+  pool: poolMachine,
   router: routerMachine,
 }

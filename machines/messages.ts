@@ -107,6 +107,21 @@ export const flowStages = z
   .min(1)
 export type FlowStages = z.infer<typeof flowStages>
 
+/** What a budget counts that crews share, until it begins anew: an hour, a day or a month of UTC. */
+const budgetWindow = z.enum(['hour', 'day', 'month'])
+
+/** A budget that crews share, as far as its machine needs it. */
+export const poolData = z.object({
+  limits,
+  /** How much a crew is given at once, at least. */
+  share: limits,
+  /** Null: it never begins anew. */
+  window: budgetWindow.nullable(),
+  /** How long a crew waits for what others may give back. */
+  waitMs: z.int().min(1),
+})
+export type PoolData = z.infer<typeof poolData>
+
 /** A crew's definition as far as machines need it. */
 export const crewData = z.object({
   name: z.string(),
@@ -116,6 +131,8 @@ export const crewData = z.object({
   agents: z.record(z.string(), agentData),
   limits,
   ...budgetTerms,
+  /** Id of the budget that it shares with other crews. */
+  from: z.string().optional(),
   per: z.enum(['run', 'crew']),
   wallMs: z.int().min(1).nullable(),
   delegates: z.int().min(1),
@@ -171,6 +188,8 @@ export const crewSteer = z.object({
 /** Other limits for the budget of the run, or of an agent of its: those named, from now on. */
 export const crewRaise = z.object({ type: z.literal('crew.raise'), limits, agent: z.string().optional() })
 export const crewRedefined = z.object({ type: z.literal('crew.redefined'), crew: crewData })
+/** The same, of a budget that crews share. */
+const poolRedefined = z.object({ type: z.literal('crew.redefined'), crew: z.object({ pool: poolData }) })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ agent
 
@@ -236,6 +255,8 @@ export const agentFinished = z.object({
   /** Who goes on with the conversation. */
   handover: handover.optional(),
 })
+/** Of what a budget lacks that crews share: what its run ends with, and why. */
+const refusal = { code: code.optional(), reason: z.string().optional() }
 /** The agent cannot pay for its next step and waits. */
 export const agentExhausted = z.object({
   type: z.literal('agent.exhausted'),
@@ -244,6 +265,7 @@ export const agentExhausted = z.object({
   dimension: z.enum(dimensions),
   /** What the account is limited to. */
   limit: count,
+  ...refusal,
 })
 /** An agent calls another one as a tool. */
 export const delegateCall = z.object({
@@ -352,6 +374,9 @@ export const mailReturned = z.object({
   message: z.string(),
   code,
   reason: z.string(),
+  /** The actor that it was for; only of what a budget says that crews share. */
+  actor: z.string().optional(),
+  sender: z.string().default(''),
 })
 
 // ---------------------------------------------------------------------------------------------- agent ↔ model port
@@ -636,6 +661,8 @@ export const budgetInput = z.object({
   limits,
   soft: budgetTerms.soft,
   minOutputTokens: z.int().min(1),
+  /** Where it has what it grants from, and how long an answer is waited for. Absent: its limits are all there is. */
+  pool: z.object({ address: z.string(), answerMs: z.int().min(1) }).optional(),
 })
 /** Opens an account below another one, or tops it up: its limits are carved from what the parent has left. */
 export const budgetOpen = z.object({
@@ -707,10 +734,58 @@ export const budgetGranted = z.object({
 export const budgetRefused = z.object({
   type: z.literal('budget.refused'),
   grant: z.string(),
+  /** `@<id>` for a budget that crews share. */
   account: z.string(),
   dimension: z.enum(dimensions),
   /** What the account is limited to. */
   limit: count,
+  ...refusal,
+})
+
+// ---------------------------------------------------------------------------------------------- budget keeper ↔ budget pool, by mail
+
+/** What a budget pool is started with. */
+export const poolInput = z.object({ self: address, data: poolData })
+export type PoolInput = z.infer<typeof poolInput>
+/** What the commit fills in of a letter: the full address of whoever says it, and when it came, in epoch milliseconds. */
+const letter = { sender: z.string().default(''), at: count.default(0) }
+/** Place of a message among those of its keeper: of two the later one counts. */
+const number = z.int().min(1)
+/** End of the window in epoch milliseconds; 0: there is none, or nothing is known of it yet. */
+const until = count
+/** A keeper asks for what it needs for its next call. */
+export const shareAsk = z.object({
+  type: z.literal('share.ask'),
+  number,
+  until,
+  /** What it has spent, and reserved for open calls, in that window. */
+  used: amounts,
+  /** What it needs on top: at least, and for the whole call. */
+  least: amounts,
+  most: amounts,
+  ...letter,
+})
+export type ShareAsk = z.infer<typeof shareAsk>
+/** A keeper tells what it has used in a window, and gives back the rest. */
+export const shareSettle = z.object({
+  type: z.literal('share.settle'),
+  number,
+  until,
+  used: amounts,
+  /** It will say nothing more. */
+  final: z.boolean(),
+  ...letter,
+})
+/** To a keeper: what it may use in this window altogether, of what is limited. `number`: that of its message. */
+export const shareGiven = z.object({ type: z.literal('share.given'), number, until, given: limits, ...letter })
+/** To a keeper: there is nothing more, and nothing comes. */
+export const shareRefused = z.object({
+  type: z.literal('share.refused'),
+  number,
+  until,
+  dimension: z.enum(dimensions),
+  limit: count,
+  ...letter,
 })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ escalation
@@ -1019,6 +1094,18 @@ export type BudgetMessage =
   | M<typeof budgetRefund>
   | M<typeof budgetWithdraw>
   | M<typeof budgetReport>
+  | M<typeof shareGiven>
+  | M<typeof shareRefused>
+  | M<typeof mailReturned>
+  | M<typeof actorResumed>
+
+/** What a budget pool takes. */
+export type PoolMessage =
+  | M<typeof shareAsk>
+  | M<typeof shareSettle>
+  | M<typeof mailReturned>
+  | M<typeof crewRaise>
+  | M<typeof poolRedefined>
   | M<typeof actorResumed>
 
 /** What a loop detector takes. */

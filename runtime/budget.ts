@@ -38,9 +38,15 @@ export interface Budget extends BudgetLimits {
   readonly onExhausted?: 'end' | 'ask'
   /** How long a person is asked for; then it is as with `end`. @default 7 days */
   readonly askMs?: number
+  /**
+   * A budget of `defineBudget`, or the id of one, that is spent from together with other crews: a run has no more than that
+   * gives it, and waits while others may give something back. Of tool calls only the crew's own limit counts.
+   */
+  readonly from?: string | { readonly kind: 'crew'; readonly name: string; readonly pool: unknown }
 }
 
-const limitFields = {
+/** The fields of limits. */
+export const limitFields = {
   usd: z.number().min(0).max(1_000_000).optional(),
   tokens: z.int().min(0).optional(),
   modelCalls: z.int().min(0).optional(),
@@ -82,6 +88,11 @@ export function limitsOf({ usd, tokens, modelCalls, toolCalls }: BudgetLimits): 
 /** What else machines know of a budget; nothing where it is as usual. */
 export function termsOf({ mode, onExhausted, askMs = defaultAskMs }: Budget): { soft?: true; raiseMs?: number } {
   return { ...(mode === 'soft' ? { soft: true as const } : {}), ...(onExhausted === 'ask' ? { raiseMs: askMs } : {}) }
+}
+
+/** The id of the budget that is shared with other crews, as machines know it; nothing where there is none. */
+export function fromOf({ from }: Budget): { from?: string } {
+  return from === undefined ? {} : { from: typeof from === 'string' ? from : from.name }
 }
 
 /** Limits that somebody names. @throws TroupeError `INPUT_INVALID`. */

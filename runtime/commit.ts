@@ -36,6 +36,7 @@ import {
 } from './effects.js'
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
+import { poolAddress, poolOf } from './pool-books.js'
 import { failedRun, type RunEnd } from './runs.js'
 import type { Action, Message, Step } from './scope.js'
 import { type Actor, type Effect, type ShardState, timerKey } from './state.js'
@@ -150,8 +151,10 @@ class Deciding {
     const stamp = stampOf(cause)
     if (stamp !== null && !mail.take(partsOf(from)[0], stamp)) return
     this.#decided.emit(to, { type: 'mail.taken', from, message: body.type })
-    if (to.startsWith('envoy/') && !actors.has(to)) return
-    this.#push({ from, to, message: { ...body, sequence, sender: from, shard }, must: false })
+    if (/^(envoy|budget)\//.test(to) && !actors.has(to)) return
+    // Shares have windows, and end with them.
+    const now = /^(pool|budget)\//.test(to) ? { at: this.#state.at } : {}
+    this.#push({ from, to, message: { ...body, sequence, sender: from, shard, ...now }, must: false })
   }
 
   #takeTimer(cause: string): void {
@@ -210,15 +213,18 @@ class Deciding {
   #define(body: Message): void {
     this.#state.definition = body['definition'] as string
     const machine = machineOf(body['crew'])
-    const lead = machine === null ? crewAddress : machineAddress
+    const pool = poolOf(body['crew'])
+    const lead = pool !== null ? poolAddress : machine === null ? crewAddress : machineAddress
     const isKnown = this.#state.actors.has(lead)
     this.#decided.emit('shard/self', { type: isKnown ? 'crew.redefined' : 'crew.defined' })
     if (machine !== null)
       return isKnown ? undefined : this.#usersNow().start(machineAddress, machine.kind, 'shard/self', body['input'])
-    if (!this.#state.actors.has(crewAddress)) return this.#startCrew(body['crew'])
+    if (pool !== null && !isKnown)
+      return this.#start(poolAddress, 'pool', 'shard/self', { self: poolAddress, data: pool })
+    if (!this.#state.actors.has(lead)) return this.#startCrew(body['crew'])
     this.#push({
       from: 'shard/self',
-      to: crewAddress,
+      to: lead,
       message: { type: 'crew.redefined', crew: body['crew'] },
       must: false,
     })
@@ -498,6 +504,8 @@ class Deciding {
 
   /** Tells the supervisor. The crew's supervisor is the shard: its runs end and it starts anew. */
   #tell(parent: string, address: string, code: ErrorCode, reason: string): void {
+    // A budget that crews share goes on with its books, as a crew's keeper does.
+    if (address === poolAddress) return this.#resumeActor(parent, address)
     if (address !== crewAddress) {
       return this.#push({
         from: address,

@@ -26,6 +26,7 @@ import { taskMessages } from './edge.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import { type Cursor, isAfter, streamEvents, type TroupeEvent } from './events.js'
 import { estimateTokens } from './prepared-crew.js'
+import { poolAddress } from './pool-books.js'
 import type { PlacedEvent } from './record.js'
 import { cancelOn, type ChatMessage, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
@@ -54,6 +55,8 @@ export async function command(active: Promise<Shard>, body: { type: string; run?
   const shard = await active
   if (body.type !== 'crew.cancel' && shard.state.actors.has(machineAddress))
     throw new TroupeError('CREW_INVALID', `${shard.id} is a machine: there are no agents that could hold`)
+  if (shard.state.actors.has(poolAddress))
+    throw new TroupeError('CREW_INVALID', `${shard.id} is a budget: nothing runs there`)
   await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
 }
 
@@ -188,6 +191,8 @@ export class CrewHandle<Output = unknown> {
 
   async #start(key: string, input: RunInput, options: StartOptions): Promise<string> {
     const { messages, text } = messagesOf(input)
+    if (this.#live.prepared.data.pool !== undefined)
+      throw new TroupeError('CREW_INVALID', `${this.id} is a budget, and takes no tasks`)
     if (key.length === 0 || key.length > 256)
       throw new TroupeError('INPUT_INVALID', 'a run key has 1 to 256 characters')
     const data = options.data === undefined ? null : dataText(options.data)

@@ -118,7 +118,7 @@ function defineEmpty(name: string): Crew {
 }
 
 /** Defaults of a crew that nobody works in. */
-const emptyCrew: Crew = {
+export const emptyCrew: Crew = {
   kind: 'crew',
   name: '',
   agents: {},

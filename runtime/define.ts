@@ -8,7 +8,7 @@
  * - DF2 Nonsense is refused here, by name, before anything starts.
  */
 import { z } from 'zod'
-import { defaultLoops, type Loops } from '../machines/index.js'
+import { defaultLoops, type Loops, type PoolData } from '../machines/index.js'
 import { type Budget, budgetFields, defaultAskMs, ms } from './budget.js'
 import { contentHash } from './codec.js'
 import { agentsOf, type Flow, isFlow, type Parallel, type Step, type Supervisor, toFlow } from './flow.js'
@@ -190,7 +190,7 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
   /** The answer must be JSON of this shape; what does not fit is sent back with the reason, at most twice. */
   readonly output?: Output
   readonly settings?: ModelSettings
-  readonly budget?: Omit<Budget, 'per'>
+  readonly budget?: Omit<Budget, 'per' | 'from'>
   readonly limits?: {
     /** Model calls in one task, retries not counted. @default 20 */
     readonly rounds?: number
@@ -227,7 +227,7 @@ export interface Agent<Output = unknown> {
   readonly handoffs: readonly HandoffOptions[]
   readonly output: z.ZodType<Output> | undefined
   readonly settings: ModelSettings
-  readonly budget: Omit<Budget, 'per'> | undefined
+  readonly budget: Omit<Budget, 'per' | 'from'> | undefined
   readonly limits: {
     readonly rounds: number
     readonly attempts: number
@@ -321,6 +321,8 @@ export interface Crew<Output = unknown> {
   readonly version: string | undefined
   /** Of a crew that is one machine: its identity as data. */
   readonly machine?: MachineIdentity
+  /** Of a budget that crews share, which is a crew without agents. */
+  readonly pool?: PoolData
   /** Type of the lead's answer; never present at run time. */
   readonly _output?: Output
 }
@@ -428,7 +430,15 @@ const crewShape = z.strictObject({
   agents: z.record(z.string().regex(namePattern), z.custom<Agent>(isAgent, 'an agent of defineAgent')),
   lead: z.string().optional(),
   flow: z.custom<Flow | Parallel | Supervisor>(isFlow, 'sequential(…), parallel(…) or supervisor(…)').optional(),
-  budget: z.strictObject({ ...budgetFields, per: z.enum(['run', 'crew']).optional() }).default({}),
+  budget: z
+    .strictObject({
+      ...budgetFields,
+      per: z.enum(['run', 'crew']).optional(),
+      from: z
+        .union([z.string().regex(namePattern), z.custom<object>(isPool, 'a budget of defineBudget, or the id of one')])
+        .optional(),
+    })
+    .default({}),
   limits: z
     .strictObject({
       delegates: z.int().min(1).max(256).optional(),
@@ -472,9 +482,15 @@ function isAgent(value: unknown): boolean {
 
 function isCrew(value: unknown): boolean {
   if (!hasKind(value, 'crew')) return false
+  if (isPool(value)) return true
   const { name, agents, lead, flow, limits } = value as Partial<Crew>
   const whole = typeof name === 'string' && typeof lead === 'string' && limits !== undefined
   return whole && typeof agents === 'object' && agents !== null && (isFlow(flow) || isAgent(agents[lead]))
+}
+
+/** Made by `defineBudget`, of this or another copy of the package. */
+function isPool(value: unknown): boolean {
+  return hasKind(value, 'crew') && (value as Partial<Crew>).pool !== undefined
 }
 
 function hasKind(value: unknown, kind: string): boolean {

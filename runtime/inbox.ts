@@ -10,7 +10,16 @@
  * - IN2 A sender that goes back in time is refused with `SENDER_BEHIND`.
  * - IN3 What another crew may not say here is refused with `MESSAGE_REFUSED`, whoever asks.
  */
-import { delegateAnswered, delegateRevoke, delegateTask, mailReturned } from '../machines/index.js'
+import {
+  delegateAnswered,
+  delegateRevoke,
+  delegateTask,
+  mailReturned,
+  shareAsk,
+  shareGiven,
+  shareRefused,
+  shareSettle,
+} from '../machines/index.js'
 import { textOf } from './conversation.js'
 import { instructionsOf, userMessage } from './edge.js'
 import type { LiveCrew } from './dispatcher.js'
@@ -35,10 +44,14 @@ export interface ReceivingShard {
 
 /** What may come by mail, and for which kind of actor. */
 const allowed = {
-  'delegate.task': { kind: 'crew', schema: delegateTask },
-  'delegate.revoke': { kind: 'crew', schema: delegateRevoke },
-  'delegate.answered': { kind: 'envoy', schema: delegateAnswered },
-  'mail.returned': { kind: 'envoy', schema: mailReturned },
+  'delegate.task': { kinds: ['crew'], schema: delegateTask },
+  'delegate.revoke': { kinds: ['crew'], schema: delegateRevoke },
+  'delegate.answered': { kinds: ['envoy'], schema: delegateAnswered },
+  'share.ask': { kinds: ['pool'], schema: shareAsk },
+  'share.settle': { kinds: ['pool'], schema: shareSettle },
+  'share.given': { kinds: ['budget'], schema: shareGiven },
+  'share.refused': { kinds: ['budget'], schema: shareRefused },
+  'mail.returned': { kinds: ['envoy', 'budget', 'pool'], schema: mailReturned },
 } as const
 
 /** Takes letters. */
@@ -73,6 +86,7 @@ export class Inbox {
     const { id } = this.#shard
     this.#shard.check()
     const body = messageOf(draft, id)
+    this.#checkPool(draft.to)
     const [sender] = partsOf(draft.from)
     const stamp = stampOf(draft.cause)
     if (stamp === null && body.type !== 'mail.returned')
@@ -90,6 +104,13 @@ export class Inbox {
     }
     const work = body.type === 'delegate.task'
     await this.#shard.post(await this.#prepare({ ...draft, body }), work)
+  }
+
+  /** A crew that is no budget has none to share. @throws TroupeError `MESSAGE_REFUSED`. */
+  #checkPool(to: string): void {
+    const { actors, definition } = this.#shard.state()
+    if (!to.startsWith('pool/') || definition === '' || actors.has(to)) return
+    throw new TroupeError('MESSAGE_REFUSED', `${this.#shard.id} is no budget`)
   }
 
   /** What the message needs that is not in the letter: user code runs here, its result is recorded. */
@@ -120,8 +141,11 @@ export class Inbox {
 /** The shape of a message that another crew may say to an actor; undefined for another one. */
 export function mailSchema(to: string, type: string): (typeof allowed)[keyof typeof allowed]['schema'] | undefined {
   const known = Object.hasOwn(allowed, type) ? allowed[type as keyof typeof allowed] : undefined
-  return known !== undefined && to.startsWith(`${known.kind}/`) ? known.schema : undefined
+  return known !== undefined && isOne(known.kinds, kindOfAddress(to)) ? known.schema : undefined
 }
+
+const isOne = (kinds: readonly string[], kind: string): boolean => kinds.includes(kind)
+const kindOfAddress = (address: string): string => address.slice(0, address.indexOf('/'))
 
 /** The message of a letter. @throws TroupeError `MESSAGE_REFUSED`. */
 function messageOf({ to, from, body }: Draft, shard: string): Message {

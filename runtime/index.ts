@@ -84,6 +84,8 @@ export {
   type Supervisor,
 } from './flow.js'
 export type { Supervision } from './supervision.js'
+export { defineBudget, type SharedBudget, type SharedBudgetOptions, type SharedLimits } from './shared-budget.js'
+export type { PoolBooks } from './pool-books.js'
 export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'

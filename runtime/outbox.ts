@@ -53,12 +53,13 @@ const finalCodes: readonly ErrorCode[] = [
 /** A letter that comes back: to the actor that wrote it, from the shard that it was for. */
 export function returned(
   receiver: string,
-  letter: Pick<Draft, 'body' | 'cause'>,
+  letter: Pick<Draft, 'body' | 'cause' | 'to'>,
   actor: string,
   why: TroupeError,
 ): Draft {
   const { code, message: reason } = why
-  const body = { type: 'mail.returned', message: letter.body.type, code, reason: reason.slice(0, 500) }
+  const whose = letter.body.type.startsWith('share.') ? { actor: letter.to } : {}
+  const body = { type: 'mail.returned', message: letter.body.type, code, reason: reason.slice(0, 500), ...whose }
   return { from: `${receiver}/shard/self`, to: actor, cause: letter.cause.split('|')[0] ?? '', body, values: [] }
 }
 

@@ -7,8 +7,8 @@
  * - PP1 Equal definitions have equal data; functions count by name only.
  */
 import { z } from 'zod'
-import type { AgentData, CrewData } from '../machines/index.js'
-import { limitsOf, termsOf } from './budget.js'
+import type { AgentData, CrewData, PoolData } from '../machines/index.js'
+import { fromOf, limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
 import {
   type Agent,
@@ -41,7 +41,7 @@ export interface PreparedAgent extends JudgedAgent {
 /** One crew, ready to run. */
 export interface PreparedCrew {
   readonly crew: Crew
-  readonly data: CrewData & { readonly machine?: MachineIdentity }
+  readonly data: CrewData & { readonly machine?: MachineIdentity; readonly pool?: PoolData }
   /** Canonical JSON of everything that is data: what the journal takes as the definition. */
   readonly definition: string
   /** Hex hash of `definition`. */
@@ -74,11 +74,13 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     agents: data,
     limits: limitsOf(crew.budget),
     ...termsOf(crew.budget),
+    ...fromOf(crew.budget),
     per: crew.budget.per ?? 'run',
     wallMs: crew.budget.wallMs ?? null,
     delegates: crew.limits.delegates,
     answerMs: crew.limits.answerMs,
     ...(crew.machine === undefined ? {} : { machine: crew.machine }),
+    ...(crew.pool === undefined ? {} : { pool: crew.pool }),
   }
   const definition = canonicalJson({
     data: crewData,

@@ -9,6 +9,7 @@
 import { type BudgetLimits, raiseOf } from './budget.js'
 import { crewAddress } from './commit.js'
 import { TroupeError } from './errors.js'
+import { poolAddress } from './pool-books.js'
 import type { Shard } from './shard.js'
 
 /** Whose budget is raised. */
@@ -22,7 +23,8 @@ export async function raise(active: Promise<Shard>, to: BudgetLimits, { agent }:
   const limits = raiseOf(to)
   const body = { type: 'crew.raise', limits, ...(agent === undefined ? {} : { agent }) }
   const shard = await active
-  const commit = await shard.post({ from: 'client/local', to: crewAddress, cause: '', body, values: [] }, true)
+  const whom = shard.state.actors.has(poolAddress) ? poolAddress : crewAddress
+  const commit = await shard.post({ from: 'client/local', to: whom, cause: '', body, values: [] }, true)
   if (!commit.events.some(([, { type }]) => type === 'raise.refused' || type === 'message.dead')) return
   const why = agent === undefined ? 'no budget is at work' : `${agent} has no budget of its own, or none is at work`
   throw new TroupeError('RAISE_REFUSED', `${shard.id}: ${why}`, { details: { crew: shard.id } })

@@ -31,13 +31,14 @@ import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import { type Durability, isDamage, type ShardHead } from './journal.js'
 import { MachineHandle } from './machine-handle.js'
+import { booksOf, poolAddress, type PoolBooks } from './pool-books.js'
 import { raise, type RaiseOptions } from './raising.js'
 import { fromRecord, type RecordedCommit } from './record.js'
 import { noRefusedLetters, type RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import { type RunInfo, runInfo, stateName } from './run-info.js'
 import type { Message } from './scope.js'
-import { crewNameOf, type Effect, portWork } from './state.js'
+import { crewNameOf, type Effect, portWork, type ShardState } from './state.js'
 import type { ClusterInfo, CrewPlace, DrainProgress, Survey } from './survey.js'
 import { steer, type SteerInput, type SteerOptions } from './steering.js'
 import { machineAddress } from './user-actors.js'
@@ -88,6 +89,8 @@ export interface CrewDetails extends CrewInfo {
   readonly asks: readonly PendingAsk[]
   /** Its agents hold before their next model call, until `resume`. */
   readonly paused: boolean
+  /** Of a budget that crews share: what is spent of it. */
+  readonly books?: PoolBooks
   /** What an acknowledged step survives. */
   readonly durability: Durability
 }
@@ -159,6 +162,7 @@ export class Runtime {
     const intended = crewVersion(crew.name, live.prepared.hash)
     const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: intended })
     if (shard.state.actors.has(machineAddress)) throw new TroupeError('CREW_INVALID', `${id} is a machine, and no crew`)
+    checkKind(shard.state, crew, id)
     await shard.define(live)
     const handle = new CrewHandle<Output>(id, this.worker, live)
     this.#crews.get(id)?.release()
@@ -224,9 +228,11 @@ export class Runtime {
     const state = shard.state
     const waits = new Map([...state.effects.values()].map((effect) => [effect.from, waitOf(effect.body)]))
     const place = await this.#parts.survey?.places(id)
+    const books = booksOf(state)
     return {
       ...infoOf(head),
       ...place?.(head),
+      ...(books === undefined ? {} : { books }),
       durability: this.worker.journal.durability,
       sequence: state.sequence,
       openEffects: portWork(state),
@@ -377,6 +383,13 @@ function infoOf(head: ShardHead): CrewInfo {
     nextDueAt: head.pending.nextDueAt,
     ...((head.crew ?? '') === '' ? {} : { crew: nameIn(head.crew!) }),
   }
+}
+
+/** A budget stays one, and a crew of agents does. @throws TroupeError `CREW_INVALID`. */
+function checkKind({ definition, actors }: ShardState, crew: Crew, id: string): void {
+  const is = actors.has(poolAddress)
+  if (definition === '' || is === (crew.pool !== undefined)) return
+  throw new TroupeError('CREW_INVALID', `${id} is ${is ? 'a budget, and no crew of agents' : 'a crew, and no budget'}`)
 }
 
 function waitOf(body: Effect['body']): string {

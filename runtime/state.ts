@@ -294,6 +294,8 @@ export function crewNameOf(definition: string): string {
 /** Nothing is open or kept for anybody, and the last run ended before a time. */
 export function isAtRest({ effects, timers, mail, letters, runs, actors, at }: ShardState, since: number): boolean {
   if (effects.size + timers.size + mail.outbox.size + letters.size + runs.unfinished.size > 0) return false
+  // What crews spend from is not for one run only.
+  if (actors.has('pool/main')) return false
   const machine = actors.get('machine/main')
   if (machine !== undefined && (machine.snapshot.status === 'active' || at >= since)) return false
   return [...runs.values()].every(({ end }) => end === null || end.at < since)

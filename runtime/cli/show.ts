@@ -9,6 +9,7 @@ import type { BudgetLimits } from '../budget.js'
 import { TroupeError } from '../errors.js'
 import type { Runtime } from '../face.js'
 import { createRuntime } from '../index.js'
+import type { PoolBooks } from '../pool-books.js'
 import type { CrewDetails, CrewInfo, RunInfo } from '../runtime.js'
 import { whomOf } from '../steering.js'
 import { askLine } from './asks.js'
@@ -84,6 +85,7 @@ function writeDetails(details: CrewDetails): void {
   if (details.stopped !== null) {
     writeLine(paint('red', `stopped: ${details.stopped.code}: ${oneLine(details.stopped.reason)}`), process.stdout)
   }
+  if (details.books !== undefined) writeBooks(details.books)
   if (details.runs.length > 0) writeLine(paint('dim', 'runs'), process.stdout)
   for (const run of details.runs) writeLine(`  ${runLine(run)}`, process.stdout)
   if (details.actors.length > 0) writeLine(paint('dim', 'actors'), process.stdout)
@@ -92,6 +94,24 @@ function writeDetails(details: CrewDetails): void {
   }
   writeAsks(details)
   writeOutgoing(details)
+}
+
+function writeBooks({ limits, booked, until, shares, waiting }: PoolBooks): void {
+  const paint = painter(process.stdout)
+  const end = until === null ? '' : ` until ${new Date(until).toISOString()}`
+  writeLine(`${amountsOf(booked)} of ${amountsOf(limits)} spent or given away${end}`, process.stdout)
+  if (shares.length > 0) writeLine(paint('dim', 'shares'), process.stdout)
+  for (const { keeper, booked: share } of shares) writeLine(`  ${keeper}  ${amountsOf(share)}`, process.stdout)
+  if (waiting.length > 0) writeLine(`${paint('dim', 'waiting')} ${waiting.join(', ')}`, process.stdout)
+}
+
+function amountsOf({ usd, tokens, modelCalls }: BudgetLimits): string {
+  const told = [
+    ...(usd === undefined ? [] : [dollars(usd)]),
+    ...(tokens === undefined ? [] : [`${count(tokens)} tokens`]),
+    ...(modelCalls === undefined ? [] : [plural(modelCalls, 'model call')]),
+  ]
+  return told.join(' · ')
 }
 
 function writeAsks({ id, asks }: CrewDetails): void {
