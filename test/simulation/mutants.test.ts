@@ -23,13 +23,16 @@ const named = [
  * After how many seeds one looks, and how many of them must have broken something for no more to be tried: what breaks many
  * is seen in a few. The last step holds for all: one in a hundred.
  */
-const everyday = [
-  { until: 15, enough: 2 },
-  { until: 50, enough: 3 },
+const full = [
   { until: 150, enough: 2 },
   { until: 600, enough: 6 },
 ]
-const full = everyday.slice(2)
+const everyday = [
+  { until: 6, enough: 3 },
+  { until: 16, enough: 2 },
+  ...[32, 50, 80, 115].map((until) => ({ until, enough: 3 })),
+  ...full,
+]
 const steps = process.env['TROUPE_SCALE'] === undefined ? everyday : full
 
 test('mutants: each mechanism that the simulation stands for has one', () => {
