@@ -277,7 +277,7 @@ test('graph of the budget pool: the runtime takes each step as the model does, a
     readonly until: number
   }
   const data = { limits: { modelCalls: 3 }, share: { modelCalls: 2 }, window: null, waitMs: 500 }
-  const input = { self: 'pool/main', data }
+  const input: { readonly self: string; readonly data: object } = { self: 'pool/main', data }
   const [a, b] = ['a/budget/r1', 'b/budget/r1'] as const
   const last = ({ holders, waiting }: Books, keeper: string): number =>
     Math.max(
@@ -286,11 +286,11 @@ test('graph of the budget pool: the runtime takes each step as the model does, a
     )
   const said = (books: Books, keeper: string, at: number): Message[] => {
     const number = last(books, keeper)
-    if (number > 2) return []
+    if (number > 1) return []
     return [
       pools.ask(keeper, number + 1, { at, until: books.until, used: number === 0 ? 0 : 1 }),
       ...(number === 0 ? [] : [pools.ask(keeper, number, { at, until: books.until })]),
-      pools.settle(keeper, number + 1, { at, until: books.until, used: 1, final: number > 1 }),
+      pools.settle(keeper, number + 1, { at, until: books.until, used: 1, final: number > 0 }),
     ]
   }
   const common: Message[] = [
@@ -312,8 +312,9 @@ test('graph of the budget pool: the runtime takes each step as the model does, a
     messages: (books) => [...said(books, a, 10), ...said(books, b, 10), ...common, ...dues(books, 510)],
   }
   const redefined = { type: 'crew.redefined', crew: { pool: { ...data, limits: { modelCalls: 1 } } } }
+  const hourly = { self: 'pool/main', data: { ...data, window: 'hour' } }
   const windows: Model<Books> = {
-    inputs: [{ ...input, data: { ...data, window: 'hour' } }],
+    inputs: [hourly],
     messages: (books) => [
       ...(books.until > 3_600_000 ? [] : [...said(books, a, 10), ...said(books, a, 3_600_000)]),
       ...said(books, b, 20),
