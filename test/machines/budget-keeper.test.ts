@@ -6,12 +6,16 @@ import {
   charge,
   close,
   cost,
+  given,
   grants,
   open,
+  pool,
   raise,
+  refused,
   reserve,
   settle,
   spentOf,
+  startSharing,
   startKeeper,
   waiting,
 } from '../support/budget.js'
@@ -355,6 +359,117 @@ test('budget: what an actor that failed holds or waits for is given back, what i
   expect(spentOf(keeper)).toEqual(amounts(50, 100))
   // A late bill of what it was charged still counts.
   expect(spentOf(keeper.send(settle('agent/a#0', amounts(50, 10))))).toEqual(amounts(50, 10))
+})
+
+describe('budget: a share of what crews have together', () => {
+  const sharing = (limits: Limits = {}) => startSharing(limits, covered.machine)
+  const call = amounts(50, 100)
+  const ask = (number: number, more: Record<string, unknown> = {}) => ({
+    ...{ type: 'share.ask', number, until: 0, used: nothing, least: amounts(50, 10), most: call, ...more },
+  })
+  const back = (number: number, used: object, final: boolean, until = 0) => {
+    return { type: 'share.settle', number, until, used, final }
+  }
+
+  test('budget: before anything is granted a share is asked for, and the request waits for it', () => {
+    const keeper = sharing().send(reserve('a'))
+    expect(keeper.sent).toEqual([[pool, ask(1)]])
+    keeper.send(given(1, { modelCalls: 2 }))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'a', maxOutputTokens: 100 }]])
+    expect(keeper.send(reserve('b')).sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'b' }]])
+    keeper.send(reserve('c'))
+    expect(keeper.sent).toEqual([[pool, ask(2, { used: { ...amounts(100, 200), modelCalls: 2 } })]])
+  })
+
+  test('budget: what its own limits refuse is asked of nobody', () => {
+    const keeper = sharing({ modelCalls: 0 }).send(reserve('a'))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.refused', account: 'run' }]])
+  })
+
+  test('budget: a call is cut down to the share, when the pool has no more', () => {
+    const keeper = sharing().send(reserve('a'), given(1, { tokens: 90 }))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', maxOutputTokens: 40 }]])
+  })
+
+  test('budget: refused, it says which budget and until when, and what is left goes back', () => {
+    const keeper = sharing().send(reserve('a'), given(1, { modelCalls: 1 }, 3_600_000), settle('a', call), reserve('b'))
+    keeper.send(refused(2, 3_600_000))
+    const reason = 'the budget team has no modelCalls left until 1970-01-01T01:00:00.000Z'
+    const why = { account: '@team', dimension: 'modelCalls', limit: 5, code: 'BUDGET_EXHAUSTED', reason }
+    expect(keeper.sent).toEqual([
+      ['agent/a', { type: 'budget.refused', grant: 'b', ...why }],
+      [pool, back(3, call, false, 3_600_000)],
+    ])
+  })
+
+  test('budget: while calls of its own may need less than they reserved it is not refused', () => {
+    const keeper = sharing().send(reserve('a'), given(1, { tokens: 200 }), reserve('b'), refused(2))
+    expect(keeper.sent).toEqual([])
+    keeper.send(settle('a', amounts(20, 20)))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'b', maxOutputTokens: 100 }]])
+  })
+
+  test('budget: a share that comes for a request that is gone serves the next one, which asks for itself', () => {
+    const keeper = sharing().send(reserve('a'), { type: 'budget.release', grant: 'a' }, reserve('b'))
+    expect(keeper.sent).toEqual([])
+    keeper.send(given(1, { tokens: 100 }))
+    expect(keeper.sent).toEqual([[pool, ask(2)]])
+    expect(keeper.send(given(1, { tokens: 900 })).taken).toBe(false)
+    keeper.send(given(2, { tokens: 150 }))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'b', maxOutputTokens: 100 }]])
+  })
+
+  test('budget: a pool that is not there, or does not answer, is the end of the request', () => {
+    const gone = { type: 'mail.returned', message: 'share.ask', code: 'CREW_UNKNOWN', reason: 'there is none' }
+    const keeper = sharing().send(reserve('a'), gone)
+    expect(keeper.to('agent/a')).toMatchObject([{ code: 'CREW_UNKNOWN', reason: 'the budget team: there is none' }])
+    expect(keeper.send(gone).taken).toBe(false)
+    const alone = sharing().send(reserve('a')).fire('late')
+    expect(alone.to('agent/a')).toMatchObject([
+      { type: 'budget.refused', code: 'BUDGET_EXHAUSTED', reason: 'the budget team did not answer within 9 seconds' },
+    ])
+    // Whatever it gave meanwhile, it is told that nothing is used of it.
+    expect(alone.to(pool)).toContainEqual(back(2, nothing, false))
+    expect(alone.send(given(1, { tokens: 900 })).taken).toBe(false)
+  })
+
+  test('budget: behind the end of its window a share is worth nothing, and no old call makes room in a new one', () => {
+    const keeper = sharing().send(reserve('a'), given(1, { tokens: 300 }, 60_000, 20_000))
+    expect(keeper.timers.get('over')).toMatchObject({ delayMs: 40_000 })
+    keeper.fire('over').send(reserve('b'))
+    expect(keeper.sent).toEqual([[pool, ask(2, { until: 60_000, used: call })]])
+    keeper.send(given(2, { tokens: 150 }, 120_000, 119_999))
+    expect(keeper.sent).toMatchObject([['agent/a', { type: 'budget.granted', grant: 'b', maxOutputTokens: 100 }]])
+    // Clocks differ: it does not ask again at once.
+    expect(keeper.timers.get('over')).toMatchObject({ delayMs: 1_000 })
+    keeper.send(settle('a', amounts(1, 1)), reserve('c'))
+    expect(keeper.sent).toEqual([[pool, ask(3, { until: 120_000, used: call })]])
+  })
+
+  test('budget: closed, it accounts for what it has used, and for late bills', () => {
+    const keeper = sharing().send(reserve('a'), given(1, { modelCalls: 4 }), reserve('b'), settle('b', call), close)
+    expect(keeper.to(pool)).toEqual([back(2, { ...amounts(100, 200), modelCalls: 2 }, false)])
+    keeper.send(settle('a', amounts(50, 10)))
+    expect(keeper.to(pool)).toEqual([back(3, { ...amounts(100, 110), modelCalls: 2 }, true)])
+    const late = sharing()
+      .send(reserve('a'), given(1, { modelCalls: 4 }), close)
+      .fire()
+    expect(late.to(pool)).toEqual([back(3, call, true)])
+    expect(sharing().send(close).sent).toMatchObject([['crew/main', { type: 'budget.closed' }]])
+  })
+
+  test('budget: between runs of a crew only what is used is kept', () => {
+    const keeper = sharing().send(reserve('a'), given(1, { modelCalls: 4 }), settle('a', call))
+    expect(keeper.send({ type: 'budget.report', replyTo: 'crew/main' }).to(pool)).toEqual([back(2, call, false)])
+    expect(keeper.send(reserve('b')).sent).toEqual([[pool, ask(3, { used: call })]])
+  })
+
+  test('budget: resumed, it asks anew for what it may have lost', () => {
+    const keeper = sharing().send(reserve('a'), { type: 'actor.resumed' })
+    expect(keeper.to(pool)).toEqual([back(2, nothing, false), ask(3)])
+    expect(keeper.send(given(1, { tokens: 900 })).taken).toBe(false)
+    expect(keeper.send(given(3, { tokens: 900 })).to('agent/a')).toMatchObject([{ type: 'budget.granted' }])
+  })
 })
 
 test('budget: every transition was taken and every guard answered both ways', () => {

@@ -15,6 +15,7 @@ import {
   flowMachine,
   loopMachine,
   nothing,
+  poolMachine,
   routerMachine,
   type Supervision,
   type ToolInput,
@@ -23,6 +24,7 @@ import {
 import * as agent from '../support/agent-messages.js'
 import * as budget from '../support/budget.js'
 import * as crew from '../support/crew-messages.js'
+import * as pools from '../support/budget-pool.js'
 import { type Coverage, cover, type Message } from '../support/machine-driver.js'
 import { type Explored, explore, type Model } from '../support/machine-graph.js'
 
@@ -201,6 +203,9 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
       Record<string, { readonly spent: { readonly modelCalls: number; readonly toolCalls: number } }>
     >
   }
+  interface Shared extends Books {
+    readonly share: { readonly number: number }
+  }
   const limits = { modelCalls: 2, toolCalls: 1, tokens: 400 }
   const spent = { nanoUsd: 5, tokens: 60, modelCalls: 1, toolCalls: 0 }
   const release = (grant: string): Message => ({ type: 'budget.release', grant })
@@ -238,7 +243,87 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
   const strict = { self: 'budget/r1', limits, minOutputTokens: 10 }
   const inputs = [strict, { ...strict, soft: true }]
   const models = [two, three, one, accounts].map((messages): Model<Books> => ({ inputs, messages: within(messages) }))
-  covers<Books>(cover(budgetMachine), models, 200)
+  const sharing = { ...strict, limits: { modelCalls: 2 }, pool: { address: budget.pool, answerMs: 9_000 } }
+  /** The pool answers the last message, or an earlier one; its window may have an end. */
+  const shared: Model<Shared> = {
+    inputs: [sharing],
+    messages: ({ accounts: { run }, share: { number } }) =>
+      number > 3 || run!.spent.modelCalls > 1
+        ? []
+        : [
+            ...[
+              budget.reserve('a'),
+              budget.reserve('b'),
+              release('a'),
+              budget.settle('a', spent),
+              estimated,
+              budget.close,
+            ],
+            ...[budget.given(number, { modelCalls: 1 }), budget.given(number, { tokens: 100 }, 60_000)],
+            ...[budget.given(number + 1, { modelCalls: 1 }), budget.refused(number), budget.refused(9)],
+            ...['share.ask', 'share.settle'].map((message) => ({
+              ...{ type: 'mail.returned', message, code: 'CREW_UNKNOWN', reason: 'gone' },
+            })),
+            ...[{ type: 'share.over' }, { type: 'share.late' }, resumed, budget.report],
+          ],
+  }
+  covers<Books>(cover(budgetMachine), [...models, shared as Model<Books>], 200)
+})
+
+test('graph of the budget pool: the runtime takes each step as the model does, and none is left out', () => {
+  interface Books {
+    readonly holders: Readonly<Record<string, { readonly number: number }>>
+    readonly waiting: readonly { readonly sender: string; readonly number: number }[]
+    readonly until: number
+  }
+  const data = { limits: { modelCalls: 3 }, share: { modelCalls: 2 }, window: null, waitMs: 500 }
+  const input: { readonly self: string; readonly data: object } = { self: 'pool/main', data }
+  const [a, b] = ['a/budget/r1', 'b/budget/r1'] as const
+  const last = ({ holders, waiting }: Books, keeper: string): number =>
+    Math.max(
+      holders[keeper]?.number ?? 0,
+      ...waiting.filter(({ sender }) => sender === keeper).map(({ number }) => number),
+    )
+  const said = (books: Books, keeper: string, at: number): Message[] => {
+    const number = last(books, keeper)
+    if (number > 1) return []
+    return [
+      pools.ask(keeper, number + 1, { at, until: books.until, used: number === 0 ? 0 : 1 }),
+      ...(number === 0 ? [] : [pools.ask(keeper, number, { at, until: books.until })]),
+      pools.settle(keeper, number + 1, { at, until: books.until, used: 1, final: number > 0 }),
+    ]
+  }
+  const common: Message[] = [
+    { type: 'crew.raise', limits: { modelCalls: 4 } },
+    { type: 'crew.raise', limits: { modelCalls: 4 }, agent: 'x' },
+    {
+      type: 'mail.returned',
+      message: 'share.given',
+      code: 'CREW_UNKNOWN',
+      reason: '',
+      sender: 'a/shard/self',
+      actor: 'budget/r1',
+    },
+  ]
+  const dues = ({ waiting }: Books, at: number): Message[] =>
+    waiting.map(({ sender: keeper, number }) => ({ type: 'share.due', keeper, number, at }))
+  const plain: Model<Books> = {
+    inputs: [input],
+    messages: (books) => [...said(books, a, 10), ...said(books, b, 10), ...common, ...dues(books, 510)],
+  }
+  const redefined = { type: 'crew.redefined', crew: { pool: { ...data, limits: { modelCalls: 1 } } } }
+  const hourly = { self: 'pool/main', data: { ...data, window: 'hour' } }
+  const windows: Model<Books> = {
+    inputs: [hourly],
+    messages: (books) => [
+      ...(books.until > 3_600_000 ? [] : [...said(books, a, 10), ...said(books, a, 3_600_000)]),
+      ...said(books, b, 20),
+      ...dues(books, 3_600_000),
+      ...dues({ ...books, waiting: [{ sender: b, number: 9 }] }, 30),
+      ...[redefined, { type: 'actor.resumed' }],
+    ],
+  }
+  covers<Books>(cover(poolMachine), [plain, windows], 100)
 })
 
 test('graph of the agent: the runtime takes each step as the model does, and none is left out', () => {

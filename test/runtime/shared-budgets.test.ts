@@ -80,7 +80,7 @@ describe('shared budget: crews spend from it together', () => {
 
   test('shared budget: many crews at once spend all of it, and not one call more', () =>
     using(looks(2), async (stage) => {
-      await stage.runtime.spawn(team({ limits: { modelCalls: 20 } }))
+      await stage.runtime.spawn(team({ limits: { modelCalls: 30 } }))
       const ends = await inTime(
         stage,
         Promise.all(
@@ -93,10 +93,10 @@ describe('shared budget: crews spend from it together', () => {
           }),
         ),
       )
-      expect(stage.requests).toHaveLength(20)
+      expect(stage.requests).toHaveLength(30)
       expect(new Set(ends)).toEqual(new Set(['done', 'BUDGET_EXHAUSTED']))
       expect(ends.filter((end) => end === 'done').length).toBeGreaterThan(0)
-      await until(async () => (await booked(stage)) === 20)
+      await until(async () => (await booked(stage)) === 30)
     }))
 
   test('shared budget: the limits of the crew hold as well, and those of its agents are parts of them', () =>
@@ -104,7 +104,9 @@ describe('shared budget: crews spend from it together', () => {
       await stage.runtime.spawn(team({ limits: { modelCalls: 50 } }))
       const own = await stage.runtime.spawn(crewWith({ modelCalls: 2, from: 'team' }))
       await expect(own.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'account run'))
-      const agents = { scout: defineAgent({ ...scout, budget: { modelCalls: 3 } } as never) }
+      const agents = {
+        scout: defineAgent({ model: 'a:one', instructions: 'look', tools: [look], budget: { modelCalls: 3 } }),
+      }
       const small = await stage.runtime.spawn(
         defineCrew({ name: 'small', agents, lead: 'scout', budget: { from: team() } }),
       )
@@ -115,13 +117,13 @@ describe('shared budget: crews spend from it together', () => {
 
   test('shared budget: dollars and tokens are cut down to what is left, and refused below the least', () =>
     using(looks(40), async (stage) => {
-      await stage.runtime.spawn(defineBudget({ name: 'team', limits: { usd: 0.05, tokens: 1_000_000 } }))
+      await stage.runtime.spawn(defineBudget({ name: 'team', limits: { usd: 0.009, tokens: 500 } }))
       const handle = await stage.runtime.spawn(crew)
-      await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'no nanoUsd left'))
+      await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'no tokens left'))
       const asked = stage.requests.map(({ maxOutputTokens }) => maxOutputTokens)
       expect(Math.min(...asked)).toBeLessThan(Math.max(...asked))
       const { books } = await stage.runtime.show('team')
-      expect(books!.booked.usd).toBeLessThanOrEqual(0.05)
+      expect(books!.booked.tokens).toBeLessThanOrEqual(500)
     }))
 
   test('shared budget: a cancelled run gives back what it did not use', () => {
@@ -236,7 +238,7 @@ describe('shared budget: crews spend from it together', () => {
       const run = handle.ask('go')
       await until(async () => (await handle.asks()).length === 1)
       const [ask] = await handle.asks()
-      expect(ask!.arguments).toEqual({ account: '@team', dimension: 'modelCalls', limit: 2 })
+      expect(JSON.parse(ask!.arguments)).toEqual({ account: '@team', dimension: 'modelCalls', limit: 2 })
       await expect(pool.raise({ modelCalls: 9 }, { agent: 'scout' })).rejects.toEqual(code('RAISE_REFUSED'))
       await pool.raise({ modelCalls: 9 })
       await handle.approve(ask!.id)
@@ -309,7 +311,7 @@ describe('shared budget: after a crash', () => {
   test('shared budget: the process dies behind each of its records: all runs end, nothing is spent twice', async () => {
     const limit = 7
     const ends: Record<string, number> = {}
-    for (let at = 3; at < 60; at += 1) {
+    for (let at = 3; ; at += 1) {
       const store = createMemoryStore()
       const clock = createManualClock()
       let appends = 0
@@ -338,12 +340,16 @@ describe('shared budget: after a crash', () => {
         dead = true
         first.crash()
       }
-      void start(first).catch(() => undefined)
+      let ended = false
+      void start(first)
+        .then((runs) => Promise.all(runs))
+        .then(() => (ended = true))
+        .catch(() => undefined)
       await until(() => {
         clock.advance(20)
-        return dead || appends > 45
+        return dead || ended
       })
-      if (!dead) first.crash()
+      if (ended) break
       const second = await openStage({ store, clock, model: looks(2), unclean: true })
       const results = await inTime(
         second,
@@ -354,7 +360,12 @@ describe('shared budget: after a crash', () => {
       // What the first process still sent when it was dead reached nobody's books, and no provider.
       const spent = await spentOf(second)
       expect(spent).toBeLessThanOrEqual(limit)
-      await until(async () => (await second.runtime.show('team')).books!.shares.length === 0)
+      expect(first.requests.length + second.requests.length).toBeLessThanOrEqual(spent)
+      // A call that was cut off is booked at its worst until its bill can come no more.
+      await until(async () => {
+        clock.advance(120_000)
+        return (await second.runtime.show('team')).books!.shares.length === 0
+      })
       expect(await booked(second)).toBe(spent)
       await second.runtime.close({ graceMs: 0 })
     }
@@ -374,8 +385,8 @@ describe('shared budget: after a crash', () => {
       }
       await using runtime = await open()
       await expect((await runtime.spawn(crew)).ask('go', { key: 'more' })).rejects.toEqual(code('BUDGET_EXHAUSTED'))
-      expect((await runtime.show('team')).books!.booked).toEqual({ modelCalls: 3 })
-      expect(model.requests).toHaveLength(3)
+      expect((await runtime.show('team')).books!.booked).toMatchObject({ modelCalls: 3 })
+      expect(model.requests.count).toBe(3)
     } finally {
       await model.close()
       await rm(path, { recursive: true, force: true })

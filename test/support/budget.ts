@@ -21,6 +21,20 @@ const price = { input: 1_000_000, output: 2_000_000 }
 /** Starts a keeper with these limits of its root account. */
 export const startKeeper = (limits: Limits, machine: AnyStateMachine = budgetMachine, soft = false): Driver =>
   drive(machine, { self: 'budget/r1', limits, minOutputTokens: 10, ...(soft ? { soft } : {}) } as { self: string })
+/** Address of the pool that a keeper with a share asks. */
+export const pool = 'team/pool/main'
+/** Starts a keeper that has a share of a budget of several crews. */
+export const startSharing = (limits: Limits = {}, machine: AnyStateMachine = budgetMachine): Driver =>
+  drive(machine, {
+    ...{ self: 'budget/r1', limits, minOutputTokens: 10, pool: { address: pool, answerMs: 9_000 } },
+  } as { self: string })
+/** What the pool says to a keeper's message. */
+export const given = (number: number, limits: Limits, until = 0, at = 0): Message => ({
+  ...{ type: 'share.given', number, until, given: limits, sender: pool, at },
+})
+export const refused = (number: number, until = 0): Message => ({
+  ...{ type: 'share.refused', number, until, dimension: 'modelCalls', limit: 5, sender: pool, at: 0 },
+})
 export const reserve = (grant: string, more: Record<string, unknown> = {}): Message => ({
   type: 'budget.reserve',
   grant,
