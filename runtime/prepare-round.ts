@@ -308,8 +308,8 @@ async function bounded<T>(
   const late = new Promise<never>((_, reject) => {
     cancel = clock.after(timeoutMs, () => {
       const error = new TroupeError('CALLBACK_FAILED', `${what} took longer than ${timeoutMs} ms`)
-      own.abort(error)
       reject(error)
+      own.abort(error)
     })
     own.signal.addEventListener('abort', () => reject(new TroupeError('CALLBACK_FAILED', `${what} was cancelled`)))
   })
