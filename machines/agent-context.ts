@@ -10,6 +10,9 @@ import {
   type CallVerdict,
   type Handover,
   type LoopCheck,
+  nothing,
+  type RoundPlan,
+  type RoundPrepare,
   type RouteAsk,
   type Skipped,
   steeringsOf,
@@ -40,6 +43,12 @@ export interface AgentContext extends AgentInput {
   answer: number
   /** Answers that did not fit the output. */
   misfits: number
+  /** What its user's code has said of this round, if it has. */
+  plan?: RoundPlan | null
+  /** What its model calls have cost; counted only for its user's code. */
+  used?: Amounts
+  /** Calls of the last reply that were answered; known only for its user's code. */
+  answered?: RoundPrepare['answered']
   worst: Amounts
   /** The last reply, as a hash. */
   result: string
@@ -85,6 +94,8 @@ export type AgentEvent =
   | { type: 'budget.exhausted'; account: string; dimension: string }
   | { type: 'agent.steered'; agent: string; run: string; tokens: number }
   | { type: 'agent.unsteered'; agent: string; run: string; messages: number }
+  /** A stop condition holds: its name. */
+  | { type: 'agent.stopped'; agent: string; run: string; condition: string }
 
 export type Tool = Extract<CallVerdict, { verdict: 'tool' }>
 export type Delegate = Extract<CallVerdict, { verdict: 'delegate' }>
@@ -100,10 +111,54 @@ export const log = (context: AgentContext) => to(`log/${context.conversation}`)
 export const steerings = (context: AgentContext) => to(`log/${steeringsOf(context.conversation)}`)
 export const grantOf = (context: AgentContext) => `${context.self}#${context.grants}`
 /** Whom to ask. A deployment that its definition does not name any more is not. */
-export const deploymentsOf = ({ data, deployments }: AgentContext): string[] => {
-  const all = data.deployments.map(({ name }) => name)
+export const deploymentsOf = (context: AgentContext): string[] => {
+  const { deployments } = context
+  const all = choiceOf(context).map(({ name }) => name)
   const named = deployments.filter((each) => all.includes(each))
   return named.length === 0 ? all : named
+}
+/** What it may choose from in this round. */
+const choiceOf = ({ data, plan }: AgentContext) => plan?.deployments ?? data.deployments
+export const isUnprepared = ({ data, plan, round }: AgentContext) =>
+  plan == null && (data.prepares === 'each' || (data.prepares === 'later' && round > 0))
+/** What its user's code is asked before a round. */
+export const roundAskOf = ({ data, run, conversation, view, round, ...rest }: AgentContext): RoundPrepare => ({
+  ...{ type: 'round.prepare', agent: data.name, run, conversation, rounds: round },
+  ...{ used: rest.used ?? nothing, answered: rest.answered ?? [] },
+  ...(view === undefined ? {} : { view }),
+})
+/** What the next call sends, behind a reply. Of a round that did not send all of it only the reply is new. */
+export const tokensAfter = (
+  { plan, tokens }: AgentContext,
+  { inputTokens, outputTokens }: { readonly inputTokens: number; readonly outputTokens: number },
+) => (plan?.tokens === undefined ? inputTokens : tokens) + outputTokens
+/** With what a call has cost, for those whose user asks. */
+export const usedAfter = ({ data, used = nothing }: AgentContext, spent: Amounts): Partial<AgentContext> =>
+  data.prepares === undefined
+    ? {}
+    : {
+        used: {
+          nanoUsd: used.nanoUsd + spent.nanoUsd,
+          tokens: used.tokens + spent.tokens,
+          modelCalls: used.modelCalls + spent.modelCalls,
+          toolCalls: used.toolCalls + spent.toolCalls,
+        },
+      }
+/** What was said of a round holds no longer: it is over, or something was said since. */
+export const unplanned = ({ plan }: AgentContext): Partial<AgentContext> => (plan == null ? {} : { plan: null })
+/** A reply has come: nothing is answered of it. */
+export const unanswered = ({ answered }: AgentContext): Partial<AgentContext> =>
+  answered === undefined ? {} : { answered: [] }
+/** With a call that was answered, for those whose user asks. */
+export const answeredBy = (
+  { data, verdicts, answered = [] }: AgentContext,
+  event: Extract<AgentMessage, { type: 'tool.finished' | 'delegate.finished' }>,
+): Partial<AgentContext> => {
+  const isAnswered = event.type === 'tool.finished' ? event.status === 'ok' : event.code === null
+  const calls = verdicts.filter(({ index }) => isAnswered && index === event.index)
+  return data.prepares === undefined
+    ? {}
+    : { answered: [...answered, ...calls.map((call) => ({ index: call.index, name: nameOf(call) }))] }
 }
 /** What the router is asked. */
 export const routeAskOf = (
@@ -113,13 +168,13 @@ export const routeAskOf = (
   type: 'route.ask',
   replyTo: context.self,
   round: `${context.run} ${context.round}`,
-  groups: groupsOf(context.data),
+  groups: groupsOf(choiceOf(context)),
   attempts: context.data.attempts,
   failure,
   delayMs,
   skipped,
 })
-const groupsOf = ({ deployments }: AgentInput['data']): string[][] => {
+const groupsOf = (deployments: AgentInput['data']['deployments']): string[][] => {
   const groups = [...new Set(deployments.map(({ group }) => group))]
   return groups.map((group) => deployments.filter((each) => each.group === group).map(({ name }) => name))
 }
@@ -144,10 +199,10 @@ export const reserveOf = (context: AgentContext): BudgetReserve => ({
   grant: grantOf(context),
   account: context.account,
   replyTo: context.self,
-  inputTokens: context.tokens,
-  maxOutputTokens: context.data.maxOutputTokens,
+  inputTokens: context.plan?.tokens ?? context.tokens,
+  maxOutputTokens: context.plan?.maxOutputTokens ?? context.data.maxOutputTokens,
   minOutputTokens: context.data.minOutputTokens,
-  price: dearest(context),
+  price: dearest(choiceOf(context)),
 })
 /** What the crew is told at the end. */
 export const finishedOf = (context: AgentContext) => ({
@@ -163,9 +218,9 @@ export const finishedOf = (context: AgentContext) => ({
   answer: context.answer,
   result: context.result,
 })
-const dearest = (context: AgentContext) => ({
-  input: Math.max(...context.data.deployments.map((deployment) => deployment.price.input)),
-  output: Math.max(...context.data.deployments.map((deployment) => deployment.price.output)),
+const dearest = (deployments: AgentInput['data']['deployments']) => ({
+  input: Math.max(...deployments.map((deployment) => deployment.price.input)),
+  output: Math.max(...deployments.map((deployment) => deployment.price.output)),
 })
 export const opened = (calls: readonly CallVerdict[], sequence: number): OpenCall[] =>
   calls

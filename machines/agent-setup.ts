@@ -9,6 +9,7 @@ import {
   type AgentContext,
   type AgentEvent,
   admissionOf,
+  answeredBy,
   broughtBy,
   calledBy,
   closesLast,
@@ -23,6 +24,7 @@ import {
   isHandoff,
   isRefused,
   isTool,
+  isUnprepared,
   learn,
   learnFailed,
   log,
@@ -31,9 +33,14 @@ import {
   nameOf,
   opened,
   reserveOf,
+  roundAskOf,
   routeAskOf,
   skippedOf,
   steerings,
+  tokensAfter,
+  unanswered,
+  unplanned,
+  usedAfter,
 } from './agent-context.js'
 import { type AgentInput, type AgentMessage, type CallVerdict, steeringsOf, to } from './messages.js'
 
@@ -60,6 +67,8 @@ export const agent = setup({
     finalMisfit: ({ event }) => event.type === 'model.replied' && event.fits === false,
     callsWait: ({ context }) => context.verdicts.length > 0,
     steered: ({ context }) => context.steered > 0,
+    /** Its user has a say in this round, and has not said it. */
+    unprepared: ({ context }) => isUnprepared(context),
     /** No answer to a message that it does not know of yet. */
     steeredAnswer: ({ context }) => context.steered > 0 && context.round + 1 < context.data.rounds,
     /** The last result of a round that is followed by another one: the common case, in one step. */
@@ -68,6 +77,7 @@ export const agent = setup({
       !handsOver(context) &&
       context.warning === '' &&
       !context.paused &&
+      context.data.prepares === undefined &&
       context.steered === 0 &&
       context.round < context.data.rounds,
     toHandOver: ({ context }) => handsOver(context),
@@ -101,6 +111,28 @@ export const agent = setup({
       return { deployments: event.deployments, tries: event.tries, reason: '' }
     }),
 
+    askRound: sendTo(to('port/round'), ({ context }) => roundAskOf(context)),
+    dropAsk: sendTo(to('port/round'), { type: 'effect.cancel' }),
+    takeRound: assign(({ event }) => {
+      assertEvent(event, 'round.prepared')
+      return { plan: { ...event.plan, sequence: event.sequence } }
+    }),
+    /** The answer becomes the last message, as if the model had given it. */
+    stopRounds: enqueueActions(({ context, event, enqueue }) => {
+      assertEvent(event, 'round.stopped')
+      const { condition, tokens, result } = event
+      enqueue.sendTo(log(context), { type: 'log.append', values: [0] })
+      enqueue.emit({ type: 'agent.stopped', agent: context.data.name, run: context.run, condition })
+      enqueue.assign({
+        ...{ length: context.length + 1, tokens: context.tokens + tokens },
+        ...{ answer: tokens, result, finish: 'stopped' },
+      })
+    }),
+    endUnprepared: assign(({ event }) => {
+      assertEvent(event, 'round.failed')
+      return { code: event.code, reason: event.reason }
+    }),
+
     reserve: sendTo(
       ({ context }) => to(context.keeper),
       ({ context }) => reserveOf(context),
@@ -114,6 +146,7 @@ export const agent = setup({
         run: context.run,
         conversation: context.conversation,
         ...(context.view === undefined ? {} : { view: context.view }),
+        ...(context.plan == null ? {} : { plan: context.plan }),
         deployments: deploymentsOf(context),
         maxOutputTokens,
         grant: grantOf(context),
@@ -152,7 +185,10 @@ export const agent = setup({
         grants: context.grants + 1,
         deployments: [],
         length: context.length + 1,
-        tokens: event.usage.inputTokens + event.usage.outputTokens,
+        tokens: tokensAfter(context, event.usage),
+        ...unplanned(context),
+        ...unanswered(context),
+        ...usedAfter(context, event.spent),
         answer: event.usage.outputTokens,
         finish: event.finish,
         result: event.result,
@@ -280,6 +316,7 @@ export const agent = setup({
         open: context.open.filter((call) => call.index !== event.index),
         tokens: context.tokens + event.tokens,
         learned: learn(context, event.index, event.result),
+        ...answeredBy(context, event),
       }
     }),
     closeFailedCall: enqueueActions(({ context, event, enqueue }) => {
@@ -328,12 +365,12 @@ export const agent = setup({
         kind: event.kind,
         reason: event.reason,
       })
-      enqueue.assign({ grants: context.grants + 1 })
+      enqueue.assign({ grants: context.grants + 1, ...usedAfter(context, spent) })
     }),
     settleWorst: enqueueActions(({ context, enqueue }) => {
       const settle = { type: 'budget.settle', grant: grantOf(context), spent: context.worst, real: false, toolCalls: 0 }
       enqueue.sendTo(to(context.keeper), settle)
-      enqueue.assign({ grants: context.grants + 1 })
+      enqueue.assign({ grants: context.grants + 1, ...usedAfter(context, context.worst) })
     }),
     stopModel: sendTo(to('port/model'), { type: 'effect.cancel' }),
     stopCalls: enqueueActions(({ context, enqueue }) => {
@@ -375,6 +412,7 @@ export const agent = setup({
         tokens: context.tokens + context.steerTokens,
         steered: 0,
         steerTokens: 0,
+        ...unplanned(context),
         turn: context.turn + 1,
         learned: [],
       })
@@ -408,7 +446,7 @@ export const agent = setup({
       reason: ({ event }) => (event.type === 'model.replied' ? event.reason : ''),
     }),
     endModel: assign({ code: 'MODEL_FAILED' }),
-    endCrashed: assign({ code: 'EFFECT_CRASHED', reason: 'the process died three times over one model call' }),
+    endCrashed: assign({ code: 'EFFECT_CRASHED', reason: 'the process died three times over one call' }),
     endCancelled: assign({ code: 'RUN_CANCELLED', reason: 'cancelled' }),
     finish: sendTo(
       ({ context }) => to(context.crew),

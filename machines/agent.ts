@@ -5,8 +5,12 @@
  * anywhere, and hands them to tool executors and delegates. It holds positions, counts and verdicts, never content.
  *
  *     ready ─► reserving ─► thinking ─► (checking ─►) (authorizing ─►) acting ─► ready …
- *                  │           │  └► routing ─► ready                     └► handing ─► handed
- *              exhausted       └► answered · failed
+ *      │           │           │  └► routing ─► ready                     └► handing ─► handed
+ *      │       exhausted       └► answered · failed
+ *      └► preparing ─► ready · answered · failed
+ *
+ * An agent whose user has a say in its rounds asks for that before it asks for money. What it is told holds for the round,
+ * also for a second try of its call. What a user says meanwhile waits until then, joins, and it asks once more.
  *
  * An agent that failed, and is resumed, goes on with its next round: what it waited for is not waited for any more.
  *
@@ -29,7 +33,7 @@ const lostText =
 /** The agent machine. Bump `version` with any change of its decisions. */
 export const agentMachine = agent.createMachine({
   id: 'agent',
-  version: '7',
+  version: '8',
   context: ({ input }) => ({
     ...input,
     round: 0,
@@ -71,9 +75,22 @@ export const agentMachine = agent.createMachine({
       always: [
         { guard: 'paused', target: 'held' },
         { guard: 'roundsSpent', target: 'failed', actions: 'endRounds' },
+        { guard: 'unprepared', target: 'preparing' },
         { guard: 'steered', target: 'ready', actions: 'join' },
         { target: 'reserving' },
       ],
+    },
+    /** Until its user's code has said whether there is another round, and how it is to be. */
+    preparing: {
+      entry: 'askRound',
+      on: {
+        'round.prepared': { target: 'ready', actions: 'takeRound' },
+        'round.stopped': { target: 'answered', actions: 'stopRounds' },
+        'round.failed': { target: 'failed', actions: 'endUnprepared' },
+        'effect.interrupted': 'ready',
+        'effect.crashed': { target: 'failed', actions: 'endCrashed' },
+        'run.cancel': { target: 'failed', actions: ['dropAsk', 'endCancelled'] },
+      },
     },
     /** Until it may try a deployment: at once, or when a wait is over. */
     routing: {

@@ -80,11 +80,13 @@ const supervision = z.object({
 })
 export type Supervision = z.infer<typeof supervision>
 
+/** In the order in which they are tried. Those of one `group` are as good as each other, and next to each other. */
+const deployments = z.array(z.object({ name: z.string(), price, group: count })).min(1)
+
 /** An agent's definition as far as machines need it. */
 export const agentData = z.object({
   name: z.string(),
-  /** In the order in which they are tried. Those of one `group` are as good as each other, and next to each other. */
-  deployments: z.array(z.object({ name: z.string(), price, group: count })).min(1),
+  deployments,
   rounds: z.int().min(1),
   attempts: z.int().min(1),
   maxOutputTokens: z.int().min(1),
@@ -98,6 +100,8 @@ export const agentData = z.object({
   loops: loops.nullable(),
   /** Absent: a task that fails ends. */
   supervision: supervision.optional(),
+  /** Which rounds its user's code has a say in: `each`, or all `later` ones than the first. Absent: none. */
+  prepares: z.enum(['each', 'later']).optional(),
 })
 export type AgentData = z.infer<typeof agentData>
 
@@ -149,6 +153,25 @@ const view = z.object({
   system: count.nullable(),
 })
 export type View = z.infer<typeof view>
+
+/** How one round differs from the agent's definition. What is absent is as the definition has it. */
+const roundPlan = z.object({
+  deployments: deployments.optional(),
+  /** Names of what the model may call. */
+  tools: z.array(z.string()).optional(),
+  /** As JSON text; they come on top of the agent's own. */
+  settings: z.string().optional(),
+  maxOutputTokens: z.int().min(1).optional(),
+  /** Positions that are not shown in this round, both ends included. */
+  hidden: z.array(z.tuple([count, count])).optional(),
+  /** What is sent beside the conversation, in the order of the values: the system message, what stands before it and behind. */
+  beside: z.object({ system: z.boolean(), before: count, behind: count }).optional(),
+  /** Estimate of all that is sent. Absent: it is the whole conversation. */
+  tokens: count.optional(),
+  /** The commit that has what is beside; filled in by the agent. */
+  sequence: count.default(0),
+})
+export type RoundPlan = z.infer<typeof roundPlan>
 
 // ---------------------------------------------------------------------------------------------- outside → crew
 
@@ -446,6 +469,8 @@ export const modelCall = z.object({
   conversation: z.string(),
   /** Absent: all of it is sent. */
   view: view.optional(),
+  /** Absent: the round is as the definition has it. */
+  plan: roundPlan.optional(),
   /** The first of them that admits it is asked. */
   deployments: z.array(z.string()).min(1),
   maxOutputTokens: z.int().min(1),
@@ -537,6 +562,42 @@ export const modelRefused = z.object({
   /** Wait before one that failed is tried again, with jitter. */
   delayMs: count,
 })
+
+// ---------------------------------------------------------------------------------------------- agent ↔ round port
+
+/** Asks the user's code whether there is to be another round, and what is to be otherwise in it. */
+export const roundPrepare = z.object({
+  type: z.literal('round.prepare'),
+  agent: z.string(),
+  run: z.string(),
+  conversation: z.string(),
+  view: view.optional(),
+  /** Rounds done. */
+  rounds: count,
+  /** What the agent's own model calls have cost in this task. */
+  used: amounts,
+  /** Calls of the last reply that were answered, and whom they were for. */
+  answered: z.array(z.object({ index: count, name: z.string() })),
+})
+export type RoundPrepare = z.infer<typeof roundPrepare>
+/** What is beside the conversation are the values. */
+export const roundPrepared = z.object({
+  type: z.literal('round.prepared'),
+  plan: roundPlan,
+  sequence: count.default(0),
+})
+/** There is to be none: value 0 is the agent's answer. */
+export const roundStopped = z.object({
+  type: z.literal('round.stopped'),
+  /** The condition that holds, in words. */
+  condition: z.string(),
+  /** Estimate of the answer. */
+  tokens: count,
+  /** The answer as a hash. */
+  result: z.string(),
+})
+/** The user's code failed, or what it stopped has no answer. */
+export const roundFailed = z.object({ type: z.literal('round.failed'), code, reason: z.string() })
 
 // ---------------------------------------------------------------------------------------------- agent ↔ tool executor ↔ tool port
 
@@ -1029,6 +1090,9 @@ export const outcomes = {
   'model.replied': modelReplied,
   'model.failed': modelFailed,
   'model.refused': modelRefused,
+  'round.prepared': roundPrepared,
+  'round.stopped': roundStopped,
+  'round.failed': roundFailed,
   'tool.succeeded': toolSucceeded,
   'tool.failed': toolFailed,
   'tool.verified': toolVerified,
@@ -1057,6 +1121,9 @@ export type AgentMessage =
   | M<typeof modelReplied>
   | M<typeof modelFailed>
   | M<typeof modelRefused>
+  | M<typeof roundPrepared>
+  | M<typeof roundStopped>
+  | M<typeof roundFailed>
   | M<typeof effectInterrupted>
   | M<typeof effectCrashed>
   | M<typeof loopVerdict>

@@ -13,7 +13,10 @@ import { type Budget, budgetFields, defaultAskMs, ms } from './budget.js'
 import { contentHash } from './codec.js'
 import { agentsOf, type Flow, isFlow, type Parallel, type Step, type Supervisor, toFlow } from './flow.js'
 import { TroupeError } from './errors.js'
+import { modelShape, settingsShape } from './model-shape.js'
 import type { ModelSettings, Price } from './ports.js'
+import type { RoundChanges, RoundContext } from './prepare-round.js'
+import { conditionsOf, type StopCondition, stopShape } from './stop-condition.js'
 import { type Supervision, supervisionShape } from './supervision.js'
 
 /** What a tool may assume about reruns. */
@@ -205,7 +208,23 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
      * @default { warn: 2, block: 3, stop: 4 }
      */
     readonly loops?: false | { readonly warn?: number; readonly block?: number; readonly stop?: number }
+    /** How long `prepareRound`, and `stopWhen`, may take for a round, in milliseconds. @default 60_000 */
+    readonly prepareMs?: number
   }
+  /**
+   * Called before each model call's round: which model, tools, settings, instructions and messages it is to have, where that
+   * is not the usual. It runs outside of commits, and again when a process ended over it; what it says is journalled.
+   * @default every round is alike
+   */
+  readonly prepareRound?: (context: RoundContext) => RoundChanges | undefined | Promise<RoundChanges | undefined>
+  /**
+   * When it makes no further round: a condition, or some of which one is enough. They are asked before each round but the
+   * first, with all results there. Its answer is then the result of the call that a condition is about (`calledTool`), else
+   * what it said last in this task; the run's `finishReason` is `stopped`. An answer that does not fit `output` is
+   * `OUTPUT_INVALID`. `limits.rounds` is not a stop: it fails.
+   * @default none
+   */
+  readonly stopWhen?: StopCondition | readonly StopCondition[]
   /** Keep the conversation from run to run. @default false */
   readonly continue?: boolean
   /** What becomes of its task when its actor fails. @default the crew's */
@@ -234,7 +253,10 @@ export interface Agent<Output = unknown> {
     readonly callsPerRound: number
     /** Null: it may repeat itself. */
     readonly loops: Loops | null
+    readonly prepareMs: number
   }
+  readonly prepareRound: AgentOptions['prepareRound']
+  readonly stopWhen: readonly StopCondition[]
   readonly continue: boolean
   readonly supervision: Supervision | undefined
 }
@@ -332,6 +354,8 @@ export class ToolError extends Error {
   override readonly name = 'ToolError'
 }
 
+/** Model calls in one task. */
+const defaultRounds = 20
 const namePattern = /^[A-Za-z0-9_-]{1,64}$/
 /** An agent of another crew. */
 const addressPattern = /^[A-Za-z0-9_-]{1,64}\/agent\/[A-Za-z0-9_-]{1,64}$/
@@ -365,30 +389,10 @@ const toolShape = z.strictObject({
   run: z.custom<AnyTool['run']>((value) => typeof value === 'function', 'a function'),
 })
 
-const settingsShape = z.strictObject({
-  temperature: z.number().optional(),
-  topP: z.number().optional(),
-  maxOutputTokens: z.int().min(1).optional(),
-  toolChoice: z.enum(['auto', 'required', 'none']).optional(),
-  parallelToolCalls: z.boolean().optional(),
-  reasoningEffort: z.enum(['minimal', 'low', 'medium', 'high']).optional(),
-  seed: z.int().optional(),
-  stop: z.array(z.string()).optional(),
-  extra: z.record(z.string(), z.unknown()).optional(),
-})
-
-const modelName = z.string().regex(/^[A-Za-z0-9_-]{1,64}:[^\s:][^\s]{0,255}$/, '"<provider>:<model>"')
-
 const agentShape = z.strictObject({
   name: z.string().regex(namePattern).optional(),
   description: z.string().max(4_096).default(''),
-  model: z.union([
-    modelName,
-    z
-      .array(z.union([modelName, z.array(modelName).min(1).max(16)]))
-      .min(1)
-      .max(16),
-  ]),
+  model: modelShape,
   instructions: z.union([
     z.string().max(262_144),
     z.custom<(context: InstructionsContext) => string>((value) => typeof value === 'function', 'text or a function'),
@@ -419,8 +423,11 @@ const agentShape = z.strictObject({
       attempts: z.int().min(1).max(100).optional(),
       callsPerRound: z.int().min(1).max(256).optional(),
       loops: z.union([z.literal(false), z.strictObject({ warn: rung, block: rung, stop: rung })]).optional(),
+      prepareMs: ms.optional(),
     })
     .default({}),
+  prepareRound: z.custom<AgentOptions['prepareRound']>((value) => typeof value === 'function', 'a function').optional(),
+  stopWhen: stopShape.optional(),
   continue: z.boolean().default(false),
   supervision: supervisionShape.optional(),
 })
@@ -476,7 +483,7 @@ function isSchema(value: unknown): boolean {
 function isAgent(value: unknown): boolean {
   return (
     hasKind(value, 'agent') &&
-    ['groups', 'tools', 'delegates', 'handoffs', 'limits'].every((field) => field in (value as object))
+    ['groups', 'tools', 'delegates', 'handoffs', 'limits', 'stopWhen'].every((field) => field in (value as object))
   )
 }
 
@@ -560,11 +567,14 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
     settings: data.settings as ModelSettings,
     budget: data.budget,
     limits: {
-      rounds: data.limits.rounds ?? 20,
+      rounds: data.limits.rounds ?? defaultRounds,
       attempts: data.limits.attempts ?? 4,
       callsPerRound: data.limits.callsPerRound ?? 64,
       loops: loopsOf(describe(options), data.limits.loops),
+      prepareMs: data.limits.prepareMs ?? 60_000,
     },
+    prepareRound: data.prepareRound,
+    stopWhen: conditionsOf(data.stopWhen, data.limits.rounds ?? defaultRounds, describe(options)),
     continue: data.continue,
     supervision: data.supervision,
   }) as unknown as Agent<AgentOutput<Output>>

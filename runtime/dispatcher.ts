@@ -12,8 +12,8 @@
  *   outcome is that process's to bring, and the shard looks after it.
  * - X4 At most `maxInFlight` effects are with the ports; the rest wait here in order.
  */
-import type { ModelCall, ToolCall } from '../machines/index.js'
-import { argumentsOf, textsOf } from './content.js'
+import type { ModelCall, RoundPrepare, ToolCall, View } from '../machines/index.js'
+import { argumentsOf, textsOf, valuesAt } from './content.js'
 import type { Entry } from './conversation.js'
 import type { Draft } from './envelope.js'
 import { admit, underPermit } from './admission.js'
@@ -21,7 +21,7 @@ import type { Breakers } from './breakers.js'
 import { broken, type EdgeRun, failed, type Outcome, refused, replied, toolOutcome, verified } from './edge.js'
 import { isStoreTrouble, TroupeError, toTroupeError } from './errors.js'
 import { runGuarded } from './guarded-tools.js'
-import { placesIn } from './handoff.js'
+import { placesIn, type Shown } from './handoff.js'
 import type { Journal } from './journal.js'
 import type { Logic } from './logic.js'
 import type {
@@ -34,8 +34,10 @@ import type {
   ToolPort,
   ToolRequest,
 } from './ports.js'
-import type { PreparedCrew } from './prepared-crew.js'
+import { failed as roundFailed, prepareRound } from './prepare-round.js'
+import type { PreparedAgent, PreparedCrew } from './prepared-crew.js'
 import { type PromiseCall, rejected, runPromise } from './promise-call.js'
+import { messagesIn, plannedAgent } from './round-plan.js'
 import { type Effect, isPortWork, type PortEffect, type ShardState } from './state.js'
 
 /** Effects with the ports at once, in one shard. */
@@ -61,6 +63,8 @@ export interface LiveCrew {
   readonly prepared: PreparedCrew
   readonly model: ModelPort
   readonly tools: ToolPort
+  /** Live objects for the user's code. */
+  readonly deps?: unknown
 }
 
 /** What every shard of a worker shares. */
@@ -182,7 +186,9 @@ export class Dispatcher {
   #entriesOf({ body, length }: PortEffect): readonly Entry[] {
     if (body.type === 'promise.call') return []
     const entries = this.#shard.state().logs.get(body.conversation)?.entries ?? []
-    return body.type === 'model.call' ? entries.slice(0, length) : entries.slice(body.position, body.position + 1)
+    return body.type === 'model.call' || body.type === 'round.prepare'
+      ? entries.slice(0, length)
+      : entries.slice(body.position, body.position + 1)
   }
 
   /** Nobody waits for these any more. */
@@ -232,6 +238,7 @@ export class Dispatcher {
     try {
       if (body.type === 'model.call') outcome = await this.#model(effect, body, entries, signal)
       else if (body.type === 'promise.call') outcome = await this.#promise(effect, body, signal)
+      else if (body.type === 'round.prepare') outcome = await this.#round(effect, body, entries, signal)
       else outcome = await this.#tool(effect, body, entries, signal)
     } catch (error) {
       outcome = this.#break(effect, error)
@@ -262,6 +269,7 @@ export class Dispatcher {
       return null
     }
     if (effect.body.type === 'promise.call') return rejected(reason)
+    if (effect.body.type === 'round.prepare') return roundFailed(reason.code, reason.message)
     return broken(reason.code, reason.message, effect.body.type, effect.body)
   }
 
@@ -270,6 +278,39 @@ export class Dispatcher {
     if (logic === null) throw new TroupeError('MACHINE_UNKNOWN', `there is no logic ${call.kind} any more`)
     if (!(await this.#mayStart(effect, call, signal))) return signal.aborted ? null : notStarted
     const outcome = await runPromise(logic, call, effect.from, signal)
+    return signal.aborted ? null : outcome
+  }
+
+  /** What an agent is shown of its conversation. Null when nobody waits for it any more. */
+  #shown(
+    agent: PreparedAgent,
+    view: View | undefined,
+    entries: readonly Entry[],
+    signal: AbortSignal,
+  ): Promise<Shown[] | null> {
+    const { journal, id } = this.#shard
+    const places = placesIn(entries.length, view, agent.system !== null)
+    const seen = places?.map((at) => entries[at]!) ?? entries
+    return this.#read(signal, async () =>
+      (await textsOf(journal, id, seen)).map((text, index) => ({ text, at: places?.[index] ?? index })),
+    )
+  }
+
+  async #round(
+    effect: Effect,
+    call: RoundPrepare,
+    entries: readonly Entry[],
+    signal: AbortSignal,
+  ): Promise<Outcome | null> {
+    const shard = this.#shard
+    const live = shard.crew()!
+    const agent = live.prepared.agents.get(call.agent)
+    if (agent === undefined) throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
+    const shown = await this.#shown(agent, call.view, entries, signal)
+    const run = await this.#read(signal, () => this.#run(call.run))
+    if (shown === null || run === null || !(await this.#mayStart(effect, { effect: 'pure' }, signal)))
+      return signal.aborted ? null : notStarted
+    const outcome = await prepareRound(call, live, { shown, data: run.data, clock: shard.ports.clock, signal })
     return signal.aborted ? null : outcome
   }
 
@@ -285,14 +326,14 @@ export class Dispatcher {
   ): Promise<Outcome | null> {
     const shard = this.#shard
     const live = shard.crew()
-    const agent = live?.prepared.agents.get(call.agent)
-    if (live === null || agent === undefined)
+    const defined = live?.prepared.agents.get(call.agent)
+    if (live === null || defined === undefined)
       throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
-    const places = placesIn(entries.length, call.view, agent.system !== null)
-    const seen = places?.map((at) => entries[at]!) ?? entries
-    const texts = await this.#read(signal, () => textsOf(shard.journal, shard.id, seen))
-    if (texts === null) return signal.aborted ? null : notStarted
-    const messages = agent.system === null ? texts : [agent.system, ...texts]
+    const agent = plannedAgent(defined, call.plan)
+    const shown = await this.#shown(agent, call.view, entries, signal)
+    const beside = await this.#read(signal, () => this.#beside(call))
+    if (shown === null || beside === null) return signal.aborted ? null : notStarted
+    const messages = messagesIn(agent, shown, call.plan, beside)
     const { breakers } = shard.ports
     const id = `${shard.id}.${effect.id}`
     const signals = [signal, this.#leaving.signal]
@@ -329,8 +370,12 @@ export class Dispatcher {
     if (!reply.ok) return failed(reply, admission, call, live.prepared, shard.ports)
     // The reply has been paid for: it is kept for as long as it takes to check it.
     const run = await this.#read(null, () => this.#run(call.run))
-    const shown = () => texts.map((text, index) => ({ text, at: places?.[index] ?? index }))
-    return run === null ? null : replied(reply, admission, call, live.prepared, { ...run, shown })
+    return run === null ? null : replied(reply, admission, call, live.prepared, { ...run, shown: () => shown })
+  }
+
+  /** What a round says beside its conversation. */
+  async #beside({ plan }: ModelCall): Promise<readonly string[]> {
+    return plan?.beside === undefined ? [] : valuesAt(this.#shard.journal, this.#shard.id, plan.sequence)
   }
 
   async #tool(effect: Effect, call: ToolCall, entries: readonly Entry[], signal: AbortSignal): Promise<Outcome | null> {

@@ -27,6 +27,7 @@ import { hiddenFrom, type Shown } from './handoff.js'
 import type { ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
 import { estimateTokens, type PreparedAgent, type PreparedCrew, systemMessage } from './prepared-crew.js'
 import type { Message } from './scope.js'
+import { plannedAgent } from './round-plan.js'
 import { type HandoffVerdict, judgeCalls, judgeOutput, type Verdict } from './verdict.js'
 
 /** An outcome: a message with its content. */
@@ -72,7 +73,8 @@ export async function replied(
   run: EdgeRun,
 ): Promise<Outcome> {
   if (reply.toolCalls.length > maxCalls) return failed(absurd(reply), admitted, call, crew, run)
-  const prepared = crew.agents.get(call.agent)
+  const known = crew.agents.get(call.agent)
+  const prepared = known === undefined ? undefined : plannedAgent(known, call.plan)
   const values: Value[] = [reply.message]
   const calls: CallVerdict[] = []
   for (const verdict of prepared === undefined ? [] : await judgeCalls(reply.toolCalls, prepared)) {
@@ -328,8 +330,8 @@ function bill(
   costNanoUsd: number | null,
 ): Amounts {
   const { inputTokens, outputTokens } = usage
-  const price =
-    crew.data.agents[call.agent]?.deployments.find(({ name }) => name === deployment)?.price ?? crew.crew.unknownPrice
+  const listedIn = call.plan?.deployments ?? crew.data.agents[call.agent]?.deployments
+  const price = listedIn?.find(({ name }) => name === deployment)?.price ?? crew.crew.unknownPrice
   const listed = Math.ceil((inputTokens * price.input + outputTokens * price.output) / 1_000)
   return { nanoUsd: costNanoUsd ?? listed, tokens: inputTokens + outputTokens, modelCalls: 1, toolCalls: 0 }
 }

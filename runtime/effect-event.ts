@@ -11,6 +11,7 @@ import type { Effect } from './state.js'
 export function called(body: Effect['body'], id: string): Message {
   const { type } = body
   if (type === 'promise.call') return { type: 'promise.called', kind: body.kind, effect: body.effect }
+  if (type === 'round.prepare') return { type: 'round.asked', agent: body.agent, rounds: body.rounds }
   if (type === 'human.ask') {
     const { kind, agent, callId, tool, waitMs } = body
     return { type: 'human.asked', ask: id, kind, agent, callId, tool, waitMs }

@@ -67,6 +67,7 @@ export function checkType(type: string): void {
 /** Which outcomes an effect may have. */
 const outcomesOf: Readonly<Record<string, readonly string[]>> = {
   'model.call': ['model.replied', 'model.failed', 'model.refused', 'effect.interrupted', 'effect.crashed'],
+  'round.prepare': ['round.prepared', 'round.stopped', 'round.failed', 'effect.interrupted', 'effect.crashed'],
   'tool.call': ['tool.succeeded', 'tool.failed', 'effect.interrupted', 'effect.crashed'],
   'human.ask': ['human.answered'],
   'promise.call': ['promise.resolved', 'promise.rejected', 'effect.interrupted', 'effect.crashed'],

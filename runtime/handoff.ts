@@ -49,16 +49,35 @@ export function hiddenFrom(
           history,
           rest.map(({ message }) => message),
         )
-  let isKept = true
-  const dropped = rest.filter(({ message }) => {
-    if (message.role !== 'tool') isKept = kept === null || kept.has(message)
-    return !isKept
-  })
+  const dropped = kept === null ? [] : droppedOf(rest, kept)
   const hidden = [...systems, ...dropped]
   return {
     hidden: rangesOf(hidden.map(({ at }) => at)),
     saved: estimateTokens(hidden.reduce((sum, { size }) => sum + size, 0)),
   }
+}
+
+/** Places of messages that are not kept, and of system messages that are hidden. */
+export function hiddenAmong(
+  messages: readonly { readonly at: number; readonly message: HistoryMessage }[],
+  kept: ReadonlySet<HistoryMessage>,
+  isHidden: (system: HistoryMessage) => boolean,
+): [number, number][] {
+  const systems = messages.filter(({ message }) => message.role === 'system' && isHidden(message))
+  const rest = messages.filter(({ message }) => message.role !== 'system')
+  return rangesOf([...systems, ...droppedOf(rest, kept)].map(({ at }) => at))
+}
+
+/** Those that are not kept; results go with their calls. */
+function droppedOf<T extends { readonly message: HistoryMessage }>(
+  messages: readonly T[],
+  kept: ReadonlySet<HistoryMessage>,
+): T[] {
+  let isKept = true
+  return messages.filter(({ message }) => {
+    if (message.role !== 'tool') isKept = kept.has(message)
+    return !isKept
+  })
 }
 
 function keptBy(

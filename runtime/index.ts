@@ -83,6 +83,22 @@ export {
   supervisor,
   type Supervisor,
 } from './flow.js'
+export type { RoundChanges, RoundContext } from './prepare-round.js'
+export {
+  all,
+  any,
+  calledTool,
+  not,
+  type RoundCall,
+  type RoundUsage,
+  roundsAre,
+  spentAtLeast,
+  type StopCondition,
+  type StopContext,
+  type StopFunction,
+  type StopRule,
+  textMatches,
+} from './stop-condition.js'
 export type { Supervision } from './supervision.js'
 export { defineBudget, type SharedBudget, type SharedBudgetOptions, type SharedLimits } from './shared-budget.js'
 export type { PoolBooks } from './pool-books.js'
@@ -194,7 +210,7 @@ export async function createRuntime(
     const prepared = prepareCrew(crew, model)
     const ofAgent = (agent: string): ReadonlyMap<string, AnyTool> => prepared.agents.get(agent)?.tools ?? new Map()
     const tools = toolPort(ofAgent, prepared.crew.limits.toolConcurrency)
-    const live = { prepared, model, tools }
+    const live = { prepared, model, tools, deps: options.deps }
     bound.set(crew, live)
     return live
   }

@@ -20,6 +20,7 @@ import {
   type MachineIdentity,
 } from './define.js'
 import type { ModelPort } from './ports.js'
+import { describeCondition } from './stop-condition.js'
 import { supervisionOf } from './supervision.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
@@ -141,7 +142,14 @@ function agentData(name: string, prepared: PreparedAgent, crew: Crew, model: Mod
     // Only who calls something can repeat itself.
     loops: agent.tools.length + agent.delegates.length + agent.handoffs.length > 0 ? agent.limits.loops : null,
     ...supervisionOf(agent.supervision, crew.supervision),
+    ...preparesOf(agent),
   }
+}
+
+/** In which rounds its user's code has a say; conditions have none in the first. */
+function preparesOf({ prepareRound, stopWhen }: Agent): Pick<AgentData, 'prepares'> {
+  if (prepareRound !== undefined) return { prepares: 'each' }
+  return stopWhen.length === 0 ? {} : { prepares: 'later' }
 }
 
 function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
@@ -155,6 +163,8 @@ function describeAgent(agent: Agent, prepared: PreparedAgent): unknown {
       : {
           handoffs: agent.handoffs.map(({ agent: next, history }) => ({ agent: next, history: history?.name ?? null })),
         }),
+    ...(agent.prepareRound === undefined ? {} : { prepareRound: `function ${agent.prepareRound.name}` }),
+    ...(agent.stopWhen.length === 0 ? {} : { stopWhen: agent.stopWhen.map(describeCondition) }),
     settings,
     tools: agent.tools.map(
       ({

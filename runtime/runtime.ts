@@ -394,6 +394,7 @@ function checkKind({ definition, actors }: ShardState, crew: Crew, id: string): 
 
 function waitOf(body: Effect['body']): string {
   if (body.type === 'promise.call') return `promise ${body.kind}`
+  if (body.type === 'round.prepare') return `round ${body.rounds + 1} of ${body.agent}`
   if (body.type === 'human.ask') return `${body.kind} of ${body.tool || body.agent}`
   return body.type === 'model.call' ? `model ${body.deployments.join(' or ')}` : `tool ${body.tool}`
 }

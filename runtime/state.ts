@@ -7,7 +7,7 @@
  * - T1 Two states that serve the same commits have the same plain data, byte for byte.
  * - T2 The plain data holds no content of messages: conversations name the records that have it.
  */
-import type { HumanAsk, ModelCall, ToolCall } from '../machines/index.js'
+import type { HumanAsk, ModelCall, RoundPrepare, ToolCall } from '../machines/index.js'
 import { contentHash, encode } from './codec.js'
 import { crewVersion, type CrewVersion } from './crew-version.js'
 import type { DeadLetter } from './dead-letter.js'
@@ -39,7 +39,7 @@ export interface Effect {
   readonly id: Generation
   /** The actor that asked. */
   readonly from: string
-  readonly body: ModelCall | ToolCall | HumanAsk | PromiseCall
+  readonly body: ModelCall | ToolCall | HumanAsk | PromiseCall | RoundPrepare
   /** Length and hash of the conversation that it names. */
   readonly length: number
   readonly hash: string
@@ -55,7 +55,7 @@ export interface Effect {
 
 /** Work for a port of some process: anything but a question to a person. */
 export interface PortEffect extends Effect {
-  readonly body: ModelCall | ToolCall | PromiseCall
+  readonly body: ModelCall | ToolCall | PromiseCall | RoundPrepare
 }
 
 /** Whether some process has an effect, or will: what a person is asked no process does. */

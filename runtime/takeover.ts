@@ -218,7 +218,7 @@ export class Takeover {
       if (!this.#shard.isActive()) return
     }
     // What is given up is over for good: whoever only seems dead may come back before that.
-    if (effects.some(({ from, length }) => this.#isGivenUp(workOf(from, length)))) {
+    if (effects.some((effect) => this.#isGivenUp(workOf(effect)))) {
       await this.#wait(returnMs)
       if (!this.#shard.isActive()) return
     }
@@ -231,11 +231,7 @@ export class Takeover {
       for (const [executor, ids] of byExecutor(effects)) {
         const process = ownership.isRunning(executor) ? null : ownership.crashOf(executor)
         const theirs = effects.filter(({ id }) => ids.includes(id))
-        if (process !== null)
-          await this.#count(
-            theirs.map(({ from, length }) => workOf(from, length)),
-            process,
-          )
+        if (process !== null) await this.#count(theirs.map(workOf), process)
       }
       return true
     } catch {
@@ -246,7 +242,7 @@ export class Takeover {
   async #interruptAll(effects: readonly Effect[]): Promise<void> {
     await Promise.all(
       effects.map((effect) => {
-        return this.#interrupt(effect, this.#isGivenUp(workOf(effect.from, effect.length)))
+        return this.#interrupt(effect, this.#isGivenUp(workOf(effect)))
       }),
     )
   }
@@ -310,7 +306,7 @@ export class Takeover {
     const { timers } = this.#shard.state()
     const now = ports.clock.now()
     const due = [...timers].filter(([, timer]) => timer.dueAt <= now).map(([key, timer]) => timerWork(key, timer))
-    const work = [...new Set(this.#portWork().map(({ from, length }) => workOf(from, length))), ...due]
+    const work = [...new Set(this.#portWork().map(workOf)), ...due]
     if (work.length === 0) return
     this.#crashes = await journal.getAttempts(this.#shard.id)
     if (suspect !== null) await this.#count(ownership === null ? work : due, suspect)
@@ -327,10 +323,7 @@ export class Takeover {
       .filter((row) => ownership === null || !(row in this.#crashes))
     if (rows.length === 0) return
     const { timers } = this.#shard.state()
-    const open = new Set([
-      ...this.#portWork().map(({ from, length }) => workOf(from, length)),
-      ...[...timers].map(([key, timer]) => timerWork(key, timer)),
-    ])
+    const open = new Set([...this.#portWork().map(workOf), ...[...timers].map(([key, timer]) => timerWork(key, timer))])
     const counted = rows.map((row) => [row, (this.#crashes[row] ?? 0) + 1] as const)
     const kept = Object.entries(this.#crashes).filter(([row]) => open.has(partsOf(row).work))
     const crashes = Object.fromEntries([...kept, ...counted])
@@ -365,8 +358,8 @@ function partsOf(row: string): { readonly work: string; readonly process: string
 }
 
 /** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */
-function workOf(from: string, length: number): string {
-  return `effect ${from} ${length}`
+function workOf({ from, length, body }: Effect): string {
+  return `effect ${from} ${length}${body.type === 'round.prepare' ? ' round' : ''}`
 }
 
 /** Name of a timer's delivery: one that is planned again under the same id is other work. */
@@ -376,5 +369,6 @@ function timerWork(key: string, timer: Timer): string {
 
 function portOf(type: string): string {
   if (type === 'promise.call') return 'port/promise'
+  if (type === 'round.prepare') return 'port/round'
   return type === 'model.call' ? 'port/model' : 'port/tool'
 }

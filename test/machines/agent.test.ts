@@ -11,12 +11,15 @@ import {
   handoff,
   input,
   next,
+  prepared,
   refusal,
   refused,
   replied,
   spent,
+  stopped,
   toolCall,
   unadmitted,
+  unprepared,
   usage,
   worst,
 } from '../support/agent-messages.js'
@@ -775,6 +778,98 @@ test('agent: one that is resumed before its calls were made says so', () => {
   const agent = checking([toolCall(0)]).send(resumed)
   expect(agent.state).toBe('reserving')
   expect(agent.to('log/r1')).toMatchObject([{ text: expect.stringContaining('Not done') }, { type: 'log.seal' }])
+})
+
+/** Its user's code has a say in each of its rounds, or in all later ones. */
+const asking = (prepares: 'each' | 'later' = 'each', more: Partial<AgentInput> = {}): Driver =>
+  start({ ...more, data: { ...data, ...more.data, prepares } })
+const finished: Message = { type: 'tool.finished', index: 0, status: 'ok', tokens: 5, result: 'r' }
+
+test('agent: one whose user has a say asks before it asks for money, and its round is as it was told', () => {
+  const agent = asking('each', { view: { hidden: [[0, 0]], system: null } })
+  expect([agent.state, agent.sent]).toEqual([
+    'preparing',
+    [
+      [
+        'port/round',
+        {
+          ...{ type: 'round.prepare', agent: 'writer', run: 'r1', conversation: 'r1', rounds: 0 },
+          ...{ used: nothing, answered: [], view: { hidden: [[0, 0]], system: null } },
+        },
+      ],
+    ],
+  ])
+  const deployments = [{ name: 'z:dear', price: { input: 9_000_000, output: 7_000_000 }, group: 0 }]
+  const plan = { deployments, tools: ['lookup'], maxOutputTokens: 50, tokens: 77 }
+  expect(agent.send(prepared(plan)).to('budget/r1')).toMatchObject([
+    { inputTokens: 77, maxOutputTokens: 50, price: { input: 9_000_000, output: 7_000_000 } },
+  ])
+  expect(agent.send(granted).to('port/model')).toMatchObject([
+    { deployments: ['z:dear'], plan: { ...plan, sequence: 5 } },
+  ])
+  expect(agent.send(failed({ deployment: 'z:dear' })).to('router/main')).toMatchObject([{ groups: [['z:dear']] }])
+  agent.send(next('z:dear', 1), granted)
+  expect(agent.to('port/model')).toMatchObject([{ deployments: ['z:dear'], plan: { tools: ['lookup'] }, tries: 1 }])
+})
+
+test('agent: what was said of a round holds for that one, and what its calls have cost is told', () => {
+  const agent = asking().send(prepared({ tools: [], tokens: 3 }), granted, replied({ calls: [toolCall(0)] }))
+  // Only the reply is new: the round had not sent all of the conversation.
+  expect(agent.context['tokens']).toBe(input.tokens + usage.outputTokens)
+  expect(agent.send(finished).to('port/round')).toMatchObject([
+    { rounds: 1, used: spent, answered: [{ index: 0, name: 'lookup' }] },
+  ])
+  agent.send(prepared(), granted)
+  expect(agent.to('port/model')).toMatchObject([{ plan: { sequence: 5 }, deployments: ['a:one'] }])
+  expect(agent.to('port/model')[0]!['plan']).not.toHaveProperty('tools')
+  agent.send(failed({ spent }), next('a:one', 1), granted, { type: 'effect.interrupted', started: true }, granted)
+  const calls = [toolCall(0), delegation(1), refusal(2)]
+  agent.send(replied({ calls }), { ...finished, status: 'failed' })
+  const answered = { type: 'delegate.finished', index: 1, tokens: 9, result: 'd', code: null, reason: '' }
+  expect(agent.send(answered).to('port/round')).toMatchObject([
+    {
+      used: { nanoUsd: 3 * spent.nanoUsd + worst.nanoUsd, tokens: 3 * spent.tokens + worst.tokens, modelCalls: 4 },
+      answered: [{ index: 1, name: 'helper' }],
+    },
+  ])
+})
+
+test('agent: with conditions only it asks before each round but the first, and answers when it is stopped', () => {
+  const agent = asking('later').send(granted, replied({ calls: [toolCall(0)] }), finished)
+  expect(agent.state).toBe('preparing')
+  expect(agent.send(stopped).sent).toMatchObject([
+    ['log/r1', { type: 'log.append', values: [0] }],
+    ['crew/main', { code: null, finish: 'stopped', rounds: 1, length: 4, answer: 4, result: 'last' }],
+  ])
+  expect(agent.emitted).toContainEqual({ type: 'agent.stopped', agent: 'writer', run: 'r1', condition: 'roundsAre(1)' })
+})
+
+test('agent: code of its user that fails ends it with its code; a death over it asks again, a third one ends it', () => {
+  expect(end(asking().send(unprepared))).toMatchObject({ code: 'CALLBACK_FAILED', reason: 'it threw' })
+  const agent = asking().send({ type: 'effect.interrupted', started: false })
+  expect([agent.state, agent.to('port/round').length]).toEqual(['preparing', 1])
+  expect(end(agent.send({ type: 'effect.crashed' }))).toMatchObject({ code: 'EFFECT_CRASHED' })
+  const cancelled = asking().send({ type: 'run.cancel' })
+  expect(cancelled.to('port/round')).toEqual([{ type: 'effect.cancel' }])
+  expect(end(cancelled)).toMatchObject({ code: 'RUN_CANCELLED' })
+})
+
+test('agent: what a user says while a round is prepared joins behind that, and the round is prepared anew', () => {
+  const steer = { type: 'run.steer', tokens: 6 }
+  const agent = asking().send(steer, prepared({ tokens: 3 }))
+  expect([agent.state, agent.to('port/round').length]).toEqual(['preparing', 1])
+  expect(agent.send(prepared()).to('budget/r1')).toMatchObject([{ inputTokens: input.tokens + 6 }])
+  expect(agent.send(steer).state).toBe('preparing')
+  agent.send({ type: 'run.pause' }, prepared())
+  expect([agent.state, agent.send({ type: 'run.resume' }).state]).toEqual(['held', 'reserving'])
+  const unheard = asking('later').send(granted, replied({ calls: [toolCall(0)] }), finished, steer, stopped)
+  expect(unheard.emitted).toContainEqual({ type: 'agent.unsteered', agent: 'writer', run: 'r1', messages: 1 })
+})
+
+test('agent: one that is resumed while a round is prepared asks again; a prepared round is kept', () => {
+  expect(asking().send(resumed).to('port/round')).toMatchObject([{ rounds: 0 }])
+  const agent = asking().send(prepared({ tools: [] }), granted, resumed, granted)
+  expect(agent.to('port/model')).toMatchObject([{ plan: { tools: [] } }])
 })
 
 test('agent: every transition was taken and every guard answered both ways', () => {

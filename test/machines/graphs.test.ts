@@ -381,6 +381,11 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     ...[...ends, ...bare('actor.resumed', 'run.pause', 'run.resume')],
   ]
   const redefined: Message = { type: 'agent.redefined', data: { ...data, rounds: 1 } }
+  const rounds: Message[] = [
+    ...[agent.prepared(), agent.prepared({ tools: [], tokens: 2 }), agent.stopped, agent.unprepared, agent.granted],
+    ...[agent.replied(), one, ends[0]!, { type: 'run.steer', tokens: 6 }],
+    ...bare('effect.interrupted', 'effect.crashed', 'run.cancel', 'run.pause', 'run.resume'),
+  ]
   const within = (grants: number, messages: readonly Message[]): Model<Known>['messages'] => {
     // A call ends once.
     const mayCome = ({ index }: Message, { open }: Known): boolean => {
@@ -398,6 +403,10 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(1, handoffs) },
     { inputs: [{ ...plain, data: { ...data, deployments: agent.choice.deployments } }], messages: within(1, routes) },
     { inputs: [plain], messages: within(1, [agent.granted, one, ends[0]!, redefined]) },
+    {
+      inputs: (['each', 'later'] as const).map((prepares) => ({ ...plain, data: { ...data, prepares } })),
+      messages: within(1, rounds),
+    },
     { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(2, failures) },
   ]
   covers(cover(agentMachine), models, 500)

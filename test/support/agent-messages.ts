@@ -121,3 +121,7 @@ export const next = (deployment: string, tries = 0): Message => ({
   tries,
 })
 export const ended: Message = { type: 'route.ended' }
+/** What its user's code says of a round. */
+export const prepared = (plan: Record<string, unknown> = {}): Message => ({ type: 'round.prepared', plan, sequence: 5 })
+export const stopped: Message = { type: 'round.stopped', condition: 'roundsAre(1)', tokens: 4, result: 'last' }
+export const unprepared: Message = { type: 'round.failed', code: 'CALLBACK_FAILED', reason: 'it threw' }

@@ -102,7 +102,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
         clock,
         concurrency: () => prepared.crew.limits.toolConcurrency,
       })
-    return { prepared, model, tools }
+    return { prepared, model, tools, deps: options.deps }
   }
   const { breakers: kept = new MemoryBreakers(), breakerSettings: settings = {} } = options
   const breakers = kept === null ? undefined : new Breakers({ store: kept, clock, settings })
