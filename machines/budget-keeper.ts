@@ -21,6 +21,7 @@ import {
   askFor,
   idOf,
   isAnswer,
+  isAsked,
   lackOf,
   leftOf,
   mayLeave,
@@ -34,6 +35,7 @@ import {
   spentUp,
   unanswered,
   usedOf,
+  wasAskedFor,
   windowOf,
 } from './budget-share.js'
 import {
@@ -164,8 +166,8 @@ function underShare(context: BudgetContext, request: BudgetReserve, maxOutputTok
   const { share, grants } = context
   const most = worstOf(request, maxOutputTokens)
   if (share === null || lackOf(share, grants, most) === undefined) return grantOf(request, maxOutputTokens)
-  if (share.asking?.state === 'asked') return null
-  if (share.asking?.grant !== request.grant)
+  if (isAsked(share)) return null
+  if (!wasAskedFor(share, request.grant))
     return { kind: 'ask', request, least: worstOf(request, leastOf(request)), most }
   return mayLeave(share, grants) ? null : cutToShare(share, grants, request, maxOutputTokens)
 }

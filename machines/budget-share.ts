@@ -150,6 +150,11 @@ const keptOf = (given: Limits, used: Amounts): Limits =>
 
 // -------------------------------------------------------------------------------- what is heard
 
+/** Whether an answer is still to come. */
+export const isAsked = ({ asking }: Share): boolean => asking?.state === 'asked'
+/** Whether the last request for more was made for this grant. */
+export const wasAskedFor = ({ asking }: Share, grant: string): boolean => asking?.grant === grant
+
 /** Whether this is what the pool has to say to the last request. */
 export const isAnswer = (share: Share | null, event: { readonly number: number }): boolean =>
   share?.asking?.state === 'asked' && event.number === share.number
