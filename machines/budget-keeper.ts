@@ -15,11 +15,13 @@
  * real one nothing changes. A grant that nobody settles expires: at the second sweep it is settled at its maximum.
  */
 import { assertEvent, assign, enqueueActions, raise, setup } from 'xstate'
+import { absorb, type Accounts, book, carve, payer, plus, raised, refund, room, sources } from './budget-accounts.js'
 import {
   answered,
   askFor,
   idOf,
   isAnswer,
+  isAsked,
   lackOf,
   leftOf,
   mayLeave,
@@ -33,12 +35,12 @@ import {
   spentUp,
   unanswered,
   usedOf,
+  wasAskedFor,
   windowOf,
 } from './budget-share.js'
 import {
   type Amounts,
   type BudgetMessage,
-  type BudgetRaise,
   type BudgetReserve,
   type Dimension,
   dimensions,
@@ -46,15 +48,6 @@ import {
   nothing,
   to,
 } from './messages.js'
-
-interface Account {
-  readonly parent: string | null
-  readonly limits: Limits
-  readonly soft: boolean
-  /** Reserved by open grants. */
-  readonly held: Amounts
-  readonly spent: Amounts
-}
 
 interface Grant extends SharedGrant {
   readonly account: string
@@ -67,7 +60,7 @@ interface Grant extends SharedGrant {
 interface BudgetContext {
   readonly self: string
   readonly minOutputTokens: number
-  readonly accounts: Readonly<Record<string, Account>>
+  readonly accounts: Accounts
   readonly grants: Readonly<Record<string, Grant>>
   readonly waiting: readonly BudgetReserve[]
   /** What the next request in the queue gets. */
@@ -110,14 +103,7 @@ const sweepMs = 15 * 60_000
 
 // -------------------------------------------------------------------------------- arithmetic, all in integers
 
-const plus = (a: Amounts, b: Amounts, factor = 1): Amounts => ({
-  nanoUsd: a.nanoUsd + factor * b.nanoUsd,
-  tokens: a.tokens + factor * b.tokens,
-  modelCalls: a.modelCalls + factor * b.modelCalls,
-  toolCalls: a.toolCalls + factor * b.toolCalls,
-})
 const ceilDiv = (value: number, by: number) => Math.ceil(value / by)
-const orInfinite = (value: number | undefined) => value ?? Number.POSITIVE_INFINITY
 /** Micro-dollars per million tokens times tokens, in nano-dollars. */
 const cost = (tokens: number, price: number) => ceilDiv(tokens * price, 1_000)
 const worstOf = (request: BudgetReserve, maxOutputTokens: number): Amounts => ({
@@ -126,59 +112,6 @@ const worstOf = (request: BudgetReserve, maxOutputTokens: number): Amounts => ({
   modelCalls: 1,
   toolCalls: 0,
 })
-
-/** The account that counts a dimension for `name`: the nearest one with a limit, or the root. */
-function payer(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): string {
-  const account = accounts[name]
-  return account === undefined || account.parent === null || account.limits[dimension] !== undefined
-    ? name
-    : payer(accounts, account.parent, dimension)
-}
-
-/** What is left of a dimension for `name`. */
-function left(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): number {
-  const account = accounts[payer(accounts, name, dimension)]
-  return orInfinite(account?.limits[dimension]) - (account?.held[dimension] ?? 0) - (account?.spent[dimension] ?? 0)
-}
-
-/** Has what it lacks from above. */
-const isLenient = (accounts: BudgetContext['accounts'], at: string, dimension: Dimension) =>
-  accounts[at]?.soft === true && left(accounts, at, dimension) > 0
-
-/** Accounts that a dimension of `name` is reserved from: whoever pays it and, above a soft one, who has what it lacks. */
-function sources(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): readonly string[] {
-  const at = payer(accounts, name, dimension)
-  const above = isLenient(accounts, at, dimension) ? (accounts[at]?.parent ?? null) : null
-  return above === null ? [at] : [at, ...sources(accounts, above, dimension)]
-}
-
-/** What may be reserved of a dimension for `name`: as much as wanted, where nobody is above who would have to have it. */
-function room(accounts: BudgetContext['accounts'], name: string, dimension: Dimension): number {
-  const all = sources(accounts, name, dimension)
-  if (isLenient(accounts, all.at(-1)!, dimension)) return Number.POSITIVE_INFINITY
-  return all.reduce((sum, at) => sum + Math.max(0, left(accounts, at, dimension)), 0)
-}
-
-/** Adds to `held` or `spent` of whoever pays each dimension. */
-function book(
-  accounts: BudgetContext['accounts'],
-  name: string,
-  column: 'held' | 'spent',
-  amount: Amounts,
-  factor: 1 | -1,
-): BudgetContext['accounts'] {
-  const only = accounts[name]!
-  // An account without a parent pays everything itself: the common case, in one step.
-  if (only.parent === null) return { ...accounts, [name]: { ...only, [column]: plus(only[column], amount, factor) } }
-  const booked = { ...accounts }
-  for (const dimension of dimensions) {
-    const at = payer(accounts, name, dimension)
-    const account = booked[at]!
-    const value = account[column][dimension] + factor * amount[dimension]
-    booked[at] = { ...account, [column]: { ...account[column], [dimension]: value } }
-  }
-  return booked
-}
 
 /** The first dimension that has no room for `amount`. */
 const shortage = (context: BudgetContext, account: string, amount: Amounts) =>
@@ -231,22 +164,24 @@ const leastOf = (request: BudgetReserve) => Math.min(request.minOutputTokens, re
 /** What the share lets a request have that its account has the room for. */
 function underShare(context: BudgetContext, request: BudgetReserve, maxOutputTokens: number): Decision | null {
   const { share, grants } = context
-  if (share === null) return grantOf(request, maxOutputTokens)
   const most = worstOf(request, maxOutputTokens)
-  if (lackOf(share, grants, most) === undefined) return grantOf(request, maxOutputTokens)
-  const { asking } = share
-  if (asking?.state === 'asked') return null
-  if (asking?.grant !== request.grant) return { kind: 'ask', request, least: worstOf(request, leastOf(request)), most }
-  if (mayLeave(share, grants)) return null
+  if (share === null || lackOf(share, grants, most) === undefined) return grantOf(request, maxOutputTokens)
+  if (isAsked(share)) return null
+  if (!wasAskedFor(share, request.grant))
+    return { kind: 'ask', request, least: worstOf(request, leastOf(request)), most }
+  return mayLeave(share, grants) ? null : cutToShare(share, grants, request, maxOutputTokens)
+}
+/** There is no more of the share: the call is cut down to what there is, or refused. */
+function cutToShare(share: Share, grants: BudgetContext['grants'], request: BudgetReserve, most: number): Decision {
   const used = usedOf(share, grants)
   const cut = Math.min(
-    maxOutputTokens,
+    most,
     affordable(request, (dimension) => leftOf(share, used, dimension)),
   )
   const lack = lackOf(share, grants, worstOf(request, Math.max(cut, leastOf(request))))
-  return lack === undefined ? grantOf(request, cut) : shareRefusal(context, request, share, lack)
+  return lack === undefined ? grantOf(request, cut) : shareRefusal(request, share, lack)
 }
-const shareRefusal = (_: BudgetContext, request: BudgetReserve, share: Share, lack: Dimension): Decision => {
+const shareRefusal = (request: BudgetReserve, share: Share, lack: Dimension): Decision => {
   const { dimension, limit, code, reason }: Refusal = share.asking?.why ?? {
     ...{ dimension: lack, limit: share.given?.[lack] ?? 0 },
     ...spentUp(share, lack, share.until),
@@ -278,83 +213,6 @@ const known = (context: BudgetContext, grant: string) =>
 const without = (grants: BudgetContext['grants'], grant: string) => {
   const { [grant]: _, ...rest } = grants
   return rest
-}
-/** A child that spent more than it was given takes the difference from its parent. */
-function absorb(accounts: BudgetContext['accounts'], name: string): BudgetContext['accounts'] {
-  const account = accounts[name]!
-  if (account.parent === null) return accounts
-  const over = (dimension: Dimension) =>
-    Math.max(0, account.spent[dimension] + account.held[dimension] - orInfinite(account.limits[dimension]))
-  const limits = Object.fromEntries(
-    dimensions
-      .filter((dimension) => account.limits[dimension] !== undefined)
-      .map((dimension) => [dimension, (account.limits[dimension] ?? 0) + over(dimension)]),
-  ) as Limits
-  const excess = {
-    nanoUsd: over('nanoUsd'),
-    tokens: over('tokens'),
-    modelCalls: over('modelCalls'),
-    toolCalls: over('toolCalls'),
-  }
-  return absorb(
-    book({ ...accounts, [name]: { ...account, limits } }, account.parent, 'held', excess, 1),
-    account.parent,
-  )
-}
-/**
- * Gives `name` limits of up to `wanted`, taken from what its parent has left. What an account limits is settled when it is
- * first opened: later on its grants are booked there, so a counter can be topped up, not added or dropped.
- */
-function carve(
-  accounts: BudgetContext['accounts'],
-  name: string,
-  parent: string,
-  wanted: Limits,
-  soft = false,
-): BudgetContext['accounts'] {
-  const account = accounts[name] ?? { parent, limits: wanted, soft, held: nothing, spent: nothing }
-  const before = accounts[name]?.limits ?? {}
-  const limited = dimensions.filter((dimension) => account.limits[dimension] !== undefined)
-  const more = (dimension: Dimension) =>
-    Math.max(0, Math.min((wanted[dimension] ?? 0) - (before[dimension] ?? 0), left(accounts, parent, dimension)))
-  const added = Object.fromEntries(limited.map((dimension) => [dimension, more(dimension)])) as Partial<Amounts>
-  const limits = Object.fromEntries(
-    limited.map((dimension) => [dimension, (before[dimension] ?? 0) + (added[dimension] ?? 0)]),
-  ) as Limits
-  return { ...book(accounts, parent, 'held', { ...nothing, ...(added as Amounts) }, 1), [name]: { ...account, limits } }
-}
-/** Other limits for an account that is open. */
-function raised(accounts: BudgetContext['accounts'], event: BudgetRaise): BudgetContext['accounts'] {
-  const account = accounts[event.account]
-  if (account === undefined) return accounts
-  const limits = limitsAfter(account.limits, event)
-  return account.parent === null
-    ? { ...accounts, [event.account]: { ...account, limits } }
-    : carve(accounts, event.account, account.parent, limits)
-}
-function limitsAfter(before: Limits, { limits, mode }: BudgetRaise): Limits {
-  if (mode === 'set') return limits
-  if (mode === 'to') return { ...before, ...limits }
-  const limited = dimensions.filter((dimension) => before[dimension] !== undefined)
-  return Object.fromEntries(limited.map((each) => [each, before[each]! + (limits[each] ?? 0)]))
-}
-/** Gives back to the parent what `name` neither spent nor holds. */
-function refund(accounts: BudgetContext['accounts'], name: string): BudgetContext['accounts'] {
-  const account = accounts[name]!
-  const used = plus(account.spent, account.held)
-  const unused = (dimension: Dimension) => Math.max(0, (account.limits[dimension] ?? 0) - used[dimension])
-  const back = {
-    nanoUsd: unused('nanoUsd'),
-    tokens: unused('tokens'),
-    modelCalls: unused('modelCalls'),
-    toolCalls: unused('toolCalls'),
-  }
-  const limits = Object.fromEntries(
-    dimensions
-      .filter((dimension) => account.limits[dimension] !== undefined)
-      .map((dimension) => [dimension, Math.min(account.limits[dimension] ?? 0, used[dimension])]),
-  ) as Limits
-  return { ...book(accounts, account.parent ?? name, 'held', back, -1), [name]: { ...account, limits } }
 }
 /** Closes a grant: what it held or estimated is taken back, what it spent is booked. */
 function settle(context: BudgetContext, id: string, spent: Amounts, real: boolean, toolCalls: number) {
@@ -481,13 +339,7 @@ const keeper = setup({
     endShare: assign({
       share: ({ context }) => context.share && { ...context.share, given: null, asking: askedOnly(context.share) },
     }),
-    giveUp: assign({
-      share: ({ context: { share, waiting } }) =>
-        share && {
-          ...share,
-          asking: { grant: waiting[0]?.grant ?? '', state: 'answered' as const, why: unanswered(share) },
-        },
-    }),
+    giveUp: assign({ share: ({ context }) => unanswered(context.share!, context.waiting[0]?.grant) }),
     giveBack: enqueueActions(({ context, enqueue }) => {
       for (const { pool, message, share } of returnOf(context.share, context.grants, false)) {
         enqueue.sendTo(to(pool), message)

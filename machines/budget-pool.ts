@@ -10,6 +10,7 @@
  * `waitMs`. Idempotent by the numbers of a keeper's messages: of two the later one counts.
  */
 import { assertEvent, assign, enqueueActions, setup } from 'xstate'
+import { endOf } from './calendar.js'
 import {
   type Amounts,
   type Dimension,
@@ -75,13 +76,7 @@ type Any = PoolMessage | Due
 // -------------------------------------------------------------------------------- windows
 
 /** The end of the window that a moment lies in; 0 for none. */
-function endOf(window: PoolData['window'], at: number): number {
-  if (window === null) return 0
-  const now = new Date(at)
-  const [year, month, day] = [now.getUTCFullYear(), now.getUTCMonth(), now.getUTCDate()]
-  if (window === 'month') return Date.UTC(year, month + 1)
-  return window === 'day' ? Date.UTC(year, month, day + 1) : Date.UTC(year, month, day, now.getUTCHours() + 1)
-}
+const windowEnd = (window: PoolData['window'], at: number): number => (window === null ? 0 : endOf(window, at))
 
 /** When a message came; null for one that does not say. */
 const timeOf = (event: Any) => ('at' in event ? event.at : null)
@@ -92,8 +87,8 @@ function rolled(context: PoolContext, event: Any): Pick<PoolContext, 'until' | '
   const { data, until, spent, holders, waiting } = context
   const at = timeOf(event)
   if (!isOver(context, at))
-    return { until: until === 0 && at !== null ? endOf(data.window, at) : until, spent, holders, waiting }
-  const end = endOf(data.window, at)
+    return { until: until === 0 && at !== null ? windowEnd(data.window, at) : until, spent, holders, waiting }
+  const end = windowEnd(data.window, at)
   return { until: end, spent: nothing, holders: {}, waiting: waiting.map((ask) => waitingFrom(data, end, ask, at)) }
 }
 
@@ -294,13 +289,9 @@ const pool = setup({
     /** Nothing came in time. */
     expire: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'share.due')
-      const waits = context.waiting.filter(({ sender }) => sender === event.keeper)
-      for (const ask of waits) {
-        const dimension = shortage(context, ask, bookedOf(context)) ?? 'modelCalls'
-        for (const { target, message, told } of refusal(context, ask, dimension)) {
-          enqueue.sendTo(to(target), message)
-          enqueue.emit(told)
-        }
+      for (const { target, message, told } of expired(context, event.keeper)) {
+        enqueue.sendTo(to(target), message)
+        enqueue.emit(told)
       }
       enqueue.assign({ waiting: context.waiting.filter(({ sender }) => sender !== event.keeper) })
     }),
@@ -334,6 +325,12 @@ const refusal = (context: PoolContext, { sender, number }: Waiting, dimension: D
   const message = { type: 'share.refused', number, until, dimension, limit } as const
   return [{ target: sender, message, told: { type: 'share.refused', keeper: sender, dimension, until } as const }]
 }
+
+/** The same, of one that has waited for long enough. */
+const expired = (context: PoolContext, keeper: string) =>
+  context.waiting
+    .filter(({ sender }) => sender === keeper)
+    .flatMap((ask) => refusal(context, ask, shortage(context, ask, bookedOf(context)) ?? 'modelCalls'))
 
 /** The budget pool machine. Bump `version` with any change of its decisions. */
 export const poolMachine = pool.createMachine({

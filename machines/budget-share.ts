@@ -6,6 +6,7 @@
  *
  * A grant belongs to the window of the share that it was made from: what comes back of it later gives nothing to another one.
  */
+import { hourText } from './calendar.js'
 import {
   type Amounts,
   type BudgetMessage,
@@ -149,6 +150,11 @@ const keptOf = (given: Limits, used: Amounts): Limits =>
 
 // -------------------------------------------------------------------------------- what is heard
 
+/** Whether an answer is still to come. */
+export const isAsked = ({ asking }: Share): boolean => asking?.state === 'asked'
+/** Whether the last request for more was made for this grant. */
+export const wasAskedFor = ({ asking }: Share, grant: string): boolean => asking?.grant === grant
+
 /** Whether this is what the pool has to say to the last request. */
 export const isAnswer = (share: Share | null, event: { readonly number: number }): boolean =>
   share?.asking?.state === 'asked' && event.number === share.number
@@ -173,14 +179,15 @@ function whyOf(share: Share, event: PoolAnswer): Refusal | null {
 
 /** Of a budget that is spent, and begins anew at the end of its window. */
 export function spentUp(share: Share, dimension: Dimension, until: number): Pick<Refusal, 'code' | 'reason'> {
-  const end = until === 0 ? '' : ` until ${new Date(until).toISOString()}`
+  const end = until === 0 ? '' : ` until ${hourText(until)}`
   return { code: 'BUDGET_EXHAUSTED', reason: `the budget ${idOf(share)} has no ${dimension} left${end}` }
 }
 
-/** Nothing was heard in time. */
-export function unanswered(share: Share): Refusal {
+/** The share when nothing was heard in time. @param first the request that waits now */
+export function unanswered(share: Share, first: string | undefined): Share {
   const reason = `the budget ${idOf(share)} did not answer within ${Math.round(share.answerMs / 1_000)} seconds`
-  return { dimension: null, limit: 0, code: 'BUDGET_EXHAUSTED', reason }
+  const why = { dimension: null, limit: 0, code: 'BUDGET_EXHAUSTED', reason }
+  return { ...share, asking: { grant: first ?? '', state: 'answered', why } }
 }
 
 /** How long a share may be used from now on, in milliseconds. */

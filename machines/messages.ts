@@ -211,8 +211,6 @@ export const crewSteer = z.object({
 /** Other limits for the budget of the run, or of an agent of its: those named, from now on. */
 export const crewRaise = z.object({ type: z.literal('crew.raise'), limits, agent: z.string().optional() })
 export const crewRedefined = z.object({ type: z.literal('crew.redefined'), crew: crewData })
-/** The same, of a budget that crews share. */
-const poolRedefined = z.object({ type: z.literal('crew.redefined'), crew: z.object({ pool: poolData }) })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ agent
 
@@ -1172,7 +1170,7 @@ export type PoolMessage =
   | M<typeof shareSettle>
   | M<typeof mailReturned>
   | M<typeof crewRaise>
-  | M<typeof poolRedefined>
+  | { readonly type: 'crew.redefined'; readonly crew: { readonly pool: PoolData } }
   | M<typeof actorResumed>
 
 /** What a loop detector takes. */

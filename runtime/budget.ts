@@ -72,6 +72,24 @@ export const budgetFields = {
   askMs: ms.optional(),
 }
 
+/** Made by `defineBudget`, of this or another copy of the package. */
+export function isShared(value: unknown): boolean {
+  const made = typeof value === 'object' && value !== null ? (value as { kind?: unknown; pool?: unknown }) : {}
+  return made.kind === 'crew' && made.pool !== undefined
+}
+
+/** The budget of a crew. */
+export const crewBudget = z.strictObject({
+  ...budgetFields,
+  per: z.enum(['run', 'crew']).optional(),
+  from: z
+    .union([
+      z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
+      z.custom<object>(isShared, 'a budget of defineBudget, or the id of one'),
+    ])
+    .optional(),
+})
+
 /** How long a person has to answer, when nothing else is said: seven days, in milliseconds. */
 export const defaultAskMs = 7 * 86_400_000
 

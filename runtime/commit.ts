@@ -35,8 +35,9 @@ import {
   withdraw,
 } from './effects.js'
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
+import { farewellsOf } from './farewell.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
-import { lastAccountOf, poolAddress, poolOf } from './pool-books.js'
+import { poolAddress, poolOf } from './pool-books.js'
 import { failedRun, type RunEnd } from './runs.js'
 import type { Action, Message, Step } from './scope.js'
 import { type Actor, type Effect, type ShardState, timerKey } from './state.js'
@@ -222,12 +223,7 @@ class Deciding {
     if (pool !== null && !isKnown)
       return this.#start(poolAddress, 'pool', 'shard/self', { self: poolAddress, data: pool })
     if (!this.#state.actors.has(lead)) return this.#startCrew(body['crew'])
-    this.#push({
-      from: 'shard/self',
-      to: lead,
-      message: { type: 'crew.redefined', crew: body['crew'] },
-      must: false,
-    })
+    this.#push({ from: 'shard/self', to: lead, message: { type: 'crew.redefined', crew: body['crew'] }, must: false })
   }
 
   #startCrew(data: unknown, keeper: 'crew' | null = null): void {
@@ -394,18 +390,11 @@ class Deciding {
     this.#decided.say('mail', `${row.id} ${to} ${row.number} ${JSON.stringify(body)} ${row.entries.map(linkOf).join()}`)
   }
 
-  /** An agent of another crew works for nobody when its envoy goes with the whole crew, and a keeper spends no more. */
+  /** Says to other crews what an actor leaves behind. */
   #recall(address: string): void {
     const actor = this.#state.actors.get(address)
-    if (actor?.kind === 'budget') return this.#accountFor(address, actor)
-    if (actor?.kind !== 'envoy') return
-    const [crew] = partsOf((actor.snapshot.context as { agent: string }).agent)
-    this.#write(address, `${crew}/${crewAddress}`, { type: 'delegate.revoke' })
-  }
-
-  /** What a keeper goes with is spent, open calls at their worst; the rest of its share others may have. */
-  #accountFor(address: string, { snapshot }: Actor): void {
-    for (const { pool, message } of lastAccountOf(snapshot.context)) this.#write(address, pool, message)
+    if (actor === undefined) return
+    for (const { to, message } of farewellsOf(actor, crewAddress)) this.#write(address, to, message)
   }
 
   // ------------------------------------------------------------------------------------------ actors
@@ -466,7 +455,7 @@ class Deciding {
     const actor = this.#state.actors.get(address)
     if (actor === undefined) return
     this.#failed.set(address, actor)
-    if (actor.kind === 'budget' && address !== crewKeeper) this.#accountFor(address, actor)
+    if (actor.kind === 'budget' && address !== crewKeeper) this.#recall(address)
     if (this.#outcome?.effect.from === address)
       this.#settle(address, settleLost(this.#outcome.effect, this.#outcome.body))
     this.#abort(address)

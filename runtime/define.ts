@@ -9,7 +9,7 @@
  */
 import { z } from 'zod'
 import { defaultLoops, type Loops, type PoolData } from '../machines/index.js'
-import { type Budget, budgetFields, defaultAskMs, ms } from './budget.js'
+import { type Budget, budgetFields, crewBudget, defaultAskMs, isShared, ms } from './budget.js'
 import { contentHash } from './codec.js'
 import { agentsOf, type Flow, isFlow, type Parallel, type Step, type Supervisor, toFlow } from './flow.js'
 import { TroupeError } from './errors.js'
@@ -437,15 +437,7 @@ const crewShape = z.strictObject({
   agents: z.record(z.string().regex(namePattern), z.custom<Agent>(isAgent, 'an agent of defineAgent')),
   lead: z.string().optional(),
   flow: z.custom<Flow | Parallel | Supervisor>(isFlow, 'sequential(…), parallel(…) or supervisor(…)').optional(),
-  budget: z
-    .strictObject({
-      ...budgetFields,
-      per: z.enum(['run', 'crew']).optional(),
-      from: z
-        .union([z.string().regex(namePattern), z.custom<object>(isPool, 'a budget of defineBudget, or the id of one')])
-        .optional(),
-    })
-    .default({}),
+  budget: crewBudget.default({}),
   limits: z
     .strictObject({
       delegates: z.int().min(1).max(256).optional(),
@@ -489,15 +481,10 @@ function isAgent(value: unknown): boolean {
 
 function isCrew(value: unknown): boolean {
   if (!hasKind(value, 'crew')) return false
-  if (isPool(value)) return true
+  if (isShared(value)) return true
   const { name, agents, lead, flow, limits } = value as Partial<Crew>
   const whole = typeof name === 'string' && typeof lead === 'string' && limits !== undefined
   return whole && typeof agents === 'object' && agents !== null && (isFlow(flow) || isAgent(agents[lead]))
-}
-
-/** Made by `defineBudget`, of this or another copy of the package. */
-function isPool(value: unknown): boolean {
-  return hasKind(value, 'crew') && (value as Partial<Crew>).pool !== undefined
 }
 
 function hasKind(value: unknown, kind: string): boolean {

@@ -4,17 +4,8 @@
  * Owns: where its actor is, what is told of it.
  * Does not own: the books themselves (`machines/budget-pool.ts`), the definition (`shared-budget.ts`).
  */
-import {
-  type Amounts,
-  type Limits,
-  poolBooked,
-  type PoolData,
-  returnOf,
-  type Share,
-  type SharedGrant,
-} from '../machines/index.js'
+import { type Amounts, type Limits, poolBooked, type PoolData } from '../machines/index.js'
 import type { BudgetLimits } from './budget.js'
-import type { Message } from './scope.js'
 import type { ShardState } from './state.js'
 
 /** The actor of a shard that is a budget. */
@@ -32,15 +23,6 @@ export interface PoolBooks {
   readonly shares: readonly { readonly keeper: string; readonly booked: BudgetLimits }[]
   /** Keepers that wait, the first one first. */
   readonly waiting: readonly string[]
-}
-
-/** What a keeper that goes has to say to the budget that it has a share of. */
-export function lastAccountOf(context: unknown): readonly { readonly pool: string; readonly message: Message }[] {
-  const { share, grants } = context as {
-    readonly share: Share | null
-    readonly grants: Readonly<Record<string, SharedGrant>>
-  }
-  return returnOf(share, grants, true)
 }
 
 /** The data of a shared budget among the data of a crew; null for a crew of another kind. */

@@ -394,7 +394,7 @@ describe('budget: a share of what crews have together', () => {
   test('budget: refused, it says which budget and until when, and what is left goes back', () => {
     const keeper = sharing().send(reserve('a'), given(1, { modelCalls: 1 }, 3_600_000), settle('a', call), reserve('b'))
     keeper.send(refused(2, 3_600_000))
-    const reason = 'the budget team has no modelCalls left until 1970-01-01T01:00:00.000Z'
+    const reason = 'the budget team has no modelCalls left until 1970-01-01 01:00 UTC'
     const why = { account: '@team', dimension: 'modelCalls', limit: 5, code: 'BUDGET_EXHAUSTED', reason }
     expect(keeper.sent).toEqual([
       ['agent/a', { type: 'budget.refused', grant: 'b', ...why }],

@@ -98,7 +98,7 @@ describe('pool: who waits', () => {
 
   test('pool: resumed, it waits with them anew', () => {
     const pool = start(2, { share: { modelCalls: 2 } }).send(ask(a, 1), ask(b, 1))
-    pool.timers.size
+    expect(pool.timers.size).toBe(1)
     expect(pool.send({ type: 'actor.resumed' }).timers.get(`due ${b}`)).toMatchObject({ delayMs: 5_000 })
   })
 })

@@ -2,7 +2,7 @@
  * Model-based tests: every step of every machine, from every state within a bound, taken by the runtime and compared with
  * XState's own. The gate is that each transition and both answers of each guard are among them.
  */
-import { expect, test } from 'vitest'
+import { test } from 'vitest'
 import {
   type AgentInput,
   agentMachine,
@@ -15,7 +15,6 @@ import {
   flowMachine,
   loopMachine,
   nothing,
-  poolMachine,
   routerMachine,
   type Supervision,
   type ToolInput,
@@ -24,20 +23,8 @@ import {
 import * as agent from '../support/agent-messages.js'
 import * as budget from '../support/budget.js'
 import * as crew from '../support/crew-messages.js'
-import * as pools from '../support/budget-pool.js'
-import { type Coverage, cover, type Message } from '../support/machine-driver.js'
-import { type Explored, explore, type Model } from '../support/machine-graph.js'
-
-/** @param models each explored by itself: all that may come to a machine at once has too many states */
-function covers<Context>(coverage: Coverage, models: readonly Model<Context>[], atLeast: number): void {
-  const explored = models.map((model) => explore(coverage, model))
-  const sum = (of: (each: Explored) => number): number => explored.reduce((total, each) => total + of(each), 0)
-  console.log(`${coverage.machine.id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps`)
-  expect(explored.flatMap(({ differences }) => differences)).toEqual([])
-  expect(coverage.missing()).toEqual([])
-  // A bound that was drawn too close would cover little, and say nothing of it.
-  expect(sum(({ states }) => states)).toBeGreaterThanOrEqual(atLeast)
-}
+import { cover, type Message } from '../support/machine-driver.js'
+import { covers, type Model } from '../support/machine-graph.js'
 
 test('graph of the tool executor: the runtime takes each step as the model does, and none is left out', () => {
   const input: ToolInput = {
@@ -268,62 +255,6 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
           ],
   }
   covers<Books>(cover(budgetMachine), [...models, shared as Model<Books>], 200)
-})
-
-test('graph of the budget pool: the runtime takes each step as the model does, and none is left out', () => {
-  interface Books {
-    readonly holders: Readonly<Record<string, { readonly number: number }>>
-    readonly waiting: readonly { readonly sender: string; readonly number: number }[]
-    readonly until: number
-  }
-  const data = { limits: { modelCalls: 3 }, share: { modelCalls: 2 }, window: null, waitMs: 500 }
-  const input: { readonly self: string; readonly data: object } = { self: 'pool/main', data }
-  const [a, b] = ['a/budget/r1', 'b/budget/r1'] as const
-  const last = ({ holders, waiting }: Books, keeper: string): number =>
-    Math.max(
-      holders[keeper]?.number ?? 0,
-      ...waiting.filter(({ sender }) => sender === keeper).map(({ number }) => number),
-    )
-  const said = (books: Books, keeper: string, at: number): Message[] => {
-    const number = last(books, keeper)
-    if (number > 1) return []
-    return [
-      pools.ask(keeper, number + 1, { at, until: books.until, used: number === 0 ? 0 : 1 }),
-      ...(number === 0 ? [] : [pools.ask(keeper, number, { at, until: books.until })]),
-      pools.settle(keeper, number + 1, { at, until: books.until, used: 1, final: number > 0 }),
-    ]
-  }
-  const common: Message[] = [
-    { type: 'crew.raise', limits: { modelCalls: 4 } },
-    { type: 'crew.raise', limits: { modelCalls: 4 }, agent: 'x' },
-    {
-      type: 'mail.returned',
-      message: 'share.given',
-      code: 'CREW_UNKNOWN',
-      reason: '',
-      sender: 'a/shard/self',
-      actor: 'budget/r1',
-    },
-  ]
-  const dues = ({ waiting }: Books, at: number): Message[] =>
-    waiting.map(({ sender: keeper, number }) => ({ type: 'share.due', keeper, number, at }))
-  const plain: Model<Books> = {
-    inputs: [input],
-    messages: (books) => [...said(books, a, 10), ...said(books, b, 10), ...common, ...dues(books, 510)],
-  }
-  const redefined = { type: 'crew.redefined', crew: { pool: { ...data, limits: { modelCalls: 1 } } } }
-  const hourly = { self: 'pool/main', data: { ...data, window: 'hour' } }
-  const windows: Model<Books> = {
-    inputs: [hourly],
-    messages: (books) => [
-      ...(books.until > 3_600_000 ? [] : [...said(books, a, 10), ...said(books, a, 3_600_000)]),
-      ...said(books, b, 20),
-      ...dues(books, 3_600_000),
-      ...dues({ ...books, waiting: [{ sender: b, number: 9 }] }, 30),
-      ...[redefined, { type: 'actor.resumed' }],
-    ],
-  }
-  covers<Books>(cover(poolMachine), [plain, windows], 100)
 })
 
 test('graph of the agent: the runtime takes each step as the model does, and none is left out', () => {

@@ -205,7 +205,7 @@ describe('shared budget: crews spend from it together', () => {
       await handle.ask('go')
       const { until: end } = (await stage.runtime.show('team')).books!
       expect(end).toBe((Math.floor(stage.clock.now() / 3_600_000) + 1) * 3_600_000)
-      await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'until .*T'))
+      await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'until .* UTC'))
       stage.clock.advance(3_600_000)
       await handle.ask('go')
       await until(async () => (await booked(stage)) === 2)

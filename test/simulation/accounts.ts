@@ -37,11 +37,19 @@ const dims = ['nanoUsd', 'tokens', 'modelCalls', 'toolCalls'] as const
 /** Counters that only settlements change. */
 const settledDims = ['nanoUsd', 'tokens', 'modelCalls'] as const
 
+/** What was settled, and what of it lies above its grants. */
+interface Sums {
+  readonly sum: Record<Dim, number>
+  readonly over: Record<Dim, number>
+}
+
 /** The books of one shard. */
 export class Accounts {
   readonly #shard: string
   readonly #notes: Notes
   readonly #books = new Map<string, Book>()
+  /** Of keepers whose name another one has now. */
+  readonly #before: Sums = { sum: { ...nothing }, over: { ...nothing } }
 
   constructor(shard: string, notes: Notes) {
     this.#shard = shard
@@ -56,6 +64,21 @@ export class Accounts {
   /** Highest limits that a keeper's root account had; counters without one are absent. */
   limitsOf(keeper: string): Readonly<Record<string, number>> | undefined {
     return this.#books.get(keeper)?.limits.get('run')
+  }
+
+  /** Of all keepers that there ever were. */
+  get total(): Sums {
+    const all = [this.#before, ...this.#books.values()]
+    const of = (which: keyof Sums): Record<Dim, number> =>
+      all.reduce((total, each) => added(total, each[which]), { ...nothing })
+    return { sum: of('sum'), over: of('over') }
+  }
+
+  /** What keepers hold for calls. */
+  heldIn({ actors }: ShardState, dim: Dim): number {
+    const keepers = [...actors.values()].filter(({ kind }) => kind === 'budget')
+    const grants = keepers.flatMap(({ snapshot }) => Object.values((snapshot.context as KeeperContext).grants))
+    return grants.filter(({ state }) => state === 'held').reduce((sum, { worst }) => sum + worst[dim], 0)
   }
 
   /** Takes what a commit told the keepers, and compares their accounts with the books. */
@@ -94,6 +117,9 @@ export class Accounts {
   #book(keeper: string, generation: string): Book {
     const known = this.#books.get(keeper)
     if (known?.generation === generation) return known
+    if (known !== undefined)
+      for (const which of ['sum', 'over'] as const)
+        Object.assign(this.#before[which], added(this.#before[which], known[which]))
     const book: Book = {
       ...{ generation, worst: new Map(), settled: new Map(), limits: known?.limits ?? new Map() },
       ...{ sum: { ...nothing }, over: { ...nothing } },
@@ -161,6 +187,11 @@ export class Accounts {
     book.limits.set(name, now)
     return now
   }
+}
+
+function added(a: Readonly<Record<Dim, number>>, b: Readonly<Record<Dim, number>>): Record<Dim, number> {
+  const [first, ...rest] = dims.map((dim) => ({ [dim]: a[dim] + b[dim] }))
+  return Object.assign(first!, ...rest) as Record<Dim, number>
 }
 
 /** Puts a settlement into a book, in the place of the one before. */

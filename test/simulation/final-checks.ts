@@ -78,7 +78,7 @@ function checkRest(world: World, { shard, state }: Replica): void {
     notes.check('rest', log.staged.size === 0, () => `${shard}: results are staged in ${name}`)
   }
   for (const [address, actor] of state.actors) {
-    const kept = ['crew', 'budget', 'router'].includes(actor.kind)
+    const kept = ['crew', 'budget', 'pool', 'router'].includes(actor.kind)
     notes.check('rest', kept, () => `${shard}: ${address} is left in ${JSON.stringify(actor.snapshot.value)}`)
   }
   for (const [effect, { keeper }] of state.owed)

@@ -154,7 +154,8 @@ export class Judge {
   }
 }
 
-function errorOf({ actual, reported, worst }: Billed, dim: (typeof dims)[number]): number {
+/** By how much a bill may pass its limit: what it is above its grant, and what was not told. */
+export function errorOf({ actual, reported, worst }: Billed, dim: (typeof dims)[number]): number {
   const told = reported === null ? 0 : Math.max(0, actual[dim] - reported[dim])
   const over = Math.max(0, actual[dim] - worst[dim], (reported?.[dim] ?? 0) - worst[dim])
   return told + over

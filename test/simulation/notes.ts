@@ -4,6 +4,7 @@
 export const invariants = {
   spent: 'spent is never above a limit',
   provider: 'the provider counts no more than the limit',
+  pool: 'crews that share a budget spend no more than it has, and it has booked what they spent',
   accounts: 'accounts are the sum of the settlements',
   grants: 'every grant is settled or expired',
   answered: 'every call is answered, refused or dead-lettered',
@@ -206,6 +207,7 @@ export const branches = [
   'letter dropped: it was taken before',
   'sender behind refused',
   'letter returned: no such crew',
+  'shared budget spent',
   'delegation answered by mail',
   'delegation failed by mail',
   'delegation called back',

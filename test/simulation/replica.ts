@@ -100,6 +100,8 @@ export class Replica {
   /** Executors whose call a person has approved. */
   readonly approved = new Set<string>()
   readonly count = { commits: 0, rounds: 0, delegations: 0, onceCalls: 0 }
+  /** A keeper went before its calls were settled: with its crew, or since it failed. */
+  recalled = false
   /** The present process had an append that failed since the last record. */
   stalled = false
   /** A process ended since the last record. */
@@ -221,6 +223,7 @@ export class Replica {
     for (const { to, number } of commit.letters) this.#sent(partsOf(to)[0], number)
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
+    this.recalled ||= commit.events.some(([from, { type }]) => type === 'actor.failed' && /^(crew|budget)\//.test(from))
     this.#steers.take(this.state, commit)
     this.#ladders.take(commit)
     this.#routes.take(commit)

@@ -19,6 +19,7 @@ import { type Fault, Notes, type Violation } from './notes.js'
 import { machines } from '../../machines/index.js'
 import { scopeOf } from './machine-faults.js'
 import { Person } from './person.js'
+import { checkPool, checkPoolEnd, hasPool, poolOf, poolShard } from './pools.js'
 import { Replica, type ReplicaWorld } from './replica.js'
 import { SeededRandom } from './seeded-random.js'
 import { drawSteers } from './steers.js'
@@ -29,7 +30,17 @@ import { disturbMail } from './simulated-mail.js'
 import { SimulatedStream } from './simulated-stream.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
-import { drawScript, isStubborn, resetCalls, type Script, variantOf, variants, withMail } from './workload.js'
+import {
+  drawScript,
+  isStubborn,
+  resetCalls,
+  type Script,
+  rowOf,
+  variantOf,
+  variants,
+  withMail,
+  withPool,
+} from './workload.js'
 import { activeIn, type SimulatedProcess, type World } from './world.js'
 
 /** What one seed came to. */
@@ -116,8 +127,10 @@ class Simulation implements World {
   #poisoned: string | null = null
   #poisonCrashes = 0
   #after = 0
-  /** Offset of the crews that ask each other; 0 in seeds without. */
-  readonly #mail: number
+  /** Offset of the crews that ask each other, that share a budget, or both; 0 in seeds without. */
+  readonly #row: number
+  /** What they share. */
+  readonly #pool: SimulatedCrew | null
   readonly #person: Person
 
   constructor(seed: number, options: SeedOptions) {
@@ -129,7 +142,9 @@ class Simulation implements World {
     this.#trace = options.trace
     const workers = options.workers ?? 1
     // Not of the seed's own row of draws: seeds without mail stay what they were.
-    this.#mail = new SeededRandom(seed + 0x6d61696c).chance(0.25) ? withMail : 0
+    const mail = new SeededRandom(seed + 0x6d61696c).chance(0.25)
+    this.#row = (mail ? withMail : 0) + (hasPool(seed) ? withPool : 0)
+    this.#pool = hasPool(seed) ? { id: poolShard, variant: poolOf(seed), tasks: [] } : null
     // Leases are renewed every second, whether anything happens or not.
     this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
     this.store = createMemoryStore({ shared: workers > 1 })
@@ -165,8 +180,8 @@ class Simulation implements World {
     resetCalls()
     resetCauses()
     if (this.plan.checks) this.notes.reached('impurity checked: every commit decided twice')
-    this.#addCrew('a', this.#mail + this.random.int(0, variants - 1), this.random.int(3, 5))
-    if (this.#mail > 0) this.#addCrew('m', this.#mail + this.random.int(0, variants - 1), 3)
+    this.#addCrew('a', this.#row + this.random.int(0, variants - 1), this.random.int(3, 5))
+    if (this.#row > 0) this.#addCrew('m', this.#row + this.random.int(0, variants - 1), 3)
     if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
     this.#planFaults()
     for (const slot of this.#slots) this.#boot(slot)
@@ -180,6 +195,7 @@ class Simulation implements World {
     await this.#shutDown()
     const replicas = [...this.#replicas.values()]
     if (this.#after <= maxAfter) await checkEnd(this, this.#crews, replicas)
+    if (this.#pool !== null) checkPoolEnd(this, this.replica(poolShard), this.#sharing())
     const count = (what: keyof Replica['count']) => replicas.reduce((sum, replica) => sum + replica.count[what], 0)
     return {
       seed: this.seed,
@@ -221,6 +237,16 @@ class Simulation implements World {
     return living.map(({ clients }) => clients.get(id)).filter((client) => client !== undefined)
   }
 
+  /** The crews, and what they share. */
+  #all(): readonly SimulatedCrew[] {
+    return this.#pool === null ? this.#crews : [this.#pool, ...this.#crews]
+  }
+
+  /** Crews that spend from what is shared. */
+  #sharing(): readonly Replica[] {
+    return this.#crews.filter(({ variant }) => variant >= withPool).map(({ id }) => this.replica(id))
+  }
+
   /** A process that lives, if any. */
   #living(): Slot | undefined {
     const living = this.#slots.filter(({ process }) => process?.alive === true)
@@ -247,6 +273,7 @@ class Simulation implements World {
 
   #allEnded(): boolean {
     if (this.cluster?.hasLetters === true) return false
+    if (this.#pool !== null && this.replica(poolShard).state.mail.outbox.size > 0) return false
     for (const crew of this.#crews) {
       const { runs, mail } = this.replica(crew.id).state
       const own = [...runs.values()].filter(({ replyTo }) => replyTo === '')
@@ -305,10 +332,13 @@ class Simulation implements World {
   /** Lets the last timers run out. */
   async #rest(): Promise<void> {
     const until = this.timeline.now + 3 * 3_600_000
-    const pending = () => [...this.#replicas.values()].some(({ state }) => state.timers.size > 0)
+    const pending = () =>
+      [...this.#replicas.values()].some(({ state }) => state.timers.size + state.mail.outbox.size > 0)
     await this.#passUntil(() => this.timeline.now > until || !pending() || this.timeline.next === null)
     for (const { shard, state } of this.#replicas.values()) {
-      const left = [...state.actors.keys()].filter((address) => !/^((crew|router).main|budget.crew)$/.test(address))
+      const left = [...state.actors.keys()].filter(
+        (address) => !/^((crew|router|pool).main|budget.crew)$/.test(address),
+      )
       this.notes.check('rest', left.length === 0 && state.timers.size === 0, () => `${shard}: ${left.join()} are left`)
     }
   }
@@ -330,7 +360,7 @@ class Simulation implements World {
   // ------------------------------------------------------------------------------------------ processes
 
   #boot(slot: Slot): void {
-    const recovering = new Set(this.#crews.map(({ id }) => id))
+    const recovering = new Set(this.#all().map(({ id }) => id))
     const process: SimulatedProcess = {
       ...{ id: (this.#processes += 1), alive: true, worker: null, ownership: null, closing: false },
       ...{ recovering, underWay: new Set() },
@@ -355,11 +385,11 @@ class Simulation implements World {
     slot.process = process
     slot.journal = journal
     slot.clients = new Map()
-    for (const { id } of this.#crews) this.#compare.add(id)
-    if (this.#mail > 0) disturbMail(this, process, worker)
+    for (const { id } of this.#all()) this.#compare.add(id)
+    if (this.#row > 0) disturbMail(this, process, worker)
     void worker.open().then(() => {
       process.worker = worker
-      for (const crew of this.#crews) this.#serve(slot, process, crew)
+      for (const crew of this.#all()) this.#serve(slot, process, crew)
     })
   }
 
@@ -509,7 +539,7 @@ class Simulation implements World {
       this.timeline.after(atMs, null, () => onEach((client) => client.steer(key, agent), id))
     at(plan.redefinitions, () => {
       const crew = random.pick(this.#crews)
-      crew.variant = (crew.variant >= withMail ? withMail : 0) + random.int(0, variants - 1)
+      crew.variant = rowOf(crew.variant) + random.int(0, variants - 1)
       onEach((client) => client.redefine(), crew.id)
     })
   }
@@ -564,6 +594,7 @@ class Simulation implements World {
     const { owner } = replica.state
     const detail = () => `${record.shard} ${record.first}: ${writer} wrote, ${before} had it, ${owner} has it`
     this.notes.check('owner', writer === (taking ? owner : before), detail)
+    if (this.#pool !== null) checkPool(this, this.replica(poolShard), this.#sharing())
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
       const by = this.cluster === null ? '' : ` by ${writer}${process === null ? ', late' : ''}`

@@ -7,6 +7,7 @@
 import { z } from 'zod'
 import type { Budget } from '../../runtime/budget.js'
 import { parallel, sequential } from '../../runtime/flow.js'
+import { budgetNumbered, firstPool, poolShard } from './pools.js'
 import {
   type Agent,
   type Crew,
@@ -71,6 +72,11 @@ const prepared = new Map<number, Variant>()
 
 /** Crews from here on are those before with delegates in other crews. */
 export const withMail = 1_000
+/** Crews from here on are those before with a budget that they share. */
+export const withPool = 2_000
+/** The same crews, in the same row: what is shared, and who is asked. */
+export const rowOf = (index: number): number => Math.floor(index / withMail) * withMail
+const asksOthers = (index: number): boolean => rowOf(index) % withPool === withMail
 /** The crews that ask each other, and one that there is not. */
 const away = ['a', 'm', 'x'].flatMap((crew) => [`${crew}/agent/scout`, `${crew}/agent/clerk`])
 
@@ -79,10 +85,9 @@ export function variantOf(index: number): Variant {
   const known = prepared.get(index)
   if (known !== undefined) return known
   const ample = index % 2 === 0
-  const variant = {
-    prepared: prepareCrew(crewOf(new Random((index % withMail) * 7_919 + 1), index, ample), listing),
-    ample,
-  }
+  const crew =
+    index >= firstPool ? budgetNumbered(index) : crewOf(new Random((index % withMail) * 7_919 + 1), index, ample)
+  const variant = { prepared: prepareCrew(crew, listing), ample }
   prepared.set(index, variant)
   return variant
 }
@@ -126,7 +131,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       model: models(),
       instructions: instructions('chief'),
       tools: [look, save, paying, ship],
-      delegates: ['scout', 'clerk', ...(index < withMail ? [] : away)],
+      delegates: ['scout', 'clerk', ...(asksOthers(index) ? away : [])],
       settings: settings(),
       limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
       continue: random.chance(0.15),
@@ -145,7 +150,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       model: models(),
       instructions: instructions('clerk'),
       tools: [save, ship],
-      delegates: ['scout', ...(index < withMail ? [] : away)],
+      delegates: ['scout', ...(asksOthers(index) ? away : [])],
       settings: settings(),
       limits: { rounds: random.int(2, 5), attempts: attempts(), callsPerRound: random.pick([2, 64]) },
       ...(ample ? {} : own()),
@@ -159,6 +164,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     budget: {
       ...budget,
       ...(index % 12 === 7 ? asks : {}),
+      ...(index < withPool ? {} : { from: poolShard }),
       ...(random.chance(0.25) ? { wallMs: random.int(8_000, 90_000) } : {}),
       per: random.chance(0.2) ? 'crew' : 'run',
     },

@@ -5,6 +5,7 @@
  * a model lists for a state; none for one that is far enough.
  */
 import { type AdjacencyMap, getAdjacencyMap } from '@xstate/graph'
+import { expect } from 'vitest'
 import type { AnyMachineSnapshot, AnyStateMachine } from 'xstate'
 import { type Message, Scope, type Snapshot } from '../../runtime/scope.js'
 import type { Coverage } from './machine-driver.js'
@@ -83,4 +84,18 @@ function timersOf({ _nodes: nodes }: AnyMachineSnapshot): Message[] {
 
 function nameOf({ value, context, status }: Pick<Snapshot, 'value' | 'context' | 'status'>): string {
   return JSON.stringify([value, status, context])
+}
+
+/**
+ * The gate: each transition and both answers of each guard are among what was explored, and no step went elsewhere.
+ * @param models each explored by itself: all that may come to a machine at once has too many states
+ */
+export function covers<Context>(coverage: Coverage, models: readonly Model<Context>[], atLeast: number): void {
+  const explored = models.map((model) => explore(coverage, model))
+  const sum = (of: (each: Explored) => number): number => explored.reduce((total, each) => total + of(each), 0)
+  console.log(`${coverage.machine.id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps`)
+  expect(explored.flatMap(({ differences }) => differences)).toEqual([])
+  expect(coverage.missing()).toEqual([])
+  // A bound that was drawn too close would cover little, and say nothing of it.
+  expect(sum(({ states }) => states)).toBeGreaterThanOrEqual(atLeast)
 }
