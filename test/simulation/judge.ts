@@ -123,6 +123,15 @@ export class Judge {
     this.#notes.check('true', said, () => `${name}: nobody said ${text.slice(0, 300)}`)
   }
 
+  /** Whether somebody said a text: a model, a tool, or the runtime. */
+  brought(text: string): boolean {
+    return (
+      this.answers.has(text) ||
+      ownWords.test(text) ||
+      [...this.tools.values()].some(({ contents }) => contents.has(text))
+    )
+  }
+
   /** The last message that was heard of a conversation. */
   heard(name: string): readonly string[] {
     return this.#heard.get(name)?.messages ?? []

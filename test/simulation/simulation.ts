@@ -29,7 +29,7 @@ import { disturbMail } from './simulated-mail.js'
 import { SimulatedStream } from './simulated-stream.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
-import { drawScript, isStubborn, resetCalls, type Script, variantOf, variants, withMail } from './workload.js'
+import { drawScript, hasMail, isStubborn, kindOf, resetCalls, type Script, sureVariant, variants } from './workload.js'
 import { activeIn, type SimulatedProcess, type World } from './world.js'
 
 /** What one seed came to. */
@@ -116,8 +116,8 @@ class Simulation implements World {
   #poisoned: string | null = null
   #poisonCrashes = 0
   #after = 0
-  /** Offset of the crews that ask each other; 0 in seeds without. */
-  readonly #mail: number
+  /** What is added to the numbers of the crews. */
+  readonly #kind: number
   readonly #person: Person
 
   constructor(seed: number, options: SeedOptions) {
@@ -128,8 +128,7 @@ class Simulation implements World {
     this.#crashesLeft = this.plan.crashes
     this.#trace = options.trace
     const workers = options.workers ?? 1
-    // Not of the seed's own row of draws: seeds without mail stay what they were.
-    this.#mail = new SeededRandom(seed + 0x6d61696c).chance(0.25) ? withMail : 0
+    this.#kind = kindOf(seed)
     // Leases are renewed every second, whether anything happens or not.
     this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
     this.store = createMemoryStore({ shared: workers > 1 })
@@ -165,15 +164,15 @@ class Simulation implements World {
     resetCalls()
     resetCauses()
     if (this.plan.checks) this.notes.reached('impurity checked: every commit decided twice')
-    this.#addCrew('a', this.#mail + this.random.int(0, variants - 1), this.random.int(3, 5))
-    if (this.#mail > 0) this.#addCrew('m', this.#mail + this.random.int(0, variants - 1), 3)
+    this.#addCrew('a', this.#kind + this.random.int(0, variants - 1), this.random.int(3, 5))
+    if (hasMail(this.#kind)) this.#addCrew('m', this.#kind + this.random.int(0, variants - 1), 3)
     if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
     this.#planFaults()
     for (const slot of this.#slots) this.#boot(slot)
     await this.#passUntil(() => this.#allEnded())
     this.calm = true
     for (let more = 0; more < 3 && this.#lacks(); more++) {
-      this.#addCrew(`sure-${more}`, this.#sureVariant(), 1)
+      this.#addCrew(`sure-${more}`, sureVariant(this.random), 1)
       await this.#passUntil(() => this.#allEnded())
     }
     if (this.random.chance(0.2)) await this.#rest()
@@ -238,11 +237,6 @@ class Simulation implements World {
     return [...this.judge.tools.values()].filter(
       ({ tool, executions }) => executions > 0 && (tool === 'pay' || tool === 'ship'),
     ).length
-  }
-
-  #sureVariant(): number {
-    for (let index = 2 * this.random.int(0, 20); ; index = (index + 2) % variants)
-      if (variantOf(index).prepared.data.wallMs === null) return index
   }
 
   #allEnded(): boolean {
@@ -356,7 +350,7 @@ class Simulation implements World {
     slot.journal = journal
     slot.clients = new Map()
     for (const { id } of this.#crews) this.#compare.add(id)
-    if (this.#mail > 0) disturbMail(this, process, worker)
+    if (hasMail(this.#kind)) disturbMail(this, process, worker)
     void worker.open().then(() => {
       process.worker = worker
       for (const crew of this.#crews) this.#serve(slot, process, crew)
@@ -509,7 +503,7 @@ class Simulation implements World {
       this.timeline.after(atMs, null, () => onEach((client) => client.steer(key, agent), id))
     at(plan.redefinitions, () => {
       const crew = random.pick(this.#crews)
-      crew.variant = (crew.variant >= withMail ? withMail : 0) + random.int(0, variants - 1)
+      crew.variant = (crew.id === 'a' || crew.id === 'm' ? this.#kind : 0) + random.int(0, variants - 1)
       onEach((client) => client.redefine(), crew.id)
     })
   }

@@ -18,6 +18,7 @@ import {
 import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
 import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
 import type { Supervision } from '../../runtime/supervision.js'
+import { rounding } from './rounds.js'
 import type { SeededRandom } from './seeded-random.js'
 import { SeededRandom as Random } from './seeded-random.js'
 
@@ -71,6 +72,12 @@ const prepared = new Map<number, Variant>()
 
 /** Crews from here on are those before with delegates in other crews. */
 export const withMail = 1_000
+/** Crews from here on are those before whose user has a say in their rounds. */
+export const withRounds = 2_000
+/** Whether a crew has delegates in others. */
+export function hasMail(index: number): boolean {
+  return index % withRounds >= withMail
+}
 /** The crews that ask each other, and one that there is not. */
 const away = ['a', 'm', 'x'].flatMap((crew) => [`${crew}/agent/scout`, `${crew}/agent/clerk`])
 
@@ -121,16 +128,18 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   const hands = index % 12 === 5 || index % 12 === 8
   const users = (messages: readonly HistoryMessage[]) => messages.filter(({ role }) => role === 'user')
   const shaped = random.chance(0.3) ? { output } : {}
+  const said = (name: string) => (index < withRounds ? {} : rounding(name))
   const agents = {
     chief: defineAgent({
       model: models(),
       instructions: instructions('chief'),
       tools: [look, save, paying, ship],
-      delegates: ['scout', 'clerk', ...(index < withMail ? [] : away)],
+      delegates: ['scout', 'clerk', ...(hasMail(index) ? away : [])],
       settings: settings(),
       limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
       continue: random.chance(0.15),
       ...shaped,
+      ...said('chief'),
       ...(hands ? { handoffs: [index % 24 < 12 ? 'closer' : { agent: 'closer', history: users }] } : {}),
     }),
     scout: defineAgent({
@@ -138,16 +147,18 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       instructions: instructions('scout'),
       tools: [look, paying],
       settings: settings(),
-      limits: { rounds: random.int(2, 5), attempts: attempts() },
+      limits: { rounds: random.int(2, 5) + (index < withRounds ? 0 : 3), attempts: attempts() },
+      ...said('scout'),
       ...(ample ? {} : own()),
     }),
     clerk: defineAgent({
       model: models(),
       instructions: instructions('clerk'),
       tools: [save, ship],
-      delegates: ['scout', ...(index < withMail ? [] : away)],
+      delegates: ['scout', ...(hasMail(index) ? away : [])],
       settings: settings(),
       limits: { rounds: random.int(2, 5), attempts: attempts(), callsPerRound: random.pick([2, 64]) },
+      ...said('clerk'),
       ...(ample ? {} : own()),
       ...(hands ? { handoffs: ['scout'] } : {}),
     }),
@@ -211,6 +222,26 @@ const kinds = {
 
 /** In crews that ask each other. */
 const awayKinds = { a_scout: 2, m_scout: 2, a_clerk: 2, m_clerk: 2, x_scout: 0.2 }
+
+/**
+ * What is added to the numbers of a seed's crews: whether they ask each other, and whether their users have a say in their
+ * rounds. Not of the seed's own row of draws: seeds with neither stay what they were.
+ */
+export function kindOf(seed: number): number {
+  return (
+    (new Random(seed + 0x6d61696c).chance(0.25) ? withMail : 0) +
+    (new Random(seed + roundsRow).chance(0.2) ? withRounds : 0)
+  )
+}
+
+/** A row of draws in which no seed that is kept for what it found has a say in its rounds. */
+const roundsRow = 0x726f8d15
+
+/** A crew whose tasks all end in an answer, as far as it is up to its budget. */
+export function sureVariant(random: SeededRandom): number {
+  for (let index = 2 * random.int(0, 20); ; index = (index + 2) % variants)
+    if (variantOf(index).prepared.data.wallMs === null) return index
+}
 
 /**
  * Whether the models of a seed make the same calls over and over. Not of the seed's own row of draws, and so that no seed that
