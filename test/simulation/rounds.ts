@@ -1,5 +1,5 @@
 /** Rounds in which the user's code has a say: what it says, and whether each call was made as it was said last. */
-import type { ModelCall, RoundPlan } from '../../machines/index.js'
+import type { CallVerdict, ModelCall, RoundPlan } from '../../machines/index.js'
 import type { Commit } from '../../runtime/commit.js'
 import { textOf } from '../../runtime/conversation.js'
 import type { AgentOptions } from '../../runtime/define.js'
@@ -87,7 +87,8 @@ export class Rounds {
         this.#said.set(actor, { plan: prepared.plan, beside: values.map(String) })
       }
       if (messageOf(line, 'round.stopped') !== null) this.#stop(actor, values)
-      if (messageOf(line, 'model.replied') !== null) this.#said.delete(actor)
+      const replied = messageOf<{ calls: readonly CallVerdict[] }>(line, 'model.replied')
+      if (replied !== null) this.#over(actor, replied.calls, where)
       const joined = messageOf<{ all?: string }>(line, 'log.append')
       if (joined?.all !== undefined) this.#said.delete(this.#conversations.get(actor) ?? '')
     }
@@ -100,6 +101,16 @@ export class Rounds {
       if (asked.type === 'round.prepare') this.#conversations.set(`round ${from}`, from)
       else this.#conversations.delete(`round ${from}`)
       if (asked.type === 'model.call') this.#check(id, from, asked, where)
+    }
+  }
+
+  /** A reply has come: of what its model was not told of, nothing is called. */
+  #over(actor: string, calls: readonly CallVerdict[], where: () => string): void {
+    const { tools } = this.#said.get(actor)?.plan ?? {}
+    this.#said.delete(actor)
+    for (const call of calls) {
+      const isOffered = call.verdict !== 'tool' || (tools?.includes(call.tool) ?? true)
+      this.#notes.check('round', isOffered, () => `${where()}: ${JSON.stringify(call)}, was offered ${tools?.join()}`)
     }
   }
 
