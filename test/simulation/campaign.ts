@@ -3,7 +3,8 @@ import { execFileSync, fork } from 'node:child_process'
 import { dirname, resolve as resolvePath } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { branches, clusterBranches, clusterFaults, faults, type Invariant } from './notes.js'
-import { runSeed, type SeedResult } from './simulation.js'
+import type { SeedResult } from './seed-result.js'
+import { runSeed } from './simulation.js'
 
 /** A seed that broke a promise. */
 export interface FailedSeed {

@@ -8,8 +8,9 @@ import { taskMessages, userMessage } from '../../runtime/edge.js'
 import { isTroupeError, TroupeError } from '../../runtime/errors.js'
 import { estimateTokens } from '../../runtime/prepared-crew.js'
 import type { Shard } from '../../runtime/shard.js'
+import type { RoundDeps } from './rounds.js'
 import { SimulatedModel, SimulatedTools } from './simulated-ports.js'
-import { variantOf, withMail } from './workload.js'
+import { hasMail, variantOf } from './workload.js'
 import type { SimulatedProcess, World } from './world.js'
 
 /** A task of a crew, from its user's side. */
@@ -72,7 +73,7 @@ export class Client {
     if (!this.#process.alive || this.#process.closing) return
     this.#world.timeline.after(pollMs, this.#process, () => {
       // A crew that others ask has to have its code here, whatever it has to do itself.
-      if (this.#unfinished() || this.#crew.variant >= withMail) void this.serve()
+      if (this.#unfinished() || hasMail(this.#crew.variant)) void this.serve()
     })
   }
 
@@ -147,7 +148,9 @@ export class Client {
     const { prepared } = variantOf(this.#crew.variant)
     if (shard.crew?.prepared !== prepared) {
       const model = new SimulatedModel(this.#world, this.#process, id, prepared)
-      await shard.define({ prepared, model, tools: new SimulatedTools(this.#world, this.#process, id) })
+      const tools = new SimulatedTools(this.#world, this.#process, id)
+      const deps: RoundDeps = { world: this.#world, process: this.#process }
+      await shard.define({ prepared, model, tools, deps })
     }
     this.#process.recovering.delete(id)
     if (shard.stopped !== null) throw shard.stopped

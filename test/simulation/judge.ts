@@ -64,6 +64,12 @@ export class Judge {
     this.#notes = notes
   }
 
+  /** Calls of tools that may run once, and did. */
+  get onceCalls(): number {
+    const calls = [...this.tools.values()]
+    return calls.filter(({ tool, executions }) => executions > 0 && (tool === 'pay' || tool === 'ship')).length
+  }
+
   /** A provider gets a request. */
   request(shard: string, keeper: string, worst: Amounts): Billed {
     const billed = { shard, keeper, worst, actual: { nanoUsd: 0, tokens: 0, modelCalls: 1 }, reported: null }
@@ -121,6 +127,15 @@ export class Judge {
       typeof content === 'string' &&
       (this.tools.get(id)?.contents.has(content) === true || this.answers.has(content) || ownWords.test(content))
     this.#notes.check('true', said, () => `${name}: nobody said ${text.slice(0, 300)}`)
+  }
+
+  /** Whether somebody said a text: a model, a tool, or the runtime. */
+  brought(text: string): boolean {
+    return (
+      this.answers.has(text) ||
+      ownWords.test(text) ||
+      [...this.tools.values()].some(({ contents }) => contents.has(text))
+    )
   }
 
   /** The last message that was heard of a conversation. */

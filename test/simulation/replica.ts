@@ -26,9 +26,11 @@ import { Accounts } from './accounts.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
+import { deepFreeze } from './deep-freeze.js'
 import { Incarnations } from './incarnations.js'
 import { Ladders } from './ladders.js'
 import { mayFail, wasTaken } from './machine-faults.js'
+import { Rounds } from './rounds.js'
 import { Routes } from './routes.js'
 import { Steers } from './steers.js'
 
@@ -130,6 +132,7 @@ export class Replica {
   readonly #steers: Steers
   readonly #ladders: Ladders
   readonly #routes: Routes
+  readonly rounds: Rounds
   readonly incarnations: Incarnations
   /** Dead letters that were told and not told to have gone. */
   #letters = 0
@@ -146,6 +149,7 @@ export class Replica {
     this.#steers = new Steers(world.notes)
     this.#ladders = new Ladders(shard, world.notes)
     this.#routes = new Routes(shard, world.notes)
+    this.rounds = new Rounds(shard, world.notes, world.judge)
     this.incarnations = new Incarnations(shard, world.notes)
   }
 
@@ -227,6 +231,7 @@ export class Replica {
     this.#steers.take(this.state, commit)
     this.#ladders.take(commit)
     this.#routes.take(commit)
+    this.rounds.take(envelope, commit)
     this.incarnations.take(this.state, commit)
     this.#countLetters(commit)
     for (const [, event] of commit.events as [string, Seen][])
@@ -604,9 +609,3 @@ type Seen =
   | { type: 'human.answered'; decision: string; edited: boolean }
   | { type: 'breaker.changed'; to: string }
   | { type: 'run.finished'; run: string; code: string | null; reason: string; spent: Amounts }
-
-function deepFreeze(value: unknown): void {
-  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return
-  Object.freeze(value)
-  for (const inner of Object.values(value)) deepFreeze(inner)
-}

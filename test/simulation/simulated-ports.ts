@@ -73,17 +73,43 @@ export class SimulatedModel implements ModelPort {
     const call = effect.body as ModelCall
     const isDefined = this.#prepared.agents.get(call.agent)?.system !== null
     const places = placesIn(effect.length, call.view, isDefined)
-    const said = request.messages.slice(request.messages.length - (places?.length ?? effect.length))
+    const { sent, said } = this.#unplanned(effect, call, places, request)
     this.#world.breakers.arrives(request.deployment, `${this.#shard}.${request.effect}`, this.#process)
-    notes.check('grows', request.messages.length - said.length <= 1, () => `${request.effect}: too many messages`)
-    if (places === null) judge.conversation(`${this.#shard}|${call.conversation}`, said)
-    else this.#checkView(call, places, said)
+    notes.check(
+      'grows',
+      request.messages.length - sent.length - (call.plan?.beside?.behind ?? 0) <= 1,
+      () => `${request.effect}: too many messages`,
+    )
+    this.#world.replica(this.#shard).rounds.checkRequest(request.effect, request, sent)
+    if (places !== null) this.#checkView(call, places, said)
+    else if (!said.includes('')) judge.conversation(`${this.#shard}|${call.conversation}`, said)
     if (this.#world.poisons('model', `${this.#shard} ${effect.from} ${effect.length}`))
       return this.#die('crash: poisonous model call')
     if (this.#world.strikes('append to dispatch')) return this.#die('crash: append to dispatch')
     const billed = judge.request(this.#shard, call.keeper, call.worst)
     const fate = this.#fateOf(effect, call, request, said)
     return this.#live(effect, call, request.signal, billed, fate)
+  }
+
+  /**
+   * What a request has of its conversation, and the same with what its round leaves out: the provider has been sent that
+   * before. What it has not is empty.
+   */
+  #unplanned(
+    { length }: Effect,
+    { conversation, plan }: ModelCall,
+    places: readonly number[] | null,
+    { messages }: ModelRequest,
+  ): { sent: readonly string[]; said: readonly string[] } {
+    const behind = plan?.beside?.behind ?? 0
+    const all = places ?? Array.from({ length }, (_, at) => at)
+    const isSent = (at: number): boolean => plan?.hidden?.some(([from, to]) => at >= from && at <= to) !== true
+    const count = all.filter(isSent).length
+    const sent = messages.slice(messages.length - behind - count, messages.length - behind)
+    if (count === all.length) return { sent, said: sent }
+    const heard = this.#world.judge.heard(`${this.#shard}|${conversation}`)
+    const rest = [...sent]
+    return { sent, said: all.map((at) => (isSent(at) ? rest.shift()! : (heard[at] ?? ''))) }
   }
 
   /** Who was handed a conversation is shown what its view has, and has taken nobody else's system message for its own. */

@@ -15,7 +15,7 @@ import { planClusterFaults } from './cluster-faults.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
 import { checkEnd, hashOf } from './final-checks.js'
 import { Judge } from './judge.js'
-import { type Fault, Notes, type Violation } from './notes.js'
+import { type Fault, Notes } from './notes.js'
 import { machines } from '../../machines/index.js'
 import { scopeOf } from './machine-faults.js'
 import { Person } from './person.js'
@@ -29,52 +29,22 @@ import { SimulatedJournal } from './simulated-journal.js'
 import { disturbMail } from './simulated-mail.js'
 import { SimulatedStream } from './simulated-stream.js'
 import { spoilSnapshots, type Spoilt } from './spoilt-snapshots.js'
+import type { Slot } from './slot.js'
 import { Timeline, VirtualClock } from './virtual-clock.js'
 import {
   drawScript,
+  hasOthers,
   isStubborn,
+  kindOf,
   resetCalls,
-  type Script,
   rowOf,
-  variantOf,
+  sharesBudget,
+  type Script,
+  sureVariant,
   variants,
-  withMail,
-  withPool,
 } from './workload.js'
+import type { SeedOptions, SeedResult } from './seed-result.js'
 import { activeIn, type SimulatedProcess, type World } from './world.js'
-
-/** What one seed came to. */
-export interface SeedResult {
-  readonly seed: number
-  readonly commits: number
-  readonly faults: number
-  /** Model replies that were taken. */
-  readonly rounds: number
-  readonly delegations: number
-  readonly onceCalls: number
-  readonly violations: readonly Violation[]
-  readonly sometimes: ReadonlySet<string>
-  /** Of all that was journalled: the same for the same seed. */
-  readonly hash: string
-}
-
-/** What of a seed may be chosen. */
-export interface SeedOptions {
-  /** Called with a line for everything that happens. */
-  readonly trace?: (line: string) => void
-  /** Workers that share one journal. @default 1: one process that owns its store */
-  readonly workers?: number
-}
-
-/** A place for a process: when it is gone, another comes. */
-interface Slot {
-  readonly name: string
-  process: SimulatedProcess | null
-  journal: SimulatedJournal | null
-  clients: Map<string, Client>
-  startedAt: number
-  endedAt: number
-}
 
 /** Most events and most time of one seed: what has not ended by then never will. */
 const maxEvents = 20_000
@@ -127,8 +97,8 @@ class Simulation implements World {
   #poisoned: string | null = null
   #poisonCrashes = 0
   #after = 0
-  /** Offset of the crews that ask each other, that share a budget, or both; 0 in seeds without. */
-  readonly #row: number
+  /** What is added to the numbers of the crews. */
+  readonly #kind: number
   /** What they share. */
   readonly #pool: SimulatedCrew | null
   readonly #person: Person
@@ -141,9 +111,7 @@ class Simulation implements World {
     this.#crashesLeft = this.plan.crashes
     this.#trace = options.trace
     const workers = options.workers ?? 1
-    // Not of the seed's own row of draws: seeds without mail stay what they were.
-    const mail = new SeededRandom(seed + 0x6d61696c).chance(0.25)
-    this.#row = (mail ? withMail : 0) + (hasPool(seed) ? withPool : 0)
+    this.#kind = kindOf(seed)
     this.#pool = hasPool(seed) ? { id: poolShard, variant: poolOf(seed), tasks: [] } : null
     // Leases are renewed every second, whether anything happens or not.
     this.#maxEvents = maxEvents * (workers > 1 ? 20 : 1)
@@ -180,15 +148,15 @@ class Simulation implements World {
     resetCalls()
     resetCauses()
     if (this.plan.checks) this.notes.reached('impurity checked: every commit decided twice')
-    this.#addCrew('a', this.#row + this.random.int(0, variants - 1), this.random.int(3, 5))
-    if (this.#row > 0) this.#addCrew('m', this.#row + this.random.int(0, variants - 1), 3)
+    this.#addCrew('a', this.#kind + this.random.int(0, variants - 1), this.random.int(3, 5))
+    if (hasOthers(this.#kind)) this.#addCrew('m', this.#kind + this.random.int(0, variants - 1), 3)
     if (this.random.chance(0.15)) this.#addCrew('b', this.random.int(0, variants - 1), 2)
     this.#planFaults()
     for (const slot of this.#slots) this.#boot(slot)
     await this.#passUntil(() => this.#allEnded())
     this.calm = true
     for (let more = 0; more < 3 && this.#lacks(); more++) {
-      this.#addCrew(`sure-${more}`, this.#sureVariant(), 1)
+      this.#addCrew(`sure-${more}`, sureVariant(this.random), 1)
       await this.#passUntil(() => this.#allEnded())
     }
     if (this.random.chance(0.2)) await this.#rest()
@@ -203,7 +171,7 @@ class Simulation implements World {
       faults: this.notes.faults,
       rounds: count('rounds'),
       delegations: count('delegations'),
-      onceCalls: this.#onceCalls(),
+      onceCalls: this.judge.onceCalls,
       violations: this.notes.violations,
       sometimes: this.notes.sometimes,
       hash: hashOf(this, replicas),
@@ -244,7 +212,7 @@ class Simulation implements World {
 
   /** Crews that spend from what is shared. */
   #sharing(): readonly Replica[] {
-    return this.#crews.filter(({ variant }) => variant >= withPool).map(({ id }) => this.replica(id))
+    return this.#crews.filter(({ variant }) => sharesBudget(variant)).map(({ id }) => this.replica(id))
   }
 
   /** A process that lives, if any. */
@@ -257,18 +225,7 @@ class Simulation implements World {
   #lacks(): boolean {
     const sum = (what: 'rounds' | 'delegations') =>
       [...this.#replicas.values()].reduce((total, { count }) => total + count[what], 0)
-    return sum('rounds') < 5 || sum('delegations') < 1 || this.#onceCalls() < 1
-  }
-
-  #onceCalls(): number {
-    return [...this.judge.tools.values()].filter(
-      ({ tool, executions }) => executions > 0 && (tool === 'pay' || tool === 'ship'),
-    ).length
-  }
-
-  #sureVariant(): number {
-    for (let index = 2 * this.random.int(0, 20); ; index = (index + 2) % variants)
-      if (variantOf(index).prepared.data.wallMs === null) return index
+    return sum('rounds') < 5 || sum('delegations') < 1 || this.judge.onceCalls < 1
   }
 
   #allEnded(): boolean {
@@ -386,7 +343,7 @@ class Simulation implements World {
     slot.journal = journal
     slot.clients = new Map()
     for (const { id } of this.#all()) this.#compare.add(id)
-    if (this.#row > 0) disturbMail(this, process, worker)
+    if (hasOthers(this.#kind)) disturbMail(this, process, worker)
     void worker.open().then(() => {
       process.worker = worker
       for (const crew of this.#all()) this.#serve(slot, process, crew)

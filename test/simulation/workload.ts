@@ -7,7 +7,7 @@
 import { z } from 'zod'
 import type { Budget } from '../../runtime/budget.js'
 import { parallel, sequential } from '../../runtime/flow.js'
-import { budgetNumbered, firstPool, poolShard } from './pools.js'
+import { budgetNumbered, firstPool, hasPool, poolShard } from './pools.js'
 import {
   type Agent,
   type Crew,
@@ -19,6 +19,7 @@ import {
 import type { ModelPort, Price, RawToolCall } from '../../runtime/ports.js'
 import { prepareCrew, type PreparedCrew } from '../../runtime/prepared-crew.js'
 import type { Supervision } from '../../runtime/supervision.js'
+import { rounding } from './rounds.js'
 import type { SeededRandom } from './seeded-random.js'
 import { SeededRandom as Random } from './seeded-random.js'
 
@@ -72,11 +73,24 @@ const prepared = new Map<number, Variant>()
 
 /** Crews from here on are those before with delegates in other crews. */
 export const withMail = 1_000
+/** Crews from here on are those before whose user has a say in their rounds. */
+export const withRounds = 2_000
 /** Crews from here on are those before with a budget that they share. */
-export const withPool = 2_000
-/** The same crews, in the same row: what is shared, and who is asked. */
+export const withPool = 4_000
+/** The same crews, in the same row: what is shared, who is asked, whose say it is. */
 export const rowOf = (index: number): number => Math.floor(index / withMail) * withMail
-const asksOthers = (index: number): boolean => rowOf(index) % withPool === withMail
+/** Whether a crew has delegates in others. */
+export function hasMail(index: number): boolean {
+  return index % withRounds >= withMail
+}
+/** Whether a crew's user has a say in its rounds. */
+const hasRounds = (index: number): boolean => index % withPool >= withRounds
+/** Whether a crew spends from a budget that crews share. */
+export const sharesBudget = (index: number): boolean => index >= withPool
+/** Whether crews say something to each other, or to what they share. */
+export function hasOthers(index: number): boolean {
+  return hasMail(index) || sharesBudget(index)
+}
 /** The crews that ask each other, and one that there is not. */
 const away = ['a', 'm', 'x'].flatMap((crew) => [`${crew}/agent/scout`, `${crew}/agent/clerk`])
 
@@ -126,16 +140,18 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
   const hands = index % 12 === 5 || index % 12 === 8
   const users = (messages: readonly HistoryMessage[]) => messages.filter(({ role }) => role === 'user')
   const shaped = random.chance(0.3) ? { output } : {}
+  const said = (name: string) => (hasRounds(index) ? rounding(name) : {})
   const agents = {
     chief: defineAgent({
       model: models(),
       instructions: instructions('chief'),
       tools: [look, save, paying, ship],
-      delegates: ['scout', 'clerk', ...(asksOthers(index) ? away : [])],
+      delegates: ['scout', 'clerk', ...(hasMail(index) ? away : [])],
       settings: settings(),
       limits: { rounds: ample ? random.int(7, 14) : random.int(4, 9), attempts: attempts() },
       continue: random.chance(0.15),
       ...shaped,
+      ...said('chief'),
       ...(hands ? { handoffs: [index % 24 < 12 ? 'closer' : { agent: 'closer', history: users }] } : {}),
     }),
     scout: defineAgent({
@@ -143,16 +159,18 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       instructions: instructions('scout'),
       tools: [look, paying],
       settings: settings(),
-      limits: { rounds: random.int(2, 5), attempts: attempts() },
+      limits: { rounds: random.int(2, 5) + (hasRounds(index) ? 3 : 0), attempts: attempts() },
+      ...said('scout'),
       ...(ample ? {} : own()),
     }),
     clerk: defineAgent({
       model: models(),
       instructions: instructions('clerk'),
       tools: [save, ship],
-      delegates: ['scout', ...(asksOthers(index) ? away : [])],
+      delegates: ['scout', ...(hasMail(index) ? away : [])],
       settings: settings(),
       limits: { rounds: random.int(2, 5), attempts: attempts(), callsPerRound: random.pick([2, 64]) },
+      ...said('clerk'),
       ...(ample ? {} : own()),
       ...(hands ? { handoffs: ['scout'] } : {}),
     }),
@@ -164,7 +182,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     budget: {
       ...budget,
       ...(index % 12 === 7 ? asks : {}),
-      ...(index < withPool ? {} : { from: poolShard }),
+      ...(sharesBudget(index) ? { from: poolShard } : {}),
       ...(random.chance(0.25) ? { wallMs: random.int(8_000, 90_000) } : {}),
       per: random.chance(0.2) ? 'crew' : 'run',
     },
@@ -217,6 +235,27 @@ const kinds = {
 
 /** In crews that ask each other. */
 const awayKinds = { a_scout: 2, m_scout: 2, a_clerk: 2, m_clerk: 2, x_scout: 0.2 }
+
+/**
+ * What is added to the numbers of a seed's crews: whether they ask each other, and whether their users have a say in their
+ * rounds. Not of the seed's own row of draws: seeds with neither stay what they were.
+ */
+export function kindOf(seed: number): number {
+  return (
+    (new Random(seed + 0x6d61696c).chance(0.25) ? withMail : 0) +
+    (new Random(seed + roundsRow).chance(0.2) ? withRounds : 0) +
+    (hasPool(seed) ? withPool : 0)
+  )
+}
+
+/** A row of draws in which no seed that is kept for what it found has a say in its rounds. */
+const roundsRow = 0x726f8d15
+
+/** A crew whose tasks all end in an answer, as far as it is up to its budget. */
+export function sureVariant(random: SeededRandom): number {
+  for (let index = 2 * random.int(0, 20); ; index = (index + 2) % variants)
+    if (variantOf(index).prepared.data.wallMs === null) return index
+}
 
 /**
  * Whether the models of a seed make the same calls over and over. Not of the seed's own row of draws, and so that no seed that

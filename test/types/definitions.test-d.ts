@@ -1,6 +1,7 @@
 import { describe, expectTypeOf, test } from 'vitest'
 import {
   type Agent,
+  any,
   ask,
   type ChatMessage,
   type Crew,
@@ -12,6 +13,7 @@ import {
   type EffectClass,
   type ErrorCode,
   isTroupeError,
+  roundsAre,
   type Run,
   type RunResult,
   type Runtime,
@@ -177,5 +179,29 @@ describe('types: input and errors', () => {
     }
     // @ts-expect-error: no such code
     void new TroupeError('NO_SUCH_CODE', 'x')
+  })
+})
+
+describe('types: rounds', () => {
+  test('what a round is told, what it may have otherwise, and when an agent stops', () => {
+    defineAgent({
+      ...{ model: 'a:b', instructions: 'x' },
+      prepareRound: ({ round, messages, tools, usage, cost, signal }) => {
+        expectTypeOf(round).toEqualTypeOf<number>()
+        expectTypeOf(tools).toEqualTypeOf<readonly string[]>()
+        expectTypeOf(usage.tokens + cost.usd).toEqualTypeOf<number>()
+        expectTypeOf(signal).toEqualTypeOf<AbortSignal>()
+        return round > 1 ? { messages: [...messages, { role: 'user', content: 'x' }], tools: [] } : undefined
+      },
+      stopWhen: any(
+        roundsAre(2),
+        ({ lastCalls, text }) => lastCalls.some(({ ok, name }) => ok && name === text),
+        async () => true,
+      ),
+    })
+    // @ts-expect-error there is no such change
+    defineAgent({ model: 'a:b', instructions: 'x', prepareRound: () => ({ toolz: [] }) })
+    // @ts-expect-error a condition says true or false
+    defineAgent({ model: 'a:b', instructions: 'x', stopWhen: () => 'yes' })
   })
 })
