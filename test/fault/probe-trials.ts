@@ -60,6 +60,8 @@ export async function runProbeTrials(options: {
   readonly trials: number
   readonly seed: number
   readonly lanes: number
+  /** Told how far it is. */
+  readonly onProgress?: (text: string) => void
 }): Promise<ProbeReport> {
   const started = performance.now()
   await using script = await bundleChild('probe-child')
@@ -71,6 +73,7 @@ export async function runProbeTrials(options: {
     const end = probeEnds[trial % probeEnds.length]!
     perEnd[end] = (perEnd[end] ?? 0) + 1
     await stage.probe(trial, end)
+    options.onProgress?.(`${trial + 1} of ${options.trials} probes: ${end}`)
   }
   await stage.settle()
   const { calls, probes, runs, slowestMs, violations } = stage
