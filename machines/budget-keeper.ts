@@ -30,6 +30,8 @@ interface Account {
   /** Reserved by open grants. */
   readonly held: Amounts
   readonly spent: Amounts
+  /** Nobody spends from it: what comes back, as with a late bill below its estimate, is its parent's at once. */
+  readonly vacant?: true
 }
 
 interface Grant {
@@ -208,7 +210,7 @@ const hold = ({ accounts, grants }: BudgetContext, { grant, account }: BudgetRes
 /** Takes back a reservation that nothing was spent on. */
 const released = <Books extends Pick<BudgetContext, 'accounts' | 'grants'>>(books: Books, grant: string): Books => {
   const { account, worst } = books.grants[grant]!
-  const accounts = book(books.accounts, account, 'held', worst, -1)
+  const accounts = returned(book(books.accounts, account, 'held', worst, -1), account)
   return { ...books, accounts, grants: without(books.grants, grant) }
 }
 /** Reservations of an actor: a grant's id begins with the address of whoever asked for it. */
@@ -254,7 +256,7 @@ function carve(
   wanted: Limits,
   soft = false,
 ): BudgetContext['accounts'] {
-  const account = accounts[name] ?? { parent, limits: wanted, soft, held: nothing, spent: nothing }
+  const { vacant: _, ...account } = accounts[name] ?? { parent, limits: wanted, soft, held: nothing, spent: nothing }
   const before = accounts[name]?.limits ?? {}
   const limited = dimensions.filter((dimension) => account.limits[dimension] !== undefined)
   const more = (dimension: Dimension) =>
@@ -296,7 +298,12 @@ function refund(accounts: BudgetContext['accounts'], name: string): BudgetContex
       .filter((dimension) => account.limits[dimension] !== undefined)
       .map((dimension) => [dimension, Math.min(account.limits[dimension] ?? 0, used[dimension])]),
   ) as Limits
-  return { ...book(accounts, account.parent ?? name, 'held', back, -1), [name]: { ...account, limits } }
+  return { ...book(accounts, account.parent ?? name, 'held', back, -1), [name]: { ...account, limits, vacant: true } }
+}
+/** Passes what has come back to an account that nobody spends from on to those above. */
+function returned(accounts: BudgetContext['accounts'], name: string): BudgetContext['accounts'] {
+  const { vacant, parent } = accounts[name]!
+  return vacant === true && parent !== null ? returned(refund(accounts, name), parent) : accounts
 }
 /** Closes a grant: what it held or estimated is taken back, what it spent is booked. */
 function settle(context: BudgetContext, id: string, spent: Amounts, real: boolean, toolCalls: number) {
@@ -304,11 +311,9 @@ function settle(context: BudgetContext, id: string, spent: Amounts, real: boolea
   const column = grant.state === 'held' ? 'held' : 'spent'
   const cleared = book(context.accounts, grant.account, column, grant.worst, -1)
   const estimated: Grant = { ...grant, state: 'estimated', worst: spent }
+  const booked = book(cleared, grant.account, 'spent', { ...spent, toolCalls: spent.toolCalls + toolCalls }, 1)
   return {
-    accounts: absorb(
-      book(cleared, grant.account, 'spent', { ...spent, toolCalls: spent.toolCalls + toolCalls }, 1),
-      grant.account,
-    ),
+    accounts: returned(absorb(booked, grant.account), grant.account),
     grants: real ? without(context.grants, id) : { ...context.grants, [id]: estimated },
   }
 }
@@ -446,7 +451,7 @@ const keeper = setup({
 /** The budget keeper machine. Bump `version` with any change of its decisions. */
 export const budgetMachine = keeper.createMachine({
   id: 'budget',
-  version: '3',
+  version: '4',
   context: ({ input }) => ({
     self: input.self,
     minOutputTokens: input.minOutputTokens,

@@ -23,6 +23,9 @@ import {
   toStoredState,
 } from '../../runtime/state.js'
 import { Accounts } from './accounts.js'
+import { deepFreeze } from './deep-freeze.js'
+import { checkFlows } from './flows.js'
+import { Holdings } from './holdings.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
@@ -127,6 +130,7 @@ export class Replica {
   readonly #crashesAt: number[] = []
   readonly #steers: Steers
   readonly #ladders: Ladders
+  readonly #holdings: Holdings
   readonly #routes: Routes
   readonly incarnations: Incarnations
   /** Dead letters that were told and not told to have gone. */
@@ -143,6 +147,7 @@ export class Replica {
     this.accounts = new Accounts(shard, world.notes)
     this.#steers = new Steers(world.notes)
     this.#ladders = new Ladders(shard, world.notes)
+    this.#holdings = new Holdings(shard, world.notes)
     this.#routes = new Routes(shard, world.notes)
     this.incarnations = new Incarnations(shard, world.notes)
   }
@@ -221,6 +226,8 @@ export class Replica {
     for (const { to, number } of commit.letters) this.#sent(partsOf(to)[0], number)
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
+    this.#holdings.take(this.state, commit)
+    checkFlows(this.state, notes)
     this.#steers.take(this.state, commit)
     this.#ladders.take(commit)
     this.#routes.take(commit)
@@ -601,9 +608,3 @@ type Seen =
   | { type: 'human.answered'; decision: string; edited: boolean }
   | { type: 'breaker.changed'; to: string }
   | { type: 'run.finished'; run: string; code: string | null; reason: string; spent: Amounts }
-
-function deepFreeze(value: unknown): void {
-  if (typeof value !== 'object' || value === null || Object.isFrozen(value)) return
-  Object.freeze(value)
-  for (const inner of Object.values(value)) deepFreeze(inner)
-}
