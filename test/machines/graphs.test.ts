@@ -14,6 +14,7 @@ import {
   escalationMachine,
   flowMachine,
   loopMachine,
+  machines,
   nothing,
   routerMachine,
   type Supervision,
@@ -26,12 +27,22 @@ import * as crew from '../support/crew-messages.js'
 import { type Coverage, cover, type Message } from '../support/machine-driver.js'
 import { type Explored, explore, type Model } from '../support/machine-graph.js'
 
+/** How far a graph goes: so many states at least, and no farther than what is said of it. */
+interface Bound {
+  readonly atLeast: number
+  readonly within: string
+}
+/** Machines that have a graph. */
+const explored = new Set<string>()
+
 /** @param models each explored by itself: all that may come to a machine at once has too many states */
-function covers<Context>(coverage: Coverage, models: readonly Model<Context>[], atLeast: number): void {
-  const explored = models.map((model) => explore(coverage, model))
-  const sum = (of: (each: Explored) => number): number => explored.reduce((total, each) => total + of(each), 0)
-  console.log(`${coverage.machine.id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps`)
-  expect(explored.flatMap(({ differences }) => differences)).toEqual([])
+function covers<Context>(coverage: Coverage, models: readonly Model<Context>[], { atLeast, within }: Bound): void {
+  const found = models.map((model) => explore(coverage, model))
+  const sum = (of: (each: Explored) => number): number => found.reduce((total, each) => total + of(each), 0)
+  const { id } = coverage.machine
+  explored.add(id)
+  console.log(`${id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps; bound: ${within}`)
+  expect(found.flatMap(({ differences }) => differences)).toEqual([])
   expect(coverage.missing()).toEqual([])
   // A bound that was drawn too close would cover little, and say nothing of it.
   expect(sum(({ states }) => states)).toBeGreaterThanOrEqual(atLeast)
@@ -69,7 +80,7 @@ test('graph of the tool executor: the runtime takes each step as the model does,
         messages: ({ attempt }) => (attempt > 4 ? [] : messages),
       },
     ],
-    80,
+    { atLeast: 80, within: 'four attempts of a call' },
   )
 })
 
@@ -86,7 +97,7 @@ test('graph of the envoy: the runtime takes each step as the model does, and non
     { type: 'mail.returned', code: 'CREW_UNKNOWN', reason: 'gone' },
     ...['run.cancel', 'run.pause'].map((type) => ({ type })),
   ]
-  covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], 6)
+  covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], { atLeast: 6, within: 'none' })
 })
 
 test('graph of the flow: the runtime takes each step as the model does, and none is left out', () => {
@@ -106,7 +117,8 @@ test('graph of the flow: the runtime takes each step as the model does, and none
       ...{ type: 'delegate.finished', index, tokens: 5, result: 'r', code, reason: 'so' },
     })),
   )
-  covers(cover(flowMachine), [{ inputs, messages: () => [...messages, { type: 'run.cancel' }] }], 12)
+  const model = { inputs, messages: () => [...messages, { type: 'run.cancel' }] }
+  covers(cover(flowMachine), [model], { atLeast: 12, within: 'two agents, then one' })
 })
 
 test('graph of the escalation: the runtime takes each step as the model does, and none is left out', () => {
@@ -118,7 +130,7 @@ test('graph of the escalation: the runtime takes each step as the model does, an
     return { type: 'human.answered', decision, by: 'ada', bytes: 0, result: '', ...more }
   }
   const messages = [answered('approved'), answered('approved', { limits: { tokens: 90 } }), answered('denied')]
-  covers(cover(escalationMachine), [{ inputs: [input], messages: () => messages }], 2)
+  covers(cover(escalationMachine), [{ inputs: [input], messages: () => messages }], { atLeast: 2, within: 'none' })
 })
 
 test('graph of the loop detector: the runtime takes each step as the model does, and none is left out', () => {
@@ -143,7 +155,7 @@ test('graph of the loop detector: the runtime takes each step as the model does,
   ]
   const isFar = ({ tracks }: Tracks): boolean => tracks.some(({ level }) => level > 8)
   const model = { inputs: [{ self: 'loop/r1' }], messages: (known: Tracks) => (isFar(known) ? [] : messages) }
-  covers<Tracks>(cover(loopMachine), [model], 40)
+  covers<Tracks>(cover(loopMachine), [model], { atLeast: 40, within: 'two conversations, a level of 8' })
 })
 
 test('graph of the model router: the runtime takes each step as the model does, and none is left out', () => {
@@ -167,7 +179,7 @@ test('graph of the model router: the runtime takes each step as the model does, 
   ]
   const isFar = ({ rounds }: Routes): boolean => rounds.some(({ tried, heldMs }) => tried.length > 2 || heldMs > 0)
   const model = { inputs: [{ self: 'router/main' }], messages: (known: Routes) => (isFar(known) ? [] : messages) }
-  covers<Routes>(cover(routerMachine), [model], 40)
+  covers<Routes>(cover(routerMachine), [model], { atLeast: 40, within: 'three tries, or one wait, in a round' })
 })
 
 test('graph of the circuit breaker: the runtime takes each step as the model does, and none is left out', () => {
@@ -192,7 +204,7 @@ test('graph of the circuit breaker: the runtime takes each step as the model doe
   const inputs = [{ self: 'breaker/model/a:one', target: 'model/a:one', settings }]
   const isFar = ({ calls }: Circuit): boolean => calls > 3
   const model = { inputs, messages: (known: Circuit) => (isFar(known) ? [] : messages) }
-  covers<Circuit>(cover(breakerMachine), [model], 40)
+  covers<Circuit>(cover(breakerMachine), [model], { atLeast: 40, within: 'three calls of a window' })
 })
 
 test('graph of the budget keeper: the runtime takes each step as the model does, and none is left out', () => {
@@ -238,7 +250,10 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
   const strict = { self: 'budget/r1', limits, minOutputTokens: 10 }
   const inputs = [strict, { ...strict, soft: true }]
   const models = [two, three, one, accounts].map((messages): Model<Books> => ({ inputs, messages: within(messages) }))
-  covers<Books>(cover(budgetMachine), models, 200)
+  covers<Books>(cover(budgetMachine), models, {
+    atLeast: 200,
+    within: 'two accounts, one call and one tool call spent',
+  })
 })
 
 test('graph of the agent: the runtime takes each step as the model does, and none is left out', () => {
@@ -315,7 +330,10 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     { inputs: [plain], messages: within(1, [agent.granted, one, ends[0]!, redefined]) },
     { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(2, failures) },
   ]
-  covers(cover(agentMachine), models, 500)
+  covers(cover(agentMachine), models, {
+    atLeast: 500,
+    within: 'two grants, three where it fails; one message of its user',
+  })
 })
 
 // The largest of them: on a busy machine it takes longer than a test may otherwise.
@@ -475,5 +493,11 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       { type: 'budget.closed', spent: nothing },
     ],
   }
-  covers(cover(crewMachine), [runs, delegates, handing, users, budgets, mail, failures], 500)
+  const models = [runs, delegates, handing, users, budgets, mail, failures]
+  covers(cover(crewMachine), models, { atLeast: 500, within: 'two runs, three delegates, two messages of its user' })
+})
+
+test('graphs: every machine has one, also the one that runs beside the crews', () => {
+  const all = [...Object.values(machines), breakerMachine].map(({ id }) => id)
+  expect([...explored].sort()).toEqual(all.sort())
 })
