@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { listMutants, runMutant } from './mutants.js'
+import { listMutants, openMutant } from './mutants.js'
 
 /** What the issue names. */
 const named = [
@@ -39,9 +39,10 @@ test('mutants: each mechanism that the simulation stands for has one', () => {
 test.each(listMutants())(
   'mutants: %s is caught by one of a hundred seeds',
   async (mutant) => {
+    using opened = await openMutant(mutant)
     let [seeds, caught, least] = [0, 0, 1]
     for (const { until, enough } of steps) {
-      const result = await runMutant(mutant, 7_000 + seeds, until - seeds)
+      const result = await opened.run(7_000 + seeds, until - seeds)
       process.stdout.write(`mutant: ${JSON.stringify(result)}\n`)
       ;[seeds, caught, least] = [until, caught + result.caught, enough]
       if (caught >= least) break
