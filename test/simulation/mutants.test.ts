@@ -1,15 +1,20 @@
 import { expect, test } from 'vitest'
 import { listMutants, openMutant } from './mutants.js'
 
-/** What the issue names. */
+/** What the issues name. */
 const named = [
+  'allow-resets-ladder',
+  'approval-of-any-call',
   'attempt-not-counted',
+  'breaker-two-probes',
   'budget-checked-after-call',
   'effect-before-append',
   'generation-not-checked',
   'no-dispatched-record',
   'no-outcome-dedupe',
   'no-reload-after-failed-append',
+  'refund-lost',
+  'restart-keeps-generation',
   'settle-not-idempotent',
   'snapshot-without-chain-hash',
   'timer-not-durable',
