@@ -16,6 +16,8 @@ export interface Account {
   /** Reserved by open grants. */
   readonly held: Amounts
   readonly spent: Amounts
+  /** Nobody spends from it: what comes back, as with a late bill below its estimate, is its parent's at once. */
+  readonly vacant?: true
 }
 
 export const plus = (a: Amounts, b: Amounts, factor = 1): Amounts => ({
@@ -107,7 +109,7 @@ export function absorb(accounts: Accounts, name: string): Accounts {
  * first opened: later on its grants are booked there, so a counter can be topped up, not added or dropped.
  */
 export function carve(accounts: Accounts, name: string, parent: string, wanted: Limits, soft = false): Accounts {
-  const account = accounts[name] ?? { parent, limits: wanted, soft, held: nothing, spent: nothing }
+  const { vacant: _, ...account } = accounts[name] ?? { parent, limits: wanted, soft, held: nothing, spent: nothing }
   const before = accounts[name]?.limits ?? {}
   const limited = dimensions.filter((dimension) => account.limits[dimension] !== undefined)
   const more = (dimension: Dimension) =>
@@ -149,5 +151,10 @@ export function refund(accounts: Accounts, name: string): Accounts {
       .filter((dimension) => account.limits[dimension] !== undefined)
       .map((dimension) => [dimension, Math.min(account.limits[dimension] ?? 0, used[dimension])]),
   ) as Limits
-  return { ...book(accounts, account.parent ?? name, 'held', back, -1), [name]: { ...account, limits } }
+  return { ...book(accounts, account.parent ?? name, 'held', back, -1), [name]: { ...account, limits, vacant: true } }
+}
+/** Passes what has come back to an account that nobody spends from on to those above. */
+export function returned(accounts: Accounts, name: string): Accounts {
+  const { vacant, parent } = accounts[name]!
+  return vacant === true && parent !== null ? returned(refund(accounts, name), parent) : accounts
 }

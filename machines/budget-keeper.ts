@@ -15,7 +15,19 @@
  * real one nothing changes. A grant that nobody settles expires: at the second sweep it is settled at its maximum.
  */
 import { assertEvent, assign, enqueueActions, raise, setup } from 'xstate'
-import { absorb, type Accounts, book, carve, payer, plus, raised, refund, room, sources } from './budget-accounts.js'
+import {
+  absorb,
+  type Accounts,
+  book,
+  carve,
+  payer,
+  plus,
+  raised,
+  refund,
+  returned,
+  room,
+  sources,
+} from './budget-accounts.js'
 import {
   answered,
   askFor,
@@ -201,7 +213,7 @@ const hold = ({ accounts, grants, share }: BudgetContext, { grant, account }: Bu
 /** Takes back a reservation that nothing was spent on. */
 const released = <Books extends Pick<BudgetContext, 'accounts' | 'grants'>>(books: Books, grant: string): Books => {
   const { account, worst } = books.grants[grant]!
-  const accounts = book(books.accounts, account, 'held', worst, -1)
+  const accounts = returned(book(books.accounts, account, 'held', worst, -1), account)
   return { ...books, accounts, grants: without(books.grants, grant) }
 }
 /** Reservations of an actor: a grant's id begins with the address of whoever asked for it. */
@@ -220,11 +232,9 @@ function settle(context: BudgetContext, id: string, spent: Amounts, real: boolea
   const column = grant.state === 'held' ? 'held' : 'spent'
   const cleared = book(context.accounts, grant.account, column, grant.worst, -1)
   const estimated: Grant = { ...grant, state: 'estimated', worst: spent }
+  const booked = book(cleared, grant.account, 'spent', { ...spent, toolCalls: spent.toolCalls + toolCalls }, 1)
   return {
-    accounts: absorb(
-      book(cleared, grant.account, 'spent', { ...spent, toolCalls: spent.toolCalls + toolCalls }, 1),
-      grant.account,
-    ),
+    accounts: returned(absorb(booked, grant.account), grant.account),
     grants: real ? without(context.grants, id) : { ...context.grants, [id]: estimated },
     share: spentAfter(context.share, grant, spent),
   }

@@ -6,6 +6,7 @@
 export interface Soaks {
   readonly core: SoakReport
   readonly workers?: WorkersReport
+  readonly governance?: GovernanceReport
 }
 
 /** The soak of what one process does, as far as the table names it. */
@@ -46,6 +47,25 @@ export interface WorkersReport {
       readonly violations: readonly string[]
     }
     readonly mutants: { readonly caught: number; readonly violations: readonly string[] }
+    readonly bench: { readonly results: readonly Readonly<Record<string, number | string>>[] }
+  }
+}
+
+/** The soak of what keeps a crew honest, as far as the table names it. */
+export interface GovernanceReport {
+  readonly commit: string
+  readonly node: string
+  readonly scale: number
+  readonly parts: {
+    readonly graphs: { readonly ok: boolean; readonly states: number; readonly steps: number }
+    readonly differential: Tests
+    readonly tree: {
+      readonly trials: readonly unknown[]
+      readonly requests: number
+      readonly violations: readonly string[]
+    }
+    readonly probes: { readonly trials: number; readonly runs: number; readonly violations: readonly string[] }
+    readonly mutants: Tests
     readonly bench: { readonly results: readonly Readonly<Record<string, number | string>>[] }
   }
 }
@@ -106,11 +126,25 @@ const workerFigures: readonly Figure[] = [
 /** What the workers' table names. */
 const workerParts = ['failover', 'stops', 'cluster', 'links', 'rolling', 'moves', 'mail', 'mutants', 'bench']
 
+const governanceFigures: readonly Figure[] = [
+  ['governance', 'addedMicrosP50', 'µs that governance adds to a model call in memory, p50', '≤ 150'],
+  ['governance', 'addedMicrosP99', 'the same, p99', '≤ 1,000'],
+  ['loops', 'successShare', 'share of recorded successes that the loop detector stops', '≤ 0.005'],
+]
+
+/** What the table of governance names. */
+const governanceParts = ['graphs', 'differential', 'tree', 'probes', 'mutants', 'bench']
+
 /** The tables of what was run. */
-export function soakTable({ core, workers }: Soaks): string {
+export function soakTable({ core, workers, governance }: Soaks): string {
   // Parts may be run one by one: there is a table when there are all of them.
-  const isWhole = workers !== undefined && workerParts.every((part) => part in workers.parts)
-  return [...coreTable(core), ...(isWhole ? ['', ...workersTable(workers)] : [])].join('\n')
+  const isWhole = (report: { readonly parts: object } | undefined, parts: readonly string[]): boolean =>
+    report !== undefined && parts.every((part) => part in report.parts)
+  return [
+    ...coreTable(core),
+    ...(isWhole(workers, workerParts) ? ['', ...workersTable(workers!)] : []),
+    ...(isWhole(governance, governanceParts) ? ['', ...governanceTable(governance!)] : []),
+  ].join('\n')
 }
 
 type Row = readonly [what: string, count: string, broken: number]
@@ -185,6 +219,36 @@ function workersTable({ commit, node, parts }: WorkersReport): string[] {
       ...(mail === undefined ? [] : [mailRow(mail)]),
     ],
     workerFigures,
+    bench.results,
+  )
+}
+
+function governanceTable({ commit, node, parts }: GovernanceReport): string[] {
+  const { graphs, differential, tree, probes, mutants, bench } = parts
+  const count = (value: number): string => value.toLocaleString('en')
+  return tables(
+    `Governance, commit \`${commit.slice(0, 12)}\`${elsewhere(parts)}, Node ${node}:`,
+    [
+      [
+        'every step of every machine from every state within a bound, as XState takes it',
+        `${count(graphs.states)} states, ${count(graphs.steps)} steps`,
+        graphs.ok ? 0 : 1,
+      ],
+      ['generated machines against XState', `${differential.passed + differential.failed} tests`, differential.failed],
+      [
+        '60 agents on three levels of budgets, killed and cancelled, against the provider’s bill',
+        `${tree.trials.length} trials, ${count(tree.requests)} requests`,
+        tree.violations.length,
+      ],
+      [
+        'one probe a cooldown among three workers, also when the prober dies',
+        `${probes.trials} trials, ${count(probes.runs)} runs`,
+        probes.violations.length,
+      ],
+      ['mutants of governance', `${mutants.passed + mutants.failed}`, mutants.failed],
+    ],
+    // Recorded calls are not part of the repository.
+    governanceFigures.filter(([name]) => name !== 'loops' || bench.results.some(({ bench: of }) => of === 'loops')),
     bench.results,
   )
 }

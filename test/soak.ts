@@ -1,9 +1,10 @@
 /**
- * `npm run soak [-- AREA [PART …]] [--scale N] [--keep]`: the full counts of what `npm test` runs at a tenth, written to
+ * `npm run soak [-- AREA [PART …]] [--scale N] [--keep] [--no-bench] [--file PATH]`: the full counts of what `npm test` runs at a tenth, written to
  * `test/soak.json` together with the commit they were run on; an area that is not run stays as it was, and so do parts that
  * are not named, if nothing but what is told of them has changed since, or, with `--keep`, whatever has: then each of them
  * names the commit that it was run on. Of `core` the simulation runs beside the
- * other parts; the faults of `workers` are judged by time too, and run one after the other. The benchmarks run alone at the end.
+ * other parts; the faults of `workers` and of `governance` are judged by time too, and run one after the other. The benchmarks
+ * run alone at the end; the file is of recorded tool calls, and without one the bench `loops` is left out.
  */
 import { execFileSync, spawn } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -20,6 +21,7 @@ const { values, positionals } = parseArgs({
     scale: { type: 'string', default: '1' },
     bench: { type: 'boolean', default: true },
     keep: { type: 'boolean' },
+    file: { type: 'string' },
   },
   allowNegative: true,
 })
@@ -27,8 +29,9 @@ const { values, positionals } = parseArgs({
 const benches: Readonly<Record<string, readonly string[]>> = {
   core: ['round', 'growth', 'store', 'journal', 'resume', 'cold', 'throughput'],
   workers: ['mail', 'stored', 'scale', 'fanout', 'takeover', 'restart', 'history'],
+  governance: ['governance', 'round', 'growth', ...(values.file === undefined ? [] : ['loops', '--file', values.file])],
 }
-const areas = ['core', 'workers']
+const areas = Object.keys(benches)
 const [area = 'core', ...named] = positionals
 if (!areas.includes(area)) {
   process.stderr.write(`no area ${area}; there are: ${areas.join(', ')}\n`)
@@ -95,10 +98,12 @@ async function simulation(): Promise<object> {
   return { ok: part.code === 0, seconds: part.seconds, ...lastJson(part.stdout) }
 }
 
-/** A vitest run of the slow tests, by file. */
-async function tests(name: string, files: readonly string[]): Promise<object> {
+const vitest = ['node_modules/vitest/vitest.mjs', 'run', '--project']
+
+/** A vitest run of the slow tests, or of another project's, by file. */
+async function tests(name: string, files: readonly string[], project = 'real'): Promise<object> {
   say(`${name}: ${files.join(' ')}`)
-  const part = await run(['node_modules/vitest/vitest.mjs', 'run', '--project', 'real', '--reporter', 'json', ...files])
+  const part = await run([...vitest, project, '--reporter', 'json', ...files])
   const report = lastJson(part.stdout) as { numPassedTests?: number; numFailedTests?: number; numPendingTests?: number }
   return {
     ok: part.code === 0,
@@ -145,6 +150,7 @@ async function faults<Report extends { readonly violations: readonly string[] }>
   return { ok: report.violations.length === 0, ...report }
 }
 
+const mutantTests = ['test/simulation/mutants.test.ts']
 const times = (full: number): number => Math.max(1, Math.round(full * scale))
 
 const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
@@ -213,6 +219,37 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
     }),
 }
 
+/** Mutants of what governs a crew. */
+const governanceMutants = [
+  ...['allow-resets-ladder', 'answer-counts-twice', 'approval-of-any-call', 'attempt-not-counted'],
+  ...['breaker-two-probes', 'budget-checked-after-call', 'flow-loser-goes-on', 'flow-stage-too-early'],
+  ...['handoff-shows-all', 'refund-lost', 'restart-keeps-generation', 'router-forgets-dead'],
+  ...['settle-not-idempotent', 'workers-probe-not-stored'],
+]
+
+const governanceSteps: Readonly<Record<string, () => Promise<object>>> = {
+  graphs: async () => {
+    say('graphs')
+    const part = await run([...vitest, 'unit', 'test/machines/graphs.test.ts'])
+    const graphs = [...part.stdout.matchAll(/(\w+): (\d+) states, (\d+) steps/g)].map(([, machine, states, steps]) => {
+      return { machine, states: Number(states), steps: Number(steps) }
+    })
+    const sum = (of: 'states' | 'steps') => graphs.reduce((total, each) => total + each[of], 0)
+    return { ok: part.code === 0, seconds: part.seconds, states: sum('states'), steps: sum('steps'), graphs }
+  },
+  differential: () => tests('differential', ['test/runtime/differential'], 'unit'),
+  tree: () =>
+    faults('tree', async () =>
+      (await import('./fault/tree-trials.js')).runTreeTrials({ trials: times(20), seed: base % 1_000_000 }),
+    ),
+  probes: () =>
+    faults('probes', async () => {
+      const { runProbeTrials } = await import('./fault/probe-trials.js')
+      return runProbeTrials({ trials: times(50), seed: base % 1_000_000, lanes: 24, onProgress: say })
+    }),
+  mutants: () => tests('mutants', [...mutantTests, '-t', governanceMutants.join('|')]),
+}
+
 const file = fileURLToPath(new URL('soak.json', import.meta.url))
 const parts: Record<string, object> = { ...(named.length > 0 ? keptParts() : {}) }
 const write = (): Soaks => {
@@ -246,7 +283,6 @@ async function lane(steps: Readonly<Record<string, () => Promise<object>>>): Pro
   }
 }
 const storageTests = ['test/fault/storage.slow.test.ts', 'test/fault/bit-flips.slow.test.ts']
-const mutantTests = ['test/simulation/mutants.test.ts']
 // The simulation keeps its own time; the others wait for disks and processes beside it. Benches need the machine alone.
 const coreLanes = () =>
   Promise.all([
@@ -258,7 +294,7 @@ const coreLanes = () =>
       mutants: () => tests('mutants', mutantTests),
     }),
   ])
-await (area === 'core' ? coreLanes() : lane(workerSteps))
+await (area === 'core' ? coreLanes() : lane(area === 'workers' ? workerSteps : governanceSteps))
 if (values.bench) await lane({ bench })
 if (scale === 1 && 'bench' in parts) {
   const readme = fileURLToPath(new URL('../README.md', import.meta.url))

@@ -7,6 +7,7 @@
  * - NB1 Of those who know the same entry one changes it; whoever knew another one is told that it was overtaken.
  * - NB2 Changes by others are told of as they come. What a lost link swallows is seen with one's own next change.
  * - NB3 What cannot be read counts as nothing, and may be overwritten by whoever knows its revision.
+ * - NB4 A list ends, also when its link is lost in the midst of it: then it is an error.
  */
 import { type KV, type KvEntry, Kvm, KvWatchInclude } from '@nats-io/kv'
 import { z } from 'zod'
@@ -32,12 +33,14 @@ const closed: StoredBreaker = { state: 'closed', until: 0, probe: null, cooling:
 
 /** The breakers of a namespace. */
 export class NatsBreakers implements BreakerStore {
+  readonly #link: NatsLink
   readonly #subjects: Subjects
   readonly #bucket: KV
   readonly #watchers = new Set<Parameters<BreakerStore['watch']>[0]>()
   #stopWatch: () => void = () => undefined
 
-  private constructor(subjects: Subjects, bucket: KV) {
+  private constructor(link: NatsLink, subjects: Subjects, bucket: KV) {
+    this.#link = link
     this.#subjects = subjects
     this.#bucket = bucket
   }
@@ -46,7 +49,7 @@ export class NatsBreakers implements BreakerStore {
   static async open({ link, subjects, replicas = 1 }: NatsBreakersOptions): Promise<NatsBreakers> {
     try {
       const bucket = await new Kvm(link.connection).create(subjects.stream('breakers'), { history: 1, replicas })
-      const breakers = new NatsBreakers(subjects, bucket)
+      const breakers = new NatsBreakers(link, subjects, bucket)
       await breakers.#listen()
       return breakers
     } catch (error) {
@@ -76,13 +79,20 @@ export class NatsBreakers implements BreakerStore {
 
   async all(): Promise<ReadonlyMap<string, BreakerEntry>> {
     try {
-      const keys: string[] = []
-      for await (const key of await this.#bucket.keys()) if (keys.length < maxListed) keys.push(key)
+      const keys = (await this.#keys()).slice(0, maxListed)
       const entries = await Promise.all(keys.map((key) => this.#bucket.get(key)))
       return new Map(entries.flatMap(entryOf))
     } catch (error) {
       throw storeError(error)
     }
+  }
+
+  /** In one answer: the client's own list of keys waits for a last one, for good when the link is lost meanwhile. */
+  async #keys(): Promise<readonly string[]> {
+    const stream = `KV_${this.#subjects.stream('breakers')}`
+    const { state } = await this.#link.manager.streams.info(stream, { subjects_filter: this.#subjects.breakers() })
+    const prefix = `$KV.${this.#subjects.stream('breakers')}.`
+    return Object.keys(state.subjects ?? {}).map((subject) => subject.slice(prefix.length))
   }
 
   watch(told: (target: string, entry: BreakerEntry) => void): () => void {

@@ -13,7 +13,7 @@ import {
   type ScriptedModel,
   startScriptedModel,
 } from '../../actors/scripted-model.js'
-import { createRuntime, type Runtime } from '../../runtime/index.js'
+import { createRuntime, isTroupeError, type Runtime } from '../../runtime/index.js'
 import { type LinkProxy, startLinkProxy } from '../support/link-proxy.js'
 import { type NatsServer, startNatsServer } from '../support/nats-server.js'
 import { bundleChild, type ChildScript } from './child-script.js'
@@ -26,7 +26,9 @@ type ProbeEnd = (typeof probeEnds)[number]
 
 const { cooldownMs, probeMs } = probeSettings
 /** How far the clocks of two workers may lie apart. */
-const slackMs = 150
+const slackMs = 250
+/** A lease counts from when its worker asked for it: until its request is here it has been stored, on a busy machine. */
+const askedMs = 1_000
 /** A probe comes by then, when there is time for one. */
 const patienceMs = 20_000
 /** A breaker that opens is known everywhere by then, and whoever was permitted to call before has called. */
@@ -43,6 +45,8 @@ export interface ProbeReport {
   readonly probes: number
   /** Runs of crews that ended meanwhile. */
   readonly runs: number
+  /** How long those runs took over whose call three processes died: they end with `EFFECT_CRASHED`, as they should. */
+  readonly givenUpMs: readonly number[]
   /** Most time from when a probe might come until it came. */
   readonly slowestMs: number
   readonly violations: readonly string[]
@@ -60,6 +64,8 @@ export async function runProbeTrials(options: {
   readonly trials: number
   readonly seed: number
   readonly lanes: number
+  /** Told how far it is. */
+  readonly onProgress?: (text: string) => void
 }): Promise<ProbeReport> {
   const started = performance.now()
   await using script = await bundleChild('probe-child')
@@ -71,11 +77,12 @@ export async function runProbeTrials(options: {
     const end = probeEnds[trial % probeEnds.length]!
     perEnd[end] = (perEnd[end] ?? 0) + 1
     await stage.probe(trial, end)
+    options.onProgress?.(`${trial + 1} of ${options.trials} probes: ${end}`)
   }
   await stage.settle()
-  const { calls, probes, runs, slowestMs, violations } = stage
+  const { calls, probes, runs, givenUpMs, slowestMs, violations } = stage
   const ms = Math.round(performance.now() - started)
-  return { trials: options.trials, perEnd, calls, probes, runs, slowestMs: Math.round(slowestMs), violations, ms }
+  return { trials: options.trials, perEnd, calls, probes, runs, givenUpMs, slowestMs, violations, ms }
 }
 
 interface WorkerProcess {
@@ -87,6 +94,7 @@ class Stage implements AsyncDisposable {
   calls = 0
   probes = 0
   runs = 0
+  readonly givenUpMs: number[] = []
   slowestMs = 0
   readonly violations: string[] = []
   readonly #workers = new Map<string, WorkerProcess>()
@@ -99,6 +107,8 @@ class Stage implements AsyncDisposable {
   #isLoading = false
   #lanes: Promise<void>[] = []
   #count = 0
+  /** A worker that comes in the place of one that died. */
+  #starting: Promise<void> = Promise.resolve()
   /** When the next probe may come at the earliest. */
   #due = 0
 
@@ -131,8 +141,11 @@ class Stage implements AsyncDisposable {
     this.#lanes = Array.from({ length: lanes }, async (_, lane) => {
       const crew = await this.client.spawn(clerk, { id: `${this.namespace}-${lane}` })
       while (this.#isLoading) {
-        await crew.ask('go')
+        const from = performance.now()
+        const code = await crew.ask('go').then(() => null, codeOf)
         this.runs += 1
+        if (code === 'EFFECT_CRASHED') this.givenUpMs.push(Math.round(performance.now() - from))
+        else if (code !== null) this.violations.push(`a run of ${this.namespace}-${lane} ended with ${code}`)
       }
     })
   }
@@ -171,6 +184,7 @@ class Stage implements AsyncDisposable {
   }
 
   async settle(): Promise<void> {
+    await this.#starting
     this.#isLoading = false
     this.#isClosed = true
     this.#answer = () => reply.text('well again')
@@ -187,11 +201,14 @@ class Stage implements AsyncDisposable {
   /** The worker dies over it: its lease is all that keeps the others from asking. */
   async #killed(worker: string, at: number): Promise<void> {
     const { child, proxy } = this.#workers.get(worker)!
+    // Two go on: the one that came for the last one that died is there.
+    await this.#starting
     this.#workers.delete(worker)
     child.kill('SIGKILL')
     await proxy.close()
-    this.#due = at + probeMs - slackMs
-    await this.#startWorker()
+    this.#due = at + probeMs - askedMs
+    // Not waited for: the next probe may come before it does.
+    this.#starting = this.#startWorker()
   }
 
   /** It fails while its worker has no link: nobody hears of it before the link, or the lease, comes to its end. */
@@ -305,6 +322,11 @@ function gate<Value>(): Gate<Value> {
   let open: (value: Value) => void = () => undefined
   const opened = new Promise<Value>((resolve) => (open = resolve))
   return { opened, open: (value) => open(value) }
+}
+
+function codeOf(error: unknown): string {
+  if (!isTroupeError(error)) throw error
+  return error.code
 }
 
 function pause(ms: number): Promise<void> {

@@ -282,6 +282,21 @@ describe('budget: accounts', () => {
     expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 600 } }, a: { limits: { tokens: 600 } } })
   })
 
+  test('budget: what a late bill gives back to accounts that nobody spends from goes up to one that somebody does', () => {
+    const keeper = start({ tokens: 1_000 }).send(open('a', { tokens: 600 }), open('b', { tokens: 400 }, 'a'))
+    keeper.send(reserve('g', { account: 'b' }), settle('g', amounts(50, 100), false))
+    for (const account of ['b', 'a']) keeper.send({ type: 'budget.refund', account })
+    expect(accounts(keeper)).toMatchObject({ run: { held: { tokens: 150 } }, b: { limits: { tokens: 150 } } })
+    keeper.send(settle('g', amounts(50, 10)))
+    expect(accounts(keeper)).toMatchObject({
+      ...{ run: { held: { tokens: 60 } }, a: { limits: { tokens: 60 }, held: { tokens: 60 } } },
+      b: { limits: { tokens: 60 }, spent: { tokens: 60 } },
+    })
+    keeper.send(open('a', { tokens: 600 }), open('b', { tokens: 400 }, 'a'), reserve('h', { account: 'b' }))
+    keeper.send(settle('h', amounts(50, 100), false), settle('h', amounts(50, 10)))
+    expect(accounts(keeper)).toMatchObject({ a: { limits: { tokens: 600 } }, b: { limits: { tokens: 400 } } })
+  })
+
   test('budget: what an account limits is settled when it is first opened, whatever a later definition says', () => {
     const keeper = start({}).send(open('a', { tokens: 600 }), reserve('g', { account: 'a' }))
     keeper.send(open('a', { modelCalls: 3 }), settle('g', amounts(50, 10)))

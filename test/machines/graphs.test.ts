@@ -2,7 +2,7 @@
  * Model-based tests: every step of every machine, from every state within a bound, taken by the runtime and compared with
  * XState's own. The gate is that each transition and both answers of each guard are among them.
  */
-import { test } from 'vitest'
+import { expect, test } from 'vitest'
 import {
   type AgentInput,
   agentMachine,
@@ -14,17 +14,19 @@ import {
   escalationMachine,
   flowMachine,
   loopMachine,
+  machines,
   nothing,
   routerMachine,
   type Supervision,
   type ToolInput,
   toolMachine,
 } from '../../machines/index.js'
+import './budget-graph.js'
 import * as agent from '../support/agent-messages.js'
 import * as budget from '../support/budget.js'
 import * as crew from '../support/crew-messages.js'
 import { cover, type Message } from '../support/machine-driver.js'
-import { covers, type Model } from '../support/machine-graph.js'
+import { covers, explored, type Model } from '../support/machine-graph.js'
 
 test('graph of the tool executor: the runtime takes each step as the model does, and none is left out', () => {
   const input: ToolInput = {
@@ -58,7 +60,7 @@ test('graph of the tool executor: the runtime takes each step as the model does,
         messages: ({ attempt }) => (attempt > 4 ? [] : messages),
       },
     ],
-    80,
+    { atLeast: 80, within: 'four attempts of a call' },
   )
 })
 
@@ -75,7 +77,7 @@ test('graph of the envoy: the runtime takes each step as the model does, and non
     { type: 'mail.returned', code: 'CREW_UNKNOWN', reason: 'gone' },
     ...['run.cancel', 'run.pause'].map((type) => ({ type })),
   ]
-  covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], 6)
+  covers(cover(envoyMachine), [{ inputs: [input], messages: () => messages }], { atLeast: 6, within: 'none' })
 })
 
 test('graph of the flow: the runtime takes each step as the model does, and none is left out', () => {
@@ -95,7 +97,8 @@ test('graph of the flow: the runtime takes each step as the model does, and none
       ...{ type: 'delegate.finished', index, tokens: 5, result: 'r', code, reason: 'so' },
     })),
   )
-  covers(cover(flowMachine), [{ inputs, messages: () => [...messages, { type: 'run.cancel' }] }], 12)
+  const model = { inputs, messages: () => [...messages, { type: 'run.cancel' }] }
+  covers(cover(flowMachine), [model], { atLeast: 12, within: 'two agents, then one' })
 })
 
 test('graph of the escalation: the runtime takes each step as the model does, and none is left out', () => {
@@ -107,7 +110,7 @@ test('graph of the escalation: the runtime takes each step as the model does, an
     return { type: 'human.answered', decision, by: 'ada', bytes: 0, result: '', ...more }
   }
   const messages = [answered('approved'), answered('approved', { limits: { tokens: 90 } }), answered('denied')]
-  covers(cover(escalationMachine), [{ inputs: [input], messages: () => messages }], 2)
+  covers(cover(escalationMachine), [{ inputs: [input], messages: () => messages }], { atLeast: 2, within: 'none' })
 })
 
 test('graph of the loop detector: the runtime takes each step as the model does, and none is left out', () => {
@@ -132,7 +135,7 @@ test('graph of the loop detector: the runtime takes each step as the model does,
   ]
   const isFar = ({ tracks }: Tracks): boolean => tracks.some(({ level }) => level > 8)
   const model = { inputs: [{ self: 'loop/r1' }], messages: (known: Tracks) => (isFar(known) ? [] : messages) }
-  covers<Tracks>(cover(loopMachine), [model], 40)
+  covers<Tracks>(cover(loopMachine), [model], { atLeast: 40, within: 'two conversations, a level of 8' })
 })
 
 test('graph of the model router: the runtime takes each step as the model does, and none is left out', () => {
@@ -156,7 +159,7 @@ test('graph of the model router: the runtime takes each step as the model does, 
   ]
   const isFar = ({ rounds }: Routes): boolean => rounds.some(({ tried, heldMs }) => tried.length > 2 || heldMs > 0)
   const model = { inputs: [{ self: 'router/main' }], messages: (known: Routes) => (isFar(known) ? [] : messages) }
-  covers<Routes>(cover(routerMachine), [model], 40)
+  covers<Routes>(cover(routerMachine), [model], { atLeast: 40, within: 'three tries, or one wait, in a round' })
 })
 
 test('graph of the circuit breaker: the runtime takes each step as the model does, and none is left out', () => {
@@ -181,7 +184,7 @@ test('graph of the circuit breaker: the runtime takes each step as the model doe
   const inputs = [{ self: 'breaker/model/a:one', target: 'model/a:one', settings }]
   const isFar = ({ calls }: Circuit): boolean => calls > 3
   const model = { inputs, messages: (known: Circuit) => (isFar(known) ? [] : messages) }
-  covers<Circuit>(cover(breakerMachine), [model], 40)
+  covers<Circuit>(cover(breakerMachine), [model], { atLeast: 40, within: 'three calls of a window' })
 })
 
 test('graph of the budget keeper: the runtime takes each step as the model does, and none is left out', () => {
@@ -254,7 +257,10 @@ test('graph of the budget keeper: the runtime takes each step as the model does,
             ...[{ type: 'share.over' }, { type: 'share.late' }, resumed, budget.report],
           ],
   }
-  covers<Books>(cover(budgetMachine), [...models, shared as Model<Books>], 200)
+  covers<Books>(cover(budgetMachine), [...models, shared as Model<Books>], {
+    atLeast: 200,
+    within: 'two accounts, one call and one tool call spent; three answers of a pool',
+  })
 })
 
 test('graph of the agent: the runtime takes each step as the model does, and none is left out', () => {
@@ -340,7 +346,10 @@ test('graph of the agent: the runtime takes each step as the model does, and non
     },
     { inputs: [plain, { ...counted, detector: 'loop/r1' }], messages: within(2, failures) },
   ]
-  covers(cover(agentMachine), models, 500)
+  covers(cover(agentMachine), models, {
+    atLeast: 500,
+    within: 'two grants, three where it fails; one message of its user',
+  })
 })
 
 // The largest of them: on a busy machine it takes longer than a test may otherwise.
@@ -500,5 +509,11 @@ test('graph of the crew: the runtime takes each step as the model does, and none
       { type: 'budget.closed', spent: nothing },
     ],
   }
-  covers(cover(crewMachine), [runs, delegates, handing, users, budgets, mail, failures], 500)
+  const models = [runs, delegates, handing, users, budgets, mail, failures]
+  covers(cover(crewMachine), models, { atLeast: 500, within: 'two runs, three delegates, two messages of its user' })
+})
+
+test('graphs: every machine has one, also the one that runs beside the crews', () => {
+  const all = [...Object.values(machines), breakerMachine].map(({ id }) => id)
+  expect([...explored].sort()).toEqual(all.sort())
 })

@@ -10,7 +10,15 @@ import type { Notes } from './notes.js'
 /** What a keeper knows, as far as it is looked at. */
 interface KeeperContext {
   readonly accounts: Readonly<
-    Record<string, { readonly limits: Partial<Amounts>; readonly held: Amounts; readonly spent: Amounts }>
+    Record<
+      string,
+      {
+        readonly limits: Partial<Amounts>
+        readonly soft: boolean
+        readonly held: Amounts
+        readonly spent: Amounts
+      }
+    >
   >
   readonly grants: Readonly<Record<string, { readonly state: 'held' | 'estimated'; readonly worst: Amounts }>>
   readonly waiting: readonly unknown[]
@@ -28,12 +36,18 @@ interface Book {
   /** What was settled, and what of it lies above its grants. */
   readonly sum: Record<Dim, number>
   readonly over: Record<Dim, number>
+  /** By how much one call may pass a soft limit: the dearest one that was granted. */
+  readonly dearest: Record<Dim, number>
+  /** Its root account is soft. */
+  soft: boolean
   /** Highest limit that an account ever had; undefined counts as none. */
   readonly limits: Map<string, Record<string, number>>
 }
 
 type Dim = keyof Amounts
 const dims = ['nanoUsd', 'tokens', 'modelCalls', 'toolCalls'] as const
+/** Tool calls of one reply at most. */
+const maxCalls = 64
 /** Counters that only settlements change. */
 const settledDims = ['nanoUsd', 'tokens', 'modelCalls'] as const
 
@@ -63,7 +77,10 @@ export class Accounts {
 
   /** Highest limits that a keeper's root account had; counters without one are absent. */
   limitsOf(keeper: string): Readonly<Record<string, number>> | undefined {
-    return this.#books.get(keeper)?.limits.get('run')
+    const book = this.#books.get(keeper)
+    const limits = book?.limits.get('run')
+    if (book?.soft !== true || limits === undefined) return limits
+    return Object.fromEntries(Object.entries(limits).map(([dim, limit]) => [dim, limit + book.dearest[dim as Dim]]))
   }
 
   /** Of all keepers that there ever were. */
@@ -122,7 +139,7 @@ export class Accounts {
         Object.assign(this.#before[which], added(this.#before[which], known[which]))
     const book: Book = {
       ...{ generation, worst: new Map(), settled: new Map(), limits: known?.limits ?? new Map() },
-      ...{ sum: { ...nothing }, over: { ...nothing } },
+      ...{ sum: { ...nothing }, over: { ...nothing }, dearest: { ...nothing, toolCalls: maxCalls }, soft: false },
     }
     this.#books.set(keeper, book)
     return book
@@ -148,6 +165,7 @@ export class Accounts {
     for (const [grant, { state, worst }] of Object.entries(keeper.grants)) {
       if (state === 'held') {
         book.worst.set(grant, worst)
+        for (const dim of settledDims) book.dearest[dim] = Math.max(book.dearest[dim], worst[dim])
         const detail = () => `${this.#shard}: ${grant} is held by ${address}, but its call is not open`
         this.#notes.check('grants', open.has(`${address} ${grant}`), detail)
       } else if (!book.settled.has(grant)) {
@@ -165,11 +183,16 @@ export class Accounts {
       const detail = () => `${this.#shard} ${sequence}: ${address} says ${dim} ${spent}, settled were ${sum[dim]}`
       this.#notes.check('accounts', spent === sum[dim], detail)
     }
-    for (const [name, { limits, held, spent }] of Object.entries(keeper.accounts)) {
+    for (const [name, { limits, soft, held, spent }] of Object.entries(keeper.accounts)) {
       const most = this.#raise(book, name, limits)
+      // What a soft account below lacks its parent has, so that its limit grows.
+      const isLenient = soft && name === 'run'
+      if (isLenient) book.soft = true
       for (const dim of dims) {
         const used = held[dim] + spent[dim]
-        const limit = (most[dim] ?? Number.POSITIVE_INFINITY) + over[dim]
+        const strict = (most[dim] ?? Number.POSITIVE_INFINITY) + over[dim]
+        const limit = strict + (isLenient ? book.dearest[dim] : 0)
+        if (isLenient && used > strict) this.#notes.reached('soft limit passed')
         const detail = () => `${this.#shard} ${sequence}: ${address} ${name}: ${dim} ${used} of ${limit}`
         this.#notes.check('spent', used <= limit && held[dim] >= 0 && spent[dim] >= 0, detail)
       }

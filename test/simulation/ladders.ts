@@ -1,6 +1,7 @@
 /** How far each conversation has gone without learning anything, counted apart from the loop detector. */
 import type { LoopCheck, LoopRung, LoopVerdict } from '../../machines/messages.js'
 import type { Commit } from '../../runtime/commit.js'
+import type { ShardState } from '../../runtime/state.js'
 import type { Notes } from './notes.js'
 
 /** What one conversation has learned since its user last spoke. */
@@ -27,7 +28,7 @@ export class Ladders {
   }
 
   /** Looks at a commit: every verdict must be the one that the rounds so far lead to. */
-  take({ sequence, decisions }: Commit): void {
+  take(_: ShardState, { sequence, decisions }: Commit): void {
     let expected: LoopRung | null = null
     for (const line of decisions) {
       const check = messageOf<LoopCheck>(line, 'loop.check')

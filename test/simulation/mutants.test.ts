@@ -1,15 +1,20 @@
 import { expect, test } from 'vitest'
-import { listMutants, runMutant } from './mutants.js'
+import { listMutants, openMutant } from './mutants.js'
 
-/** What the issue names. */
+/** What the issues name. */
 const named = [
+  'allow-resets-ladder',
+  'approval-of-any-call',
   'attempt-not-counted',
+  'breaker-two-probes',
   'budget-checked-after-call',
   'effect-before-append',
   'generation-not-checked',
   'no-dispatched-record',
   'no-outcome-dedupe',
   'no-reload-after-failed-append',
+  'refund-lost',
+  'restart-keeps-generation',
   'settle-not-idempotent',
   'snapshot-without-chain-hash',
   'timer-not-durable',
@@ -42,9 +47,10 @@ test('mutants: each mechanism that the simulation stands for has one', () => {
 test.each(listMutants())(
   'mutants: %s is caught by one of a hundred seeds',
   async (mutant) => {
+    using opened = await openMutant(mutant)
     let [seeds, caught, least] = [0, 0, 1]
     for (const { until, enough } of steps) {
-      const result = await runMutant(mutant, 7_000 + seeds, until - seeds)
+      const result = await opened.run(7_000 + seeds, until - seeds)
       process.stdout.write(`mutant: ${JSON.stringify(result)}\n`)
       ;[seeds, caught, least] = [until, caught + result.caught, enough]
       if (caught >= least) break

@@ -39,9 +39,15 @@ export function listMutants(): string[] {
     .sort()
 }
 
-/** Runs seeds on a mutant. Throws when its patch does not apply or the simulation itself breaks. */
-export async function runMutant(mutant: string, base: number, seeds: number, processes = 2): Promise<MutantResult> {
+/** A mutant that is ready to run. Disposing removes it. */
+export interface Mutant extends Disposable {
+  run(base: number, seeds: number, processes?: number): Promise<MutantResult>
+}
+
+/** Makes a mutant. Throws when its patch does not apply. */
+export async function openMutant(mutant: string): Promise<Mutant> {
   const copy = mkdtempSync(join(tmpdir(), `troupe-${mutant}-`))
+  const remove = (): void => rmSync(copy, { recursive: true, force: true })
   try {
     for (const path of copied) cpSync(join(root, path), join(copy, path), { recursive: true })
     execFileSync('git', ['apply', '-C1', '--recount', join(folder, `${mutant}.patch`)], { cwd: copy, stdio: 'pipe' })
@@ -49,10 +55,21 @@ export async function runMutant(mutant: string, base: number, seeds: number, pro
     symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
     const main = join(copy, 'test/simulation/main.js')
     const workers = mutant.startsWith('workers-') ? 3 : 1
-    return judge(mutant, await runCampaign({ base, seeds, processes, workers, twiceEvery: 0, main }))
-  } finally {
-    rmSync(copy, { recursive: true, force: true })
+    return {
+      run: async (base, seeds, processes = 2) =>
+        judge(mutant, await runCampaign({ base, seeds, processes, workers, twiceEvery: 0, main })),
+      [Symbol.dispose]: remove,
+    }
+  } catch (error) {
+    remove()
+    throw error
   }
+}
+
+/** Runs seeds on a mutant. Throws when its patch does not apply or the simulation itself breaks. */
+export async function runMutant(mutant: string, base: number, seeds: number, processes = 2): Promise<MutantResult> {
+  using opened = await openMutant(mutant)
+  return await opened.run(base, seeds, processes)
 }
 
 /**

@@ -39,7 +39,9 @@ export const invariants = {
   probe:
     'while a breaker is half-open its probe is the only call, and another takes its place only when that is overdue',
   approved: 'a call that wants approval starts only after a person approved this very call',
-  raised: 'a limit that grows while its run goes on is one that a person has raised',
+  raised: 'a limit that grows while its run goes on is one that a person has raised, once',
+  leak: 'what an account holds is what its grants and the accounts below it have, and nothing is kept for nobody',
+  flow: 'a flow has those at work whose answers it waits for, and a stage begins behind all answers of the last',
   zombie: 'nothing of an old incarnation comes to a new one, and what it held is settled',
   round: 'a call is made as was said of its round last, and nobody goes on behind a stop',
   ladder: 'rounds that bring nothing new add up, and only what is learned takes from them',
@@ -166,6 +168,7 @@ export const branches = [
   'call denied',
   'call not answered in time',
   'budget raised',
+  'soft limit passed',
   'answer refused: nobody waits for it',
   'breaker opened',
   'breaker closed',

@@ -23,6 +23,8 @@ import {
   toStoredState,
 } from '../../runtime/state.js'
 import { Accounts } from './accounts.js'
+import { checkFlows } from './flows.js'
+import { Holdings } from './holdings.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
@@ -129,9 +131,8 @@ export class Replica {
   readonly #onceDoubted = new Map<string, number>()
   /** Crashes before each commit. */
   readonly #crashesAt: number[] = []
-  readonly #steers: Steers
-  readonly #ladders: Ladders
-  readonly #routes: Routes
+  /** What each commit is looked at by. */
+  readonly #watchers: readonly { take(state: ShardState, commit: Commit): void }[]
   readonly rounds: Rounds
   readonly incarnations: Incarnations
   /** Dead letters that were told and not told to have gone. */
@@ -146,11 +147,11 @@ export class Replica {
     this.context = { scope: world.scope(), machines, explain: true }
     this.state = emptyState(shard)
     this.accounts = new Accounts(shard, world.notes)
-    this.#steers = new Steers(world.notes)
-    this.#ladders = new Ladders(shard, world.notes)
-    this.#routes = new Routes(shard, world.notes)
-    this.rounds = new Rounds(shard, world.notes, world.judge)
-    this.incarnations = new Incarnations(shard, world.notes)
+    const { notes } = world
+    this.rounds = new Rounds(shard, notes, world.judge)
+    this.incarnations = new Incarnations(shard, notes)
+    const others = [new Steers(notes), new Ladders(shard, notes), new Holdings(shard, notes), new Routes(shard, notes)]
+    this.#watchers = [...others, this.rounds, this.incarnations]
   }
 
   get crew(): CrewContext | null {
@@ -228,11 +229,8 @@ export class Replica {
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
     this.recalled ||= commit.events.some(([from, { type }]) => type === 'actor.failed' && /^(crew|budget)\//.test(from))
-    this.#steers.take(this.state, commit)
-    this.#ladders.take(commit)
-    this.#routes.take(commit)
-    this.rounds.take(envelope, commit)
-    this.incarnations.take(this.state, commit)
+    checkFlows(this.state, notes)
+    for (const watcher of this.#watchers) watcher.take(this.state, commit)
     this.#countLetters(commit)
     for (const [, event] of commit.events as [string, Seen][])
       if (event.type === 'run.finished' && event.code !== 'EFFECT_CRASHED')

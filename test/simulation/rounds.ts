@@ -4,6 +4,7 @@ import type { Commit } from '../../runtime/commit.js'
 import { textOf } from '../../runtime/conversation.js'
 import type { AgentOptions } from '../../runtime/define.js'
 import type { Envelope } from '../../runtime/envelope.js'
+import type { ShardState } from '../../runtime/state.js'
 import type { ModelRequest } from '../../runtime/ports.js'
 import type { RoundChanges, RoundContext } from '../../runtime/prepare-round.js'
 import { all, calledTool, roundsAre } from '../../runtime/stop-condition.js'
@@ -77,7 +78,7 @@ export class Rounds {
   }
 
   /** Looks at a commit: what was said of a round is over with its reply, and when something joins. */
-  take({ to, body, values }: Envelope, { sequence, decisions, effects }: Commit): void {
+  take(_: ShardState, { envelope: { to, body, values }, sequence, decisions, effects }: Commit): void {
     const where = (): string => `${this.#shard} ${sequence}: ${to}`
     for (const line of decisions) {
       const actor = line.slice(0, line.indexOf(' '))

@@ -1,6 +1,7 @@
 /** Which deployments each round tries, counted apart from the model router. */
 import type { RouteAsk } from '../../machines/messages.js'
 import type { Commit } from '../../runtime/commit.js'
+import type { ShardState } from '../../runtime/state.js'
 import { messageOf } from './ladders.js'
 import type { Notes } from './notes.js'
 
@@ -31,7 +32,7 @@ export class Routes {
   }
 
   /** Looks at a commit: what is tried next must be worth a try, and who ends must have had all of them. */
-  take({ sequence, decisions }: Commit): void {
+  take(_: ShardState, { sequence, decisions }: Commit): void {
     for (const line of decisions) {
       const ask = messageOf<RouteAsk>(line, 'route.ask')
       if (ask !== null) this.#rounds.set(ask.replyTo, this.#advance(ask))

@@ -134,7 +134,9 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
     random.chance(0.8) ? `You are the ${name}.` : () => `You are the ${name}, called.`
   // By the crew's number, so that nothing else of it changes with them.
   const asks: Budget = index % 12 === 7 || index % 12 === 11 ? { onExhausted: 'ask', askMs: 15_000 } : {}
-  const own = (): { budget?: Budget } => (random.chance(0.4) ? { budget: { ...budgetOf(random), ...asks } } : {})
+  const soft: Budget = index % 12 === 1 || index % 12 === 9 ? { mode: 'soft' } : {}
+  const own = (): { budget?: Budget } =>
+    random.chance(0.4) ? { budget: { ...budgetOf(random), ...asks, ...soft } } : {}
   const attempts = () => random.int(2, 4)
   // By the crew's number, like the asking budgets.
   const hands = index % 12 === 5 || index % 12 === 8
@@ -183,6 +185,7 @@ function crewOf(random: SeededRandom, index: number, ample: boolean): Crew {
       ...budget,
       ...(index % 12 === 7 ? asks : {}),
       ...(sharesBudget(index) ? { from: poolShard } : {}),
+      ...soft,
       ...(random.chance(0.25) ? { wallMs: random.int(8_000, 90_000) } : {}),
       per: random.chance(0.2) ? 'crew' : 'run',
     },

@@ -86,15 +86,30 @@ function nameOf({ value, context, status }: Pick<Snapshot, 'value' | 'context' |
   return JSON.stringify([value, status, context])
 }
 
+/** How far a graph goes: so many states at least, and no farther than what is said of it. */
+export interface Bound {
+  readonly atLeast: number
+  readonly within: string
+}
+
+/** Machines whose graph was explored here. */
+export const explored = new Set<string>()
+
 /**
  * The gate: each transition and both answers of each guard are among what was explored, and no step went elsewhere.
  * @param models each explored by itself: all that may come to a machine at once has too many states
  */
-export function covers<Context>(coverage: Coverage, models: readonly Model<Context>[], atLeast: number): void {
-  const explored = models.map((model) => explore(coverage, model))
-  const sum = (of: (each: Explored) => number): number => explored.reduce((total, each) => total + of(each), 0)
-  console.log(`${coverage.machine.id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps`)
-  expect(explored.flatMap(({ differences }) => differences)).toEqual([])
+export function covers<Context>(
+  coverage: Coverage,
+  models: readonly Model<Context>[],
+  { atLeast, within }: Bound,
+): void {
+  const found = models.map((model) => explore(coverage, model))
+  const sum = (of: (each: Explored) => number): number => found.reduce((total, each) => total + of(each), 0)
+  const { id } = coverage.machine
+  explored.add(id)
+  console.log(`${id}: ${sum(({ states }) => states)} states, ${sum(({ steps }) => steps)} steps; bound: ${within}`)
+  expect(found.flatMap(({ differences }) => differences)).toEqual([])
   expect(coverage.missing()).toEqual([])
   // A bound that was drawn too close would cover little, and say nothing of it.
   expect(sum(({ states }) => states)).toBeGreaterThanOrEqual(atLeast)

@@ -2,6 +2,7 @@ import { Kvm } from '@nats-io/kv'
 import { expect, onTestFinished, test } from 'vitest'
 import { connectNats, type NatsLink } from '../../transport/nats-connection.js'
 import { NatsBreakers } from '../../transport/nats-breakers.js'
+import { startLinkProxy } from '../support/link-proxy.js'
 import { Subjects } from '../../transport/subjects.js'
 import { closed, open, testBreakerStore } from '../conformance/breaker-store.js'
 import { useNats } from '../support/use-nats.js'
@@ -67,6 +68,42 @@ test('NB3 breakers over NATS: an entry that cannot be read counts as nothing, an
   expect(await store.save('model/a:one', open, revision)).toBeGreaterThan(revision)
   await until(() => heard.length > 0)
   expect(heard).toEqual(['model/a:one'])
+})
+
+test('NB4 breakers over NATS: a list whose answer is lost with the link ends, and the next one has all', {
+  timeout: 60_000,
+}, async () => {
+  const subjects = space()
+  await (await openIn(subjects)).save('model/a:one', open, 0)
+  const proxy = await startLinkProxy(Number(new URL(url).port))
+  const behind = await connectNats({ servers: `nats://127.0.0.1:${proxy.port}` })
+  const store = await NatsBreakers.open({ link: behind, subjects })
+  onTestFinished(async () => {
+    store.close()
+    await behind.connection.close()
+    await proxy.close()
+  })
+  const isBack = () => until(async () => (await store.all().catch(() => null))?.has('model/a:one') === true)
+  for (const sends of [1, 2, 3, 4]) {
+    await isBack()
+    let left = sends
+    // Behind so many packets of it the link is gone.
+    proxy.onUp = () => void ((left -= 1) === 0 && (proxy.down = 'swallow'))
+    let isDone = false
+    const listed = store
+      .all()
+      .then(
+        () => 'listed',
+        ({ code }: { code: string }) => code,
+      )
+      .finally(() => (isDone = true))
+    await until(() => left <= 0 || isDone)
+    proxy.onUp = () => undefined
+    proxy.cut()
+    proxy.down = 'pass'
+    expect(['listed', 'STORE_FAILED']).toContain(await listed)
+  }
+  await isBack()
 })
 
 test('breakers over NATS: a server that is away is told as such', async () => {
