@@ -9,6 +9,7 @@ import type { Budget } from '../../runtime/budget.js'
 import { defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import type { Journal } from '../../runtime/journal.js'
 import { type Message, Scope, type Snapshot, type Step } from '../../runtime/scope.js'
+import { isAtRest } from '../../runtime/state.js'
 import { defineBudget, type SharedBudgetOptions } from '../../runtime/shared-budget.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
 import { createManualClock } from '../support/manual-clock.js'
@@ -245,6 +246,18 @@ describe('shared budget: crews spend from it together', () => {
       await handle.approve(ask!.id)
       await run
       expect(stage.requests).toHaveLength(4)
+    }))
+
+  test('shared budget: another definition of it counts at once; it is kept while nobody spends from it', () =>
+    using(looks(1), async (stage) => {
+      await stage.runtime.spawn(team({ limits: { modelCalls: 1 } }))
+      const handle = await stage.runtime.spawn(crew)
+      await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED'))
+      await stage.runtime.spawn(team({ limits: { modelCalls: 3 }, window: 'day' }))
+      await handle.ask('go')
+      const { books } = await stage.runtime.show('team')
+      expect(books).toMatchObject({ limits: { modelCalls: 3 }, window: 'day' })
+      expect(isAtRest((await stage.worker.shard('team')).state, Number.POSITIVE_INFINITY)).toBe(false)
     }))
 
   test('shared budget: a budget of the crew keeps its share from run to run only as far as it is used', () =>
