@@ -468,6 +468,7 @@ class Deciding {
   #stopChildren(parent: string): void {
     for (const [address, actor] of [...this.#state.actors]) {
       if (actor.parent !== parent || address === crewKeeper) continue
+      this.#recall(address)
       this.#abort(address)
       this.#stopChildren(address)
     }
@@ -518,10 +519,7 @@ class Deciding {
       })
     }
     const keeper = this.#state.actors.has(crewKeeper) ? 'crew' : null
-    for (const other of [...this.#state.actors.keys()].filter((each) => each !== crewKeeper)) {
-      this.#recall(other)
-      this.#stop(other)
-    }
+    for (const other of [...this.#state.actors.keys()]) if (other !== crewKeeper) this.#stop(other)
     this.#dropped += this.#queue.length
     for (const delivery of this.#queue.splice(0)) {
       if (delivery.to === 'shard/runs') this.#takeRun(delivery.message)

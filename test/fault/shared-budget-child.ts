@@ -12,10 +12,11 @@ export interface SharedBudgetConfig {
   readonly leaseMs: number
   readonly baseURL: string
   readonly trials: readonly string[]
+  readonly units: number
 }
 
 async function main(): Promise<void> {
-  const { baseURL, trials, ...nats } = JSON.parse(process.argv[2] ?? '{}') as SharedBudgetConfig
+  const { baseURL, trials, units, ...nats } = JSON.parse(process.argv[2] ?? '{}') as SharedBudgetConfig
   const runtime = (await createRuntime({
     nats,
     providers: { scripted: { baseURL, apiKey: null } },
@@ -24,7 +25,7 @@ async function main(): Promise<void> {
     // What a kill cuts off is no fault of the provider's.
     breakers: false,
   })) as DistributedRuntime
-  await runtime.offer(...sharedBudgetCrews(trials))
+  await runtime.offer(...sharedBudgetCrews(trials, units))
   // Nobody is to be left behind by a parent that was killed.
   process.stdin.on('close', () => process.exit(0)).resume()
   writeSync(1, 'ready\n')

@@ -4,12 +4,12 @@ import type { Crew } from '../../runtime/define.js'
 import { defineAgent, defineBudget, defineCrew, defineTool } from '../../runtime/index.js'
 import { draw } from './kill-crews.js'
 
-/** Model calls that all crews of a trial may make together. */
-export const units = 1_000
+/** Model calls that all crews of a trial may make together, in full. */
+export const allUnits = 1_000
 /** Crews of a trial. */
 export const crewsOfTrial = 60
-/** A share is this many calls. */
-const share = 4
+/** Of all units, a share is one in so many. */
+const shares = 250
 /** How long a crew waits for what others may give back. */
 const waitMs = 15_000
 
@@ -18,10 +18,12 @@ export const poolOf = (trial: string): string => `${trial}-budget`
 export const crewOf = (trial: string): string => `${trial}-crew`
 
 /** Model calls of a crew's run: those of all crews together are half as many again as there are units. */
-export const callsOf = (crew: string): number => 15 + draw(`${crew} calls`, 21)
+export const callsOf = (crew: string, units: number): number =>
+  Math.ceil(((15 + draw(`${crew} calls`, 21)) * units) / allUnits)
 
 /** What a worker runs, for some trials. */
-export function sharedBudgetCrews(trials: readonly string[]): readonly Crew[] {
+export function sharedBudgetCrews(trials: readonly string[], units: number): readonly Crew[] {
+  const share = Math.ceil(units / shares)
   const note = defineTool({
     name: 'note',
     description: 'Notes something down.',

@@ -24,7 +24,7 @@ import { bundleChild } from './child-script.js'
 import { leaseMs } from './failover-trials.js'
 import { draw } from './kill-crews.js'
 import type { SharedBudgetConfig } from './shared-budget-child.js'
-import { callsOf, crewsOfTrial, poolOf, sharedBudgetCrews, units } from './shared-budget-crews.js'
+import { allUnits, callsOf, crewsOfTrial, poolOf, sharedBudgetCrews } from './shared-budget-crews.js'
 
 const root = join(import.meta.dirname, '../..')
 const workers = 3
@@ -77,15 +77,18 @@ export interface SharedBudgetReport {
 export async function runSharedBudgetTrials(options: {
   readonly trials: number
   readonly seed: number
+  /** What the budget of a trial has. @default 1,000 */
+  readonly units?: number
 }): Promise<SharedBudgetReport> {
   const started = performance.now()
+  const { units = allUnits } = options
   const trials: SharedBudgetTrial[] = []
   const violations: string[] = []
   await using script = await bundleChild('shared-budget-child')
   for (let first = 0; first < options.trials; first += together) {
     const count = Math.min(together, options.trials - first)
     const names = Array.from({ length: count }, (_, at) => `b${options.seed}-${first + at}`)
-    await using stage = await BudgetStage.set(script.path, `n${options.seed}-${first}`, names)
+    await using stage = await BudgetStage.set(script.path, `n${options.seed}-${first}`, names, units)
     for (const name of names) {
       const trial = new Trial(name, stage)
       trials.push(await trial.run())
@@ -123,19 +126,21 @@ class BudgetStage implements AsyncDisposable {
   readonly #script: string
   readonly #namespace: string
   readonly #trials: readonly string[]
+  readonly units: number
   #server!: NatsServer
   #model!: ScriptedModel
   client!: Runtime
   #count = 0
 
-  private constructor(script: string, namespace: string, trials: readonly string[]) {
+  private constructor(script: string, namespace: string, trials: readonly string[], units: number) {
+    this.units = units
     this.#script = script
     this.#namespace = namespace
     this.#trials = trials
   }
 
-  static async set(script: string, namespace: string, trials: readonly string[]): Promise<BudgetStage> {
-    const stage = new BudgetStage(script, namespace, trials)
+  static async set(script: string, namespace: string, trials: readonly string[], units: number): Promise<BudgetStage> {
+    const stage = new BudgetStage(script, namespace, trials, units)
     stage.#server = await startNatsServer()
     stage.#model = await startScriptedModel((request) => stage.#answer(request), { keep: 0 })
     await Promise.all(Array.from({ length: workers }, () => stage.startWorker()))
@@ -153,7 +158,7 @@ class BudgetStage implements AsyncDisposable {
     const round = request.messages.filter(({ role }) => role === 'assistant').length
     const usage = { input: 20, output: 10 }
     const answer: ScriptedAnswer =
-      round + 1 < callsOf(crew)
+      round + 1 < callsOf(crew, this.units)
         ? { calls: [{ name: 'note', id: `n${round}`, arguments: { n: round } }], usage }
         : { text: 'done', usage }
     return fault.delay(5 + draw(`${crew} ${round} latency`, 60), answer)
@@ -164,7 +169,7 @@ class BudgetStage implements AsyncDisposable {
     const worker = `w${(this.#count += 1)}`
     const config: SharedBudgetConfig = {
       ...{ servers: [`nats://127.0.0.1:${proxy.port}`], namespace: this.#namespace, worker, leaseMs },
-      ...{ baseURL: this.#model.baseURL, trials: this.#trials },
+      ...{ baseURL: this.#model.baseURL, trials: this.#trials, units: this.units },
     }
     const stdio = ['pipe', 'pipe', 'pipe'] as const
     const child = spawn(process.execPath, [this.#script, JSON.stringify(config)], { cwd: root, stdio: [...stdio] })
@@ -222,7 +227,7 @@ class Trial {
   async run(): Promise<SharedBudgetTrial> {
     const started = performance.now()
     const { client } = this.#stage
-    const [budget, crew] = sharedBudgetCrews([this.#name]) as [Crew<unknown>, Crew<unknown>]
+    const [budget, crew] = sharedBudgetCrews([this.#name], this.#stage.units) as [Crew<unknown>, Crew<unknown>]
     await client.spawn(budget, { id: poolOf(this.#name) })
     let going = true
     const disturbing = this.#disturb(() => going)
@@ -279,7 +284,7 @@ class Trial {
     const kinds = faults[draw(`${this.#name} faults`, faults.length)]!
     const plan = kinds.map((kind, at) => ({
       kind,
-      at: Math.round(units * (0.1 + 0.3 * at)) + draw(`${this.#name} ${at}`, 300),
+      at: Math.round(this.#stage.units * (0.1 + 0.3 * at + draw(`${this.#name} ${at}`, 300) / 1_000)),
     }))
     for (const { kind, at } of plan) {
       await new Promise<void>((resolve) => {
@@ -327,6 +332,7 @@ class Trial {
 
   #judge(ends: readonly RunEnd[], told: number, booked: number): void {
     const requests = this.#requests
+    const { units } = this.#stage
     const say = (violation: string): void => void this.violations.push(violation)
     if (requests > units) say(`the provider was asked ${requests} times, ${units} were allowed`)
     if (requests > told) say(`the provider was asked ${requests} times, and the runs know of ${told}`)

@@ -8,6 +8,8 @@ import { createRuntime } from '../../runtime/index.js'
 import type { Budget } from '../../runtime/budget.js'
 import { defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import type { Journal } from '../../runtime/journal.js'
+import { type Message, Scope, type Snapshot, type Step } from '../../runtime/scope.js'
+import { isAtRest } from '../../runtime/state.js'
 import { defineBudget, type SharedBudgetOptions } from '../../runtime/shared-budget.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
 import { createManualClock } from '../support/manual-clock.js'
@@ -246,6 +248,18 @@ describe('shared budget: crews spend from it together', () => {
       expect(stage.requests).toHaveLength(4)
     }))
 
+  test('shared budget: another definition of it counts at once; it is kept while nobody spends from it', () =>
+    using(looks(1), async (stage) => {
+      await stage.runtime.spawn(team({ limits: { modelCalls: 1 } }))
+      const handle = await stage.runtime.spawn(crew)
+      await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED'))
+      await stage.runtime.spawn(team({ limits: { modelCalls: 3 }, window: 'day' }))
+      await handle.ask('go')
+      const { books } = await stage.runtime.show('team')
+      expect(books).toMatchObject({ limits: { modelCalls: 3 }, window: 'day' })
+      expect(isAtRest((await stage.worker.shard('team')).state, Number.POSITIVE_INFINITY)).toBe(false)
+    }))
+
   test('shared budget: a budget of the crew keeps its share from run to run only as far as it is used', () =>
     using(looks(1), async (stage) => {
       await stage.runtime.spawn(team({ limits: { modelCalls: 5 }, share: { modelCalls: 3 } }))
@@ -256,6 +270,44 @@ describe('shared budget: crews spend from it together', () => {
       await until(async () => (await booked(stage)) === 4)
       await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'account run'))
     }))
+})
+
+describe('shared budget: who goes in the midst of it', () => {
+  test('shared budget: a keeper that goes with its crew, or fails, has used what it had open, and gives the rest back', async () => {
+    const scope = (address: RegExp) =>
+      new (class extends Scope {
+        override deliver(snapshot: Snapshot, to: string, message: Message): Step {
+          // Behind the first call, when it holds a share.
+          if (address.test(to) && /^(agent.exhausted|crew.steer|budget.charge|budget.withdraw)$/.test(message.type))
+            throw new Error('planted')
+          return super.deliver(snapshot, to, message)
+        }
+      })()
+    for (const [failing, message] of [
+      [/^crew/, { type: 'crew.steer', tokens: 5, key: 'k' }],
+      [/^budget/, { type: 'budget.withdraw', holder: 'agent/x' }],
+    ] as const) {
+      const door = gate()
+      const stage = await openStage({
+        scope: scope(failing),
+        model: async () => {
+          await door.opened
+          return say('late')
+        },
+      })
+      await stage.runtime.spawn(team({ share: { modelCalls: 5 } }))
+      const run = (await stage.runtime.spawn(crew)).start('go')
+      const ended = expect(run.result).rejects.toEqual(code('ACTOR_FAILED'))
+      await until(async () => stage.requests.length === 1 && (await booked(stage)) === 5)
+      const shard = await stage.worker.shard('c')
+      const to = failing.test('crew/main') ? 'crew/main' : `budget/${await run.id}`
+      await shard.post({ from: 'client/local', to, cause: '', body: message, values: ['x'] })
+      await until(async () => (await booked(stage)) === 1)
+      door.open()
+      await ended
+      await stage.runtime.close({ graceMs: 0 })
+    }
+  })
 })
 
 describe('shared budget: what is none', () => {
@@ -275,7 +327,7 @@ describe('shared budget: what is none', () => {
       await expect(own.ask('go')).rejects.toEqual(code('MESSAGE_REFUSED', 'own is no budget'))
     }))
 
-  test('shared budget: it takes no task and no command of a crew, and neither becomes the other', () =>
+  test('SB1 shared budget: spawned like a crew, it takes no task and no command of one, and neither becomes the other', () =>
     using(looks(1), async ({ runtime }) => {
       const pool = await runtime.spawn(team())
       await expect(pool.ask('go' as never)).rejects.toEqual(code('CREW_INVALID', 'takes no tasks'))

@@ -3,15 +3,17 @@ import { contentHash, encode } from '../../runtime/codec.js'
 import { textsOf } from '../../runtime/content.js'
 import { textOf } from '../../runtime/conversation.js'
 import type { Journal, SnapshotManifest } from '../../runtime/journal.js'
+import type { Log } from '../../runtime/log.js'
 import { recover } from '../../runtime/recovery.js'
 import type { RunState } from '../../runtime/runs.js'
 import { type ShardState, stateHash } from '../../runtime/state.js'
 import { createMemoryJournal } from '../../transport/memory-journal.js'
 import type { SimulatedCrew } from './client.js'
 import { machines } from '../../machines/index.js'
+import type { Notes } from './notes.js'
 import type { Replica } from './replica.js'
 import { checkMail } from './simulated-mail.js'
-import type { World } from './world.js'
+import type { SimulatedProcess, World } from './world.js'
 
 /** Runs the checks of a world that has come to its end. */
 export async function checkEnd(
@@ -31,6 +33,29 @@ export async function checkEnd(
   checkMail(world, replicas)
   world.judge.checkSpending((shard, keeper) => world.replica(shard).accounts.limitsOf(keeper))
   await journal.close()
+}
+
+/** Checks that all runs have ended when nothing more will happen. */
+export function checkEnded(world: World, crews: readonly SimulatedCrew[], why: string): void {
+  for (const crew of crews) {
+    const { state } = world.replica(crew.id)
+    const open = [...state.runs.values()].filter((run) => run.status !== 'finished')
+    const actors = [...state.actors].map(([address, { snapshot }]) => `${address} ${JSON.stringify(snapshot.value)}`)
+    world.notes.check(
+      'ends',
+      open.length === 0 && state.mail.outbox.size === 0 && state.runs.size >= crew.tasks.length,
+      () => `${crew.id}: ${open.map(({ run, status }) => `${run} ${status}`).join()}: ${why}: ${actors.join('; ')}`,
+    )
+  }
+}
+
+/** The log of a process: an error is a promise that broke. */
+export function logOf(notes: Notes, process: SimulatedProcess): Log {
+  const line = (message: string, data?: object) => {
+    if (process.alive && !process.closing) notes.violate('alive', `${message} ${JSON.stringify(data)}`)
+  }
+  const none = () => undefined
+  return { debug: none, info: none, warn: none, error: line, with: () => logOf(notes, process) }
 }
 
 /** From each snapshot, and from the first record, replay comes to the same state. */

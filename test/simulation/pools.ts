@@ -51,6 +51,11 @@ function booksOf(pool: Replica): Books | undefined {
   return pool.state.actors.get(poolAddress)?.snapshot.context as Books | undefined
 }
 
+/** Crews that spend from what is shared. */
+function sharing(world: World, all: readonly { readonly id: string }[]): readonly Replica[] {
+  return all.map(({ id }) => world.replica(id)).filter(({ crew }) => crew?.data.from !== undefined)
+}
+
 /** Counters that a pool limits for good: what windows have is not compared, since bills come in later ones. */
 function limitedBy({ data }: Books): readonly (readonly [Dim, number])[] {
   if (data.window !== null) return []
@@ -73,19 +78,21 @@ function usedBy(
 }
 
 /** Checks at any time, by what is durable. */
-export function checkPool({ notes }: World, pool: Replica, crews: readonly Replica[]): void {
-  const books = booksOf(pool)
+export function checkPool(world: World, all: readonly { readonly id: string }[]): void {
+  const books = booksOf(world.replica(poolShard))
+  const crews = sharing(world, all)
   if (books === undefined) return
   for (const [dim, limit] of limitedBy(books)) {
     const { settled, held, over } = usedBy(crews, dim)
     const detail = () => `${dim}: ${settled} spent, ${held} held of ${limit} + ${over}`
-    notes.check('pool', settled + held <= limit + over, detail)
+    world.notes.check('pool', settled + held <= limit + over, detail)
   }
 }
 
 /** Checks when all has ended. */
-export function checkPoolEnd(world: World, pool: Replica, crews: readonly Replica[]): void {
-  const books = booksOf(pool)
+export function checkPoolEnd(world: World, all: readonly { readonly id: string }[]): void {
+  const books = booksOf(world.replica(poolShard))
+  const crews = sharing(world, all)
   if (books === undefined || world.notes.violations.length > 0) return
   const of = new Set(crews.map(({ shard }) => shard))
   const billed = world.judge.billed.filter(({ shard }) => of.has(shard))

@@ -72,7 +72,7 @@ interface CrewContext {
   readonly task: { readonly run: string } | null
   readonly waiting: readonly unknown[]
   readonly paused: boolean
-  readonly data: { readonly wallMs: number | null }
+  readonly data: { readonly wallMs: number | null; readonly from?: string }
 }
 
 interface Started {

@@ -6,14 +6,13 @@
  */
 import type { Draft } from '../../runtime/envelope.js'
 import type { JournalRecord } from '../../runtime/journal.js'
-import type { Log } from '../../runtime/log.js'
 import { type Effect, stateHash } from '../../runtime/state.js'
 import { Worker } from '../../runtime/worker.js'
 import { createMemoryStore, type MemoryStore } from '../../transport/memory-journal.js'
 import { Client, resetCauses, type SimulatedCrew } from './client.js'
 import { planClusterFaults } from './cluster-faults.js'
 import { type CrashWindow, drawFaults, type FaultPlan } from './fault-plan.js'
-import { checkEnd, hashOf } from './final-checks.js'
+import { checkEnd, checkEnded, hashOf, logOf } from './final-checks.js'
 import { Judge } from './judge.js'
 import { type Fault, Notes } from './notes.js'
 import { machines } from '../../machines/index.js'
@@ -163,7 +162,7 @@ class Simulation implements World {
     await this.#shutDown()
     const replicas = [...this.#replicas.values()]
     if (this.#after <= maxAfter) await checkEnd(this, this.#crews, replicas)
-    if (this.#pool !== null) checkPoolEnd(this, this.replica(poolShard), this.#sharing())
+    if (this.#pool !== null) checkPoolEnd(this, this.#crews)
     const count = (what: keyof Replica['count']) => replicas.reduce((sum, replica) => sum + replica.count[what], 0)
     return {
       seed: this.seed,
@@ -210,11 +209,6 @@ class Simulation implements World {
     return this.#pool === null ? this.#crews : [this.#pool, ...this.#crews]
   }
 
-  /** Crews that spend from what is shared. */
-  #sharing(): readonly Replica[] {
-    return this.#crews.filter(({ variant }) => sharesBudget(variant)).map(({ id }) => this.replica(id))
-  }
-
   /** A process that lives, if any. */
   #living(): Slot | undefined {
     const living = this.#slots.filter(({ process }) => process?.alive === true)
@@ -255,10 +249,10 @@ class Simulation implements World {
   async #passUntil(done: () => boolean): Promise<void> {
     for (let events = 0; !done(); events++) {
       if (this.notes.violations.length > 0 && (this.#after += 1) > maxAfter) return
-      if (!this.timeline.run()) return this.#stuck('nothing is due any more')
+      if (!this.timeline.run()) return checkEnded(this, this.#crews, 'nothing is due any more')
       if (this.timeline.now > calmMs) this.#calmDown()
       if (events > this.#maxEvents || this.timeline.now > maxMs)
-        return this.#stuck(`${events} events, ${this.timeline.now} ms`)
+        return checkEnded(this, this.#crews, `${events} events, ${this.timeline.now} ms`)
       // What is due at the same moment may come in before anything reacts.
       if (this.timeline.next === this.timeline.now && this.random.chance(0.3)) continue
       await new Promise((resolve) => setImmediate(resolve))
@@ -269,21 +263,6 @@ class Simulation implements World {
     this.calm = true
     this.fullUntil = 0
     this.slowUntil = 0
-  }
-
-  #stuck(why: string): void {
-    for (const crew of this.#crews) {
-      const replica = this.replica(crew.id)
-      const open = [...replica.state.runs.values()].filter((run) => run.status !== 'finished')
-      const actors = [...replica.state.actors].map(
-        ([address, { snapshot }]) => `${address} ${JSON.stringify(snapshot.value)}`,
-      )
-      this.notes.check(
-        'ends',
-        open.length === 0 && replica.state.mail.outbox.size === 0 && replica.state.runs.size >= crew.tasks.length,
-        () => `${crew.id}: ${open.map(({ run, status }) => `${run} ${status}`).join()}: ${why}: ${actors.join('; ')}`,
-      )
-    }
   }
 
   /** Lets the last timers run out. */
@@ -330,7 +309,7 @@ class Simulation implements World {
       journal,
       ports: { clock, random: this.random.next, breakers: this.breakers.of(process, clock) },
       context: { scope: this.scope(), machines },
-      log: this.#log(process),
+      log: logOf(this.notes, process),
       executor: `p${process.id}`,
       idleMs: this.plan.idleMs,
       checks: this.plan.checks,
@@ -371,14 +350,6 @@ class Simulation implements World {
       .worker!.active.get(shard)
       ?.snapshot()
       .catch(() => undefined)
-  }
-
-  #log(process: SimulatedProcess): Log {
-    const line = (message: string, data?: object) => {
-      if (process.alive && !process.closing) this.notes.violate('alive', `${message} ${JSON.stringify(data)}`)
-    }
-    const none = () => undefined
-    return { debug: none, info: none, warn: none, error: line, with: () => this.#log(process) }
   }
 
   crash(process: SimulatedProcess, fault: Fault): void {
@@ -551,7 +522,7 @@ class Simulation implements World {
     const { owner } = replica.state
     const detail = () => `${record.shard} ${record.first}: ${writer} wrote, ${before} had it, ${owner} has it`
     this.notes.check('owner', writer === (taking ? owner : before), detail)
-    if (this.#pool !== null) checkPool(this, this.replica(poolShard), this.#sharing())
+    if (this.#pool !== null) checkPool(this, this.#crews)
     const first = record.last - envelopes.length
     for (const [index, { at: _, ...draft }] of envelopes.entries()) {
       const by = this.cluster === null ? '' : ` by ${writer}${process === null ? ', late' : ''}`

@@ -37,6 +37,8 @@ export interface StageOptions {
   readonly store?: MemoryStore
   readonly clock?: ManualClock
   readonly machines?: Machines
+  /** What runs the machines. */
+  readonly scope?: Scope
   /** Puts something between worker and journal. */
   readonly journal?: (journal: Journal) => Journal
   /** What `open` of the journal says. */
@@ -112,7 +114,7 @@ export async function openStage(options: StageOptions = {}): Promise<Stage> {
     log: createLog('silent'),
     executor: 'test',
     ports: { clock, random: () => 0, breakers },
-    context: { scope: new Scope(), machines: { ...(options.machines ?? shippedMachines) } },
+    context: { scope: options.scope ?? new Scope(), machines: { ...(options.machines ?? shippedMachines) } },
     checks: options.checks ?? true,
     idleMs: options.idleMs ?? 30_000,
     ...(options.retainMs === undefined ? {} : { retainMs: options.retainMs }),
