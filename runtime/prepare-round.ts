@@ -5,10 +5,10 @@
  * Does not own: the forms of conditions (`stop-condition.ts`), what a plan makes of a request (`round-plan.ts`), when it is
  * asked (`machines/agent.ts`).
  *
- * - PR1 It runs as work for a port, never in a commit: interrupted, it runs again, and what counts is the outcome in the journal.
- * - PR2 Whatever the user's code does (throws, hangs, brings nonsense), the agent ends with `CALLBACK_FAILED` and the reason.
- * - PR3 Messages are shown or not, and said beside; a call and its results go together (HO1), and what was said is not rewritten.
- * - PR4 Conditions are asked before `prepareRound`, and never before a task's first round.
+ * - RND1 It runs as work for a port, never in a commit: interrupted, it runs again, and what counts is the outcome in the journal.
+ * - RND2 Whatever the user's code does (throws, hangs, brings nonsense), the agent ends with `CALLBACK_FAILED` and the reason.
+ * - RND3 Messages are shown or not, and said beside; a call and its results go together (HO1), and what was said is not rewritten.
+ * - RND4 Conditions are asked before `prepareRound`, and never before a task's first round.
  */
 import { z } from 'zod'
 import type { RoundPlan, RoundPrepare } from '../machines/index.js'

@@ -5,8 +5,8 @@
  * Does not own: when they are asked and what is read off the conversation (`prepare-round.ts`), what an agent that is stopped
  * answers (`prepare-round.ts`), the end of its task (`machines/agent.ts`).
  *
- * - SC1 A condition is data, or a function of the user's; what is data of it is part of the definition, a function by its name.
- * - SC2 Conditions are asked in their order, and only as far as the answer is not known yet.
+ * - STC1 A condition is data, or a function of the user's; what is data of it is part of the definition, a function by its name.
+ * - STC2 Conditions are asked in their order, and only as far as the answer is not known yet.
  */
 import { z } from 'zod'
 import type { HistoryMessage } from './define.js'
