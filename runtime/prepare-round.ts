@@ -110,7 +110,17 @@ export async function prepareRound(call: RoundPrepare, live: LiveCrew, ask: Roun
     const changes = await within('prepareRound', (signal) => prepare({ ...context, signal }))
     return planOf(checkedChanges(changes ?? {}), agent, live, { ...ask, messages, given: known.messages })
   } catch (error) {
-    return failed('CALLBACK_FAILED', toTroupeError(error, 'CALLBACK_FAILED').message)
+    return failed('CALLBACK_FAILED', wordsOf(error))
+  }
+}
+
+/** What was thrown says; the user's code may throw anything. */
+function wordsOf(thrown: unknown): string {
+  try {
+    const { message } = toTroupeError(thrown, 'CALLBACK_FAILED') as { readonly message: unknown }
+    return typeof message === 'string' ? message : 'it gave no reason'
+  } catch {
+    return 'it gave no reason'
   }
 }
 
@@ -276,7 +286,7 @@ function deploymentsOf(
       try {
         port.check(name)
       } catch (error) {
-        refuse(`chose a model that cannot work: ${toTroupeError(error, 'MODEL_UNKNOWN').message}`)
+        refuse(`chose a model that cannot work: ${wordsOf(error)}`)
       }
       return { name, price: port.price(name) ?? prepared.crew.unknownPrice, group }
     }),
@@ -318,9 +328,7 @@ async function bounded<T>(
     return await Promise.race([(async () => work(own.signal))(), late])
   } catch (error) {
     if (error instanceof TroupeError && error.code === 'CALLBACK_FAILED' && error.message.startsWith(what)) throw error
-    throw new TroupeError('CALLBACK_FAILED', `${what} failed: ${toTroupeError(error, 'CALLBACK_FAILED').message}`, {
-      cause: error,
-    })
+    throw new TroupeError('CALLBACK_FAILED', `${what} failed: ${wordsOf(error)}`, { cause: error })
   } finally {
     cancel()
     signal.removeEventListener('abort', leave)

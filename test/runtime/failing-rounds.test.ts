@@ -21,6 +21,17 @@ describe('prepareRound: code that fails', () => {
       },
       /^prepareRound failed: null$/,
     ],
+    [
+      'throws what cannot be read',
+      () => {
+        throw Object.defineProperty(new Error('x'), 'message', {
+          get: () => {
+            throw new Error('again')
+          },
+        })
+      },
+      /^prepareRound failed: it gave no reason$/,
+    ],
     ['brings what is nothing', () => 7, /^prepareRound brought what it may not/],
     ['brings an unknown field', () => ({ toolz: [] }), /^prepareRound brought what it may not.*toolz/],
     ['names an unknown tool', () => ({ tools: ['nope'] }), /^prepareRound named the tool "nope"/],

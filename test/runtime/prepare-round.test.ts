@@ -328,6 +328,31 @@ describe('prepareRound: what happens meanwhile', () => {
     }
   })
 
+  test('prepareRound: code that is taken out, or put in, holds from the next round on, over a death too', async () => {
+    const { stage, told } = await preparing()
+    stage.crash()
+    const plain = agentWith({})
+    const { store, clock } = stage
+    const second = await openStage({ store, clock, unclean: true, model: looks(2) })
+    const crew = await second.runtime.spawn(plain, { id: 'c' })
+    const run = await crew.current()
+    expect((await run!.result).output).toBe('done')
+    expect(told).toHaveLength(1)
+    const held = gate()
+    const next = await openStage({
+      model: (request) => (resultsIn(request).length === 0 ? held.opened.then(() => call(['look'])) : say('done')),
+    })
+    const before = await next.runtime.spawn(plain, { id: 'c' })
+    const going = before.start('go')
+    await until(() => next.requests.length === 1)
+    await next.runtime.spawn(agentWith(changing(() => ({ instructions: 'Put in.' }))), { id: 'c' })
+    held.open()
+    await going.result
+    expect(next.requests.map((each) => contentsOf(each)[0])).toEqual(['You are it.', 'Put in.'])
+    await second.runtime.close()
+    await next.runtime.close()
+  })
+
   test('prepareRound: an agent that waits for more money keeps its prepared round', async () => {
     let prepared = 0
     const poor = defineCrew({
