@@ -168,7 +168,7 @@ function callsIn(said: HistoryMessage, behind: readonly HistoryMessage[], { answ
 function textIn({ content }: HistoryMessage): string {
   if (typeof content === 'string') return content
   if (!Array.isArray(content)) return ''
-  return content.map((part: { text?: string }) => part.text ?? '').join('')
+  return content.map((part: { text?: string } | null) => part?.text ?? '').join('')
 }
 
 /** What the agent said last in this task; empty for nothing. */

@@ -232,6 +232,16 @@ describe('stop conditions', () => {
     refused(() => Array.from({ length: 17 }).reduce<ReturnType<typeof not>>((inner) => not(inner), roundsAre(1)))
   })
 
+  test('stopWhen: a tool that the agent has not is refused with its crew', async () => {
+    const stage = await openStage()
+    const spawned = (stopWhen: AgentOptions['stopWhen']) =>
+      stage.runtime.spawn(agentWith({ stopWhen: stopWhen!, delegates: [] }))
+    for (const wrong of [calledTool('sumbit'), any(not(all(calledTool('sumbit'), roundsAre(2))))])
+      await expect(spawned(wrong)).rejects.toEqual(code('CREW_INVALID'))
+    await expect(spawned(calledTool('submit'))).resolves.toBeDefined()
+    await stage.runtime.close()
+  })
+
   test('STC1 stopWhen: conditions are part of the definition, functions by their names', async () => {
     const stage = await openStage()
     const hash = (more: Partial<AgentOptions>) =>
