@@ -212,8 +212,8 @@ export interface AgentOptions<Output extends z.ZodType | undefined = z.ZodType |
     readonly prepareMs?: number
   }
   /**
-   * Called before each model call's round: which model, tools, settings, instructions and messages it is to have, where that
-   * is not the usual. It runs outside of commits, and again when a process ended over it; what it says is journalled.
+   * Called before each round: which model, tools, settings, instructions and messages it is to have, where that is not the
+   * usual. It runs outside of commits, and again when a process ended over it; what it says is journalled.
    * @default every round is alike
    */
   readonly prepareRound?: (context: RoundContext) => RoundChanges | undefined | Promise<RoundChanges | undefined>

@@ -12,7 +12,7 @@
  *   outcome is that process's to bring, and the shard looks after it.
  * - X4 At most `maxInFlight` effects are with the ports; the rest wait here in order.
  */
-import type { ModelCall, RoundPrepare, ToolCall, View } from '../machines/index.js'
+import type { ModelCall, RoundPrepare, ToolCall } from '../machines/index.js'
 import { argumentsOf, textsOf, valuesAt } from './content.js'
 import type { Entry } from './conversation.js'
 import type { Draft } from './envelope.js'
@@ -35,7 +35,7 @@ import type {
   ToolRequest,
 } from './ports.js'
 import { failed as roundFailed, prepareRound } from './prepare-round.js'
-import type { PreparedAgent, PreparedCrew } from './prepared-crew.js'
+import type { PreparedCrew } from './prepared-crew.js'
 import { type PromiseCall, rejected, runPromise } from './promise-call.js'
 import { messagesIn, plannedAgent } from './round-plan.js'
 import { type Effect, isPortWork, type PortEffect, type ShardState } from './state.js'
@@ -281,21 +281,6 @@ export class Dispatcher {
     return signal.aborted ? null : outcome
   }
 
-  /** What an agent is shown of its conversation. Null when nobody waits for it any more. */
-  #shown(
-    agent: PreparedAgent,
-    view: View | undefined,
-    entries: readonly Entry[],
-    signal: AbortSignal,
-  ): Promise<Shown[] | null> {
-    const { journal, id } = this.#shard
-    const places = placesIn(entries.length, view, agent.system !== null)
-    const seen = places?.map((at) => entries[at]!) ?? entries
-    return this.#read(signal, async () =>
-      (await textsOf(journal, id, seen)).map((text, index) => ({ text, at: places?.[index] ?? index })),
-    )
-  }
-
   async #round(
     effect: Effect,
     call: RoundPrepare,
@@ -306,10 +291,13 @@ export class Dispatcher {
     const live = shard.crew()!
     const agent = live.prepared.agents.get(call.agent)
     if (agent === undefined) throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
-    const shown = await this.#shown(agent, call.view, entries, signal)
+    const places = placesIn(entries.length, call.view, agent.system !== null)
+    const seen = places?.map((at) => entries[at]!) ?? entries
+    const texts = await this.#read(signal, () => textsOf(shard.journal, shard.id, seen))
     const run = await this.#read(signal, () => this.#run(call.run))
-    if (shown === null || run === null || !(await this.#mayStart(effect, { effect: 'pure' }, signal)))
+    if (texts === null || run === null || !(await this.#mayStart(effect, { effect: 'pure' }, signal)))
       return signal.aborted ? null : notStarted
+    const shown = shownAt(texts, places)
     const outcome = await prepareRound(call, live, { shown, data: run.data, clock: shard.ports.clock, signal })
     return signal.aborted ? null : outcome
   }
@@ -330,10 +318,14 @@ export class Dispatcher {
     if (live === null || defined === undefined)
       throw new TroupeError('CREW_INVALID', `the crew has no agent ${call.agent} any more`)
     const agent = plannedAgent(defined, call.plan)
-    const shown = await this.#shown(agent, call.view, entries, signal)
-    const beside = await this.#read(signal, () => this.#beside(call))
-    if (shown === null || beside === null) return signal.aborted ? null : notStarted
-    const messages = messagesIn(agent, shown, call.plan, beside)
+    const places = placesIn(entries.length, call.view, agent.system !== null)
+    const seen = places?.map((at) => entries[at]!) ?? entries
+    const texts = await this.#read(signal, () => textsOf(shard.journal, shard.id, seen))
+    const beside = call.plan?.beside === undefined ? [] : await this.#read(signal, () => this.#beside(call))
+    if (texts === null || beside === null) return signal.aborted ? null : notStarted
+    const shown = () => shownAt(texts, places)
+    const whole = () => (agent.system === null ? texts : [agent.system, ...texts])
+    const messages = call.plan === undefined ? whole() : messagesIn(agent, shown(), call.plan, beside)
     const { breakers } = shard.ports
     const id = `${shard.id}.${effect.id}`
     const signals = [signal, this.#leaving.signal]
@@ -370,12 +362,12 @@ export class Dispatcher {
     if (!reply.ok) return failed(reply, admission, call, live.prepared, shard.ports)
     // The reply has been paid for: it is kept for as long as it takes to check it.
     const run = await this.#read(null, () => this.#run(call.run))
-    return run === null ? null : replied(reply, admission, call, live.prepared, { ...run, shown: () => shown })
+    return run === null ? null : replied(reply, admission, call, live.prepared, { ...run, shown })
   }
 
   /** What a round says beside its conversation. */
-  async #beside({ plan }: ModelCall): Promise<readonly string[]> {
-    return plan?.beside === undefined ? [] : valuesAt(this.#shard.journal, this.#shard.id, plan.sequence)
+  #beside({ plan }: ModelCall): Promise<readonly string[]> {
+    return valuesAt(this.#shard.journal, this.#shard.id, plan!.sequence)
   }
 
   async #tool(effect: Effect, call: ToolCall, entries: readonly Entry[], signal: AbortSignal): Promise<Outcome | null> {
@@ -478,6 +470,11 @@ export class Dispatcher {
   #isClosed(): boolean {
     return this.#closed
   }
+}
+
+/** Messages with their places in the conversation. @param places null: it is all of them */
+function shownAt(texts: readonly string[], places: readonly number[] | null): Shown[] {
+  return texts.map((text, index) => ({ text, at: places?.[index] ?? index }))
 }
 
 function draftOf(effect: Effect, outcome: Outcome): Draft {

@@ -5,10 +5,10 @@
  * Does not own: the forms of conditions (`stop-condition.ts`), what a plan makes of a request (`round-plan.ts`), when it is
  * asked (`machines/agent.ts`).
  *
- * - PR1 It runs as work for a port, never in a commit: interrupted, it runs again, and what counts is the outcome in the journal.
- * - PR2 Whatever the user's code does (throws, hangs, brings nonsense), the agent ends with `CALLBACK_FAILED` and the reason.
- * - PR3 Messages are shown or not, and said beside; a call and its results go together (HO1), and what was said is not rewritten.
- * - PR4 Conditions are asked before `prepareRound`, and never before a task's first round.
+ * - RND1 It runs as work for a port, never in a commit: interrupted, it runs again, and what counts is the outcome in the journal.
+ * - RND2 Whatever the user's code does (throws, hangs, brings nonsense), the agent ends with `CALLBACK_FAILED` and the reason.
+ * - RND3 Messages are shown or not, and said beside; a call and its results go together (HO1), and what was said is not rewritten.
+ * - RND4 Conditions are asked before `prepareRound`, and never before a task's first round.
  */
 import { z } from 'zod'
 import type { RoundPlan, RoundPrepare } from '../machines/index.js'
@@ -110,7 +110,17 @@ export async function prepareRound(call: RoundPrepare, live: LiveCrew, ask: Roun
     const changes = await within('prepareRound', (signal) => prepare({ ...context, signal }))
     return planOf(checkedChanges(changes ?? {}), agent, live, { ...ask, messages, given: known.messages })
   } catch (error) {
-    return failed('CALLBACK_FAILED', toTroupeError(error, 'CALLBACK_FAILED').message)
+    return failed('CALLBACK_FAILED', wordsOf(error))
+  }
+}
+
+/** What was thrown says; the user's code may throw anything. */
+function wordsOf(thrown: unknown): string {
+  try {
+    const { message } = toTroupeError(thrown, 'CALLBACK_FAILED') as { readonly message: unknown }
+    return typeof message === 'string' ? message : 'it gave no reason'
+  } catch {
+    return 'it gave no reason'
   }
 }
 
@@ -158,7 +168,7 @@ function callsIn(said: HistoryMessage, behind: readonly HistoryMessage[], { answ
 function textIn({ content }: HistoryMessage): string {
   if (typeof content === 'string') return content
   if (!Array.isArray(content)) return ''
-  return content.map((part: { text?: string }) => part.text ?? '').join('')
+  return content.map((part: { text?: string } | null) => part?.text ?? '').join('')
 }
 
 /** What the agent said last in this task; empty for nothing. */
@@ -276,7 +286,7 @@ function deploymentsOf(
       try {
         port.check(name)
       } catch (error) {
-        refuse(`chose a model that cannot work: ${toTroupeError(error, 'MODEL_UNKNOWN').message}`)
+        refuse(`chose a model that cannot work: ${wordsOf(error)}`)
       }
       return { name, price: port.price(name) ?? prepared.crew.unknownPrice, group }
     }),
@@ -318,9 +328,7 @@ async function bounded<T>(
     return await Promise.race([(async () => work(own.signal))(), late])
   } catch (error) {
     if (error instanceof TroupeError && error.code === 'CALLBACK_FAILED' && error.message.startsWith(what)) throw error
-    throw new TroupeError('CALLBACK_FAILED', `${what} failed: ${toTroupeError(error, 'CALLBACK_FAILED').message}`, {
-      cause: error,
-    })
+    throw new TroupeError('CALLBACK_FAILED', `${what} failed: ${wordsOf(error)}`, { cause: error })
   } finally {
     cancel()
     signal.removeEventListener('abort', leave)

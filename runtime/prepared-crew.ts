@@ -19,8 +19,9 @@ import {
   isAddress,
   type MachineIdentity,
 } from './define.js'
+import { TroupeError } from './errors.js'
 import type { ModelPort } from './ports.js'
-import { describeCondition } from './stop-condition.js'
+import { describeCondition, toolsIn } from './stop-condition.js'
 import { supervisionOf } from './supervision.js'
 import { type JudgedAgent, responseFormat, toolSchemas } from './verdict.js'
 
@@ -64,6 +65,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
   for (const [name, agent] of Object.entries(crew.agents)) {
     for (const deployment of agent.models) model.check(deployment)
     const prepared = prepareAgent(agent, crew)
+    checkStops(name, agent)
     agents.set(name, prepared)
     data[name] = agentData(name, prepared, crew, model)
     described[name] = describeAgent(agent, prepared)
@@ -90,6 +92,17 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     version: crew.version ?? null,
   })
   return { crew, data: crewData, definition, hash: contentHash(definition), agents }
+}
+
+/** @throws TroupeError `CREW_INVALID` for a condition that is about something that the agent cannot call. */
+function checkStops(name: string, { stopWhen, tools, delegates }: Agent): void {
+  const known = new Set([...tools.map((tool) => tool.name), ...delegates])
+  const unknown = toolsIn(stopWhen).find((tool) => !known.has(tool))
+  if (unknown === undefined) return
+  throw new TroupeError(
+    'CREW_INVALID',
+    `agent ${name}: stopWhen: calledTool(${unknown}): it has no such tool or delegate`,
+  )
 }
 
 function prepareAgent(agent: Agent, crew: Crew): PreparedAgent {

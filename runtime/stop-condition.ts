@@ -5,8 +5,8 @@
  * Does not own: when they are asked and what is read off the conversation (`prepare-round.ts`), what an agent that is stopped
  * answers (`prepare-round.ts`), the end of its task (`machines/agent.ts`).
  *
- * - SC1 A condition is data, or a function of the user's; what is data of it is part of the definition, a function by its name.
- * - SC2 Conditions are asked in their order, and only as far as the answer is not known yet.
+ * - STC1 A condition is data, or a function of the user's; what is data of it is part of the definition, a function by its name.
+ * - STC2 Conditions are asked in their order, and only as far as the answer is not known yet.
  */
 import { z } from 'zod'
 import type { HistoryMessage } from './define.js'
@@ -94,6 +94,7 @@ export function roundsAre(rounds: number): StopRule {
 /**
  * The last round had a call of this tool, or of this delegate, and it was answered: neither refused nor failed. What it was
  * answered is what the agent then answers.
+ * One that the agent has not is refused with its crew.
  * @throws TroupeError `CREW_INVALID` for a name that no tool can have.
  */
 export function calledTool(tool: string): StopRule {
@@ -165,6 +166,15 @@ export async function firstStop(conditions: readonly StopCondition[], context: S
     if (stop !== null) return stop
   }
   return null
+}
+
+/** Tools and agents that conditions are about. */
+export function toolsIn(conditions: readonly StopCondition[]): string[] {
+  return conditions.flatMap((each) => {
+    if (typeof each === 'function') return []
+    if (each.is === 'called') return [each.tool]
+    return toolsIn(each.is === 'not' ? [each.condition] : 'conditions' in each ? each.conditions : [])
+  })
 }
 
 /** A condition as the definition of a crew has it. */

@@ -21,6 +21,17 @@ describe('prepareRound: code that fails', () => {
       },
       /^prepareRound failed: null$/,
     ],
+    [
+      'throws what cannot be read',
+      () => {
+        throw Object.defineProperty(new Error('x'), 'message', {
+          get: () => {
+            throw new Error('again')
+          },
+        })
+      },
+      /^prepareRound failed: it gave no reason$/,
+    ],
     ['brings what is nothing', () => 7, /^prepareRound brought what it may not/],
     ['brings an unknown field', () => ({ toolz: [] }), /^prepareRound brought what it may not.*toolz/],
     ['names an unknown tool', () => ({ tools: ['nope'] }), /^prepareRound named the tool "nope"/],
@@ -43,12 +54,12 @@ describe('prepareRound: code that fails', () => {
     ],
   ]
   for (const [what, prepare, reason] of refusals)
-    test(`PR2 prepareRound: one that ${what} ends the agent with the reason`, async () => {
+    test(`RND2 prepareRound: one that ${what} ends the agent with the reason`, async () => {
       const ended = asked({ prepareRound: prepare as AgentOptions['prepareRound'] } as never, () => say('x'))
       await expect(ended).rejects.toMatchObject({ code: 'CALLBACK_FAILED', message: expect.stringMatching(reason) })
     })
 
-  test('PR2 prepareRound: messages out of order, or with its own between, are refused', async () => {
+  test('RND2 prepareRound: messages out of order, or with its own between, are refused', async () => {
     for (const choose of [
       (given: readonly HistoryMessage[]) => [...given].reverse(),
       (given: readonly HistoryMessage[]) => [given[0]!, given[0]!],
@@ -65,7 +76,7 @@ describe('prepareRound: code that fails', () => {
     }
   })
 
-  test('PR2 prepareRound: a model that cannot work is refused before anything is paid', async () => {
+  test('RND2 prepareRound: a model that cannot work is refused before anything is paid', async () => {
     const ended = asked(
       changing(() => ({ model: 'z:none' })),
       () => say('x'),
@@ -86,7 +97,7 @@ describe('prepareRound: code that fails', () => {
     })
   })
 
-  test('PR2 prepareRound: one that hangs is given up after its time, and told by its signal', async () => {
+  test('RND2 prepareRound: one that hangs is given up after its time, and told by its signal', async () => {
     let signal: AbortSignal | undefined
     const stage = await openStage()
     const hangs = agentWith({
@@ -107,7 +118,7 @@ describe('prepareRound: code that fails', () => {
     await stage.runtime.close()
   })
 
-  test('PR2 prepareRound: a delegate whose code fails tells its caller', async () => {
+  test('RND2 prepareRound: a delegate whose code fails tells its caller', async () => {
     const agents = {
       lead: agentWith({ delegates: ['help'] }),
       help: agentWith(changing(() => ({ tools: ['nope'] }))),

@@ -37,7 +37,7 @@ describe('prepareRound: what a round may have otherwise', () => {
     expect(rolesOf(requests[2]!)).toEqual(['system', 'user', 'assistant', 'tool', 'assistant', 'tool'])
   })
 
-  test('prepareRound: model, tools, settings and instructions hold for their round only', async () => {
+  test('RP2 prepareRound: model, tools, settings and instructions hold for their round only', async () => {
     const { requests, events } = await asked(
       changing(({ round }) =>
         round !== 2
@@ -86,7 +86,7 @@ describe('prepareRound: what a round may have otherwise', () => {
       ),
       (_, index) => (index < 3 ? call(['look', { topic: `t${index}` }]) : say('done')),
     )
-    // PR3: the result whose call is left out goes with it.
+    // RND3: the result whose call is left out goes with it.
     expect(contentsOf(requests[2]!)).toEqual(['You are it.', 'So far: nothing.', 'Be brief.'])
     expect(rolesOf(requests[3]!)).toEqual([
       'system',
@@ -110,7 +110,7 @@ describe('prepareRound: what a round may have otherwise', () => {
     ])
   })
 
-  test('PR3 prepareRound: a call is kept with its results, and a summary stands behind the system message', async () => {
+  test('RND3 prepareRound: a call is kept with its results, and a summary stands behind the system message', async () => {
     for (const instructions of ['You are it.', () => 'You are it.']) {
       const { requests } = await asked(
         {
@@ -284,7 +284,7 @@ describe('prepareRound: what happens meanwhile', () => {
     await stage.runtime.close()
   })
 
-  test('PR1 prepareRound: when the process dies over it, it is asked again, and its prepared round outlives a death', async () => {
+  test('RND1 prepareRound: when the process dies over it, it is asked again, and its prepared round outlives a death', async () => {
     const { stage, agent, told } = await preparing()
     stage.crash()
     const slow = gate()
@@ -306,7 +306,7 @@ describe('prepareRound: what happens meanwhile', () => {
     await third.runtime.close()
   })
 
-  test('PR1 prepareRound: a process that dies three times over it ends the agent, and is not asked a fourth time', async () => {
+  test('RND1 prepareRound: a process that dies three times over it ends the agent, and is not asked a fourth time', async () => {
     const { stage, run } = await preparing()
     const id = await run.id
     let asked = 0
@@ -326,6 +326,31 @@ describe('prepareRound: what happens meanwhile', () => {
       expect(asked).toBe(2)
       return next.runtime.close({ graceMs: 0 })
     }
+  })
+
+  test('prepareRound: code that is taken out, or put in, holds from the next round on, over a death too', async () => {
+    const { stage, told } = await preparing()
+    stage.crash()
+    const plain = agentWith({})
+    const { store, clock } = stage
+    const second = await openStage({ store, clock, unclean: true, model: looks(2) })
+    const crew = await second.runtime.spawn(plain, { id: 'c' })
+    const run = await crew.current()
+    expect((await run!.result).output).toBe('done')
+    expect(told).toHaveLength(1)
+    const held = gate()
+    const next = await openStage({
+      model: (request) => (resultsIn(request).length === 0 ? held.opened.then(() => call(['look'])) : say('done')),
+    })
+    const before = await next.runtime.spawn(plain, { id: 'c' })
+    const going = before.start('go')
+    await until(() => next.requests.length === 1)
+    await next.runtime.spawn(agentWith(changing(() => ({ instructions: 'Put in.' }))), { id: 'c' })
+    held.open()
+    await going.result
+    expect(next.requests.map((each) => contentsOf(each)[0])).toEqual(['You are it.', 'Put in.'])
+    await second.runtime.close()
+    await next.runtime.close()
   })
 
   test('prepareRound: an agent that waits for more money keeps its prepared round', async () => {

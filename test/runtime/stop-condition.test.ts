@@ -19,7 +19,7 @@ describe('stop conditions', () => {
     } as typeof made
   }
 
-  test('PR4 stopWhen: so many rounds are made, and the answer is what was said last', async () => {
+  test('RND4 stopWhen: so many rounds are made, and the answer is what was said last', async () => {
     const { output, finishReason, rounds, messages, requests, events } = await asked(
       { stopWhen: roundsAre(2) },
       endless,
@@ -68,12 +68,17 @@ describe('stop conditions', () => {
     expect(output).toBe('')
   })
 
-  test('stopWhen: money and tokens, text, and functions, each alone and combined', async () => {
+  test('STC2 stopWhen: money and tokens, text, and functions, each alone and combined, in their order', async () => {
     const rounds = async (stopWhen: AgentOptions['stopWhen']) => (await asked({ stopWhen: stopWhen! }, endless)).rounds
     // 30 tokens and 40 micro-dollars a call.
     expect(await rounds(spentAtLeast({ tokens: 60 }))).toBe(2)
     expect(await rounds(spentAtLeast({ usd: 0.0001 }))).toBe(3)
     expect(await rounds(textMatches('aloud'))).toBe(1)
+    const unasked = (): boolean => {
+      throw new Error('asked')
+    }
+    expect(await rounds(any(roundsAre(1), unasked))).toBe(1)
+    expect(await rounds([all(roundsAre(9), unasked), roundsAre(2)])).toBe(2)
     expect(await rounds([textMatches(/^ALOUD/i), roundsAre(3)])).toBe(3)
     expect(await rounds(all(textMatches(/^thinking/i), roundsAre(2)))).toBe(2)
     expect(await rounds(any(all(calledTool('look'), not(spentAtLeast({ tokens: 1 }))), roundsAre(4)))).toBe(4)
@@ -134,7 +139,7 @@ describe('stop conditions', () => {
     expect([output, finishReason]).toEqual(['mine', 'stop'])
   })
 
-  test('PR2 stopWhen: a function that throws, or says neither, ends the agent', async () => {
+  test('RND2 stopWhen: a function that throws, or says neither, ends the agent', async () => {
     const ended = asked(
       {
         stopWhen: () => {
@@ -227,7 +232,17 @@ describe('stop conditions', () => {
     refused(() => Array.from({ length: 17 }).reduce<ReturnType<typeof not>>((inner) => not(inner), roundsAre(1)))
   })
 
-  test('SC1 stopWhen: conditions are part of the definition, functions by their names', async () => {
+  test('stopWhen: a tool that the agent has not is refused with its crew', async () => {
+    const stage = await openStage()
+    const spawned = (stopWhen: AgentOptions['stopWhen']) =>
+      stage.runtime.spawn(agentWith({ stopWhen: stopWhen!, delegates: [] }))
+    for (const wrong of [calledTool('sumbit'), any(not(all(calledTool('sumbit'), roundsAre(2))))])
+      await expect(spawned(wrong)).rejects.toEqual(code('CREW_INVALID'))
+    await expect(spawned(calledTool('submit'))).resolves.toBeDefined()
+    await stage.runtime.close()
+  })
+
+  test('STC1 stopWhen: conditions are part of the definition, functions by their names', async () => {
     const stage = await openStage()
     const hash = (more: Partial<AgentOptions>) =>
       stage.bind(defineCrew({ name: 'c', agents: { agent: agentWith(more) }, lead: 'agent' })).prepared.hash

@@ -66,6 +66,8 @@ export class Rounds {
   readonly #judge: Judge
   /** Of the round that an agent is in, by its address. */
   readonly #said = new Map<string, Said>()
+  /** The same before the last message that changed it. */
+  readonly #before = new Map<string, Said | undefined>()
   readonly #conversations = new Map<string, string>()
   readonly #stopped = new Set<string>()
   /** By the effect. */
@@ -82,6 +84,9 @@ export class Rounds {
     const where = (): string => `${this.#shard} ${sequence}: ${to}`
     for (const line of decisions) {
       const actor = line.slice(0, line.indexOf(' '))
+      this.#undo(line)
+      if (/ \{"type":"(round\.(prepared|stopped)|model\.replied)"/.test(line))
+        this.#before.set(actor, this.#said.get(actor))
       const prepared = messageOf<{ plan: RoundPlan }>(line, 'round.prepared')
       if (prepared !== null) {
         this.#notes.reached('round prepared')
@@ -103,6 +108,17 @@ export class Rounds {
       else this.#conversations.delete(`round ${from}`)
       if (asked.type === 'model.call') this.#check(id, from, asked, where)
     }
+  }
+
+  /** Whoever failed over a message, and is resumed, has not taken it. */
+  #undo(line: string): void {
+    const [, actor, type] =
+      /^dead \S+ \S+ (agent\/\S+) (round\.prepared|round\.stopped|model\.replied)$/.exec(line) ?? []
+    if (actor === undefined) return
+    if (type === 'round.stopped') this.#stopped.delete(actor)
+    const before = this.#before.get(actor)
+    if (before === undefined) this.#said.delete(actor)
+    else this.#said.set(actor, before)
   }
 
   /** A reply has come: of what its model was not told of, nothing is called. */
