@@ -37,7 +37,6 @@ import {
   kindOf,
   resetCalls,
   rowOf,
-  sharesBudget,
   type Script,
   sureVariant,
   variants,
