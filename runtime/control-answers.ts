@@ -117,9 +117,9 @@ export async function* answerRequest(
     case 'letter':
       return yield { result: await runtime.deadLetters.show(request.crew, request.letter) }
     case 'replay': {
-      const { message, by = 'local' } = request
+      const { crew, letter, message, by = 'local' } = request
       const edit = message === undefined ? {} : { message, by: client ?? by }
-      return yield { result: (await runtime.deadLetters.replay(request.crew, request.letter, edit)) ?? null }
+      return yield { result: (await runtime.deadLetters.replay(crew, letter, edit)) ?? null }
     }
     case 'drop':
       return yield { result: await runtime.deadLetters.drop(request.crew, request.letter) }

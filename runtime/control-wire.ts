@@ -117,7 +117,12 @@ export const controlRequest = z.discriminatedUnion('method', [
   z.strictObject({ method: z.literal('find'), ...runOf }),
   /** Both without `run`: of the machine that it is. */
   z.strictObject({ method: z.literal('result'), ...runOf, run: runOf.run.optional() }),
-  z.strictObject({ method: z.literal('events'), ...runOf, run: runOf.run.optional(), since: z.string().max(128).optional() }),
+  z.strictObject({
+    method: z.literal('events'),
+    ...runOf,
+    run: runOf.run.optional(),
+    since: z.string().max(128).optional(),
+  }),
 ])
 
 /** A request. */

@@ -111,11 +111,11 @@ export function machineCrew(definition: MachineDefinition): Crew {
 }
 
 /** What a process offers to run, or is asked to. */
-export type Definition = Crew | Agent | MachineDefinition<never, never, never>
+export type Definition = Crew | Agent | MachineDefinition
 
 /** The crew that a definition is, whatever it defines. @throws TroupeError `CREW_INVALID`. */
 export function crewOf(definition: Definition): Crew {
-  return isMachineDefinition(definition) ? machineCrew(definition) : toCrew(definition as Crew | Agent)
+  return isMachineDefinition(definition) ? machineCrew(definition) : toCrew(definition)
 }
 
 /** Crews by their machines: the same machine is the same crew, so that it is prepared once. */

@@ -191,7 +191,7 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
   ): Promise<MachineHandle<Output, Event>>
   override spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
   override async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
-    await this.#member?.offer([definition as Definition])
+    await this.#member?.offer([definition])
     return super.spawn(definition as Crew, options)
   }
 

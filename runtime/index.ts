@@ -132,7 +132,7 @@ export interface RuntimeOptions {
   /** Prices by deployment, for models that the price table does not know or has wrong. */
   readonly prices?: OpenAIModelPortOptions['prices']
   /** Machines of one's own that may be in the store: what is due of them is taken up before anybody spawns them. */
-  readonly machines?: readonly MachineDefinition<never, never, never>[]
+  readonly machines?: readonly MachineDefinition[]
   /** Least severe log lines on stderr. @default 'warn' */
   readonly log?: LogLevel
   /** A quiet crew leaves memory after so long. @default 30_000 */

@@ -56,14 +56,16 @@ export function basketWith({ quote = async (items) => items * 2, charge = async 
       },
       quoting: {
         invoke: {
-          ...{ id: 'quote', src: 'quote' },
+          id: 'quote',
+          src: 'quote',
           input: ({ context }) => context.items,
           onDone: { target: 'open', actions: assign({ price: ({ event }) => event.output }) },
         },
       },
       paying: {
         invoke: {
-          ...{ id: 'charge', src: 'charge' },
+          id: 'charge',
+          src: 'charge',
           input: ({ context }) => context.items,
           onDone: { target: 'done', actions: assign({ receipt: ({ event }) => event.output }) },
           onError: {

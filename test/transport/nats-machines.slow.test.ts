@@ -178,8 +178,13 @@ test('DM2 machines over NATS: what is forged or malformed is refused with a code
   const types = (await all(client.journal('b1'))).map(({ envelope: { body } }) => body.type)
   expect(types).toEqual(['shard.taken', 'crew.defined'])
   await send({ type: 'add', items: 1 })
-  const [{ envelope }] = (await all(client.journal('b1', 3))) as [{ envelope: object }]
-  expect(envelope).toMatchObject({ from: 'client/bare', to: 'machine/main', cause: 'k', body: { type: 'add', items: 1 } })
+  const [taken] = await all(client.journal('b1', 3))
+  expect(taken?.envelope).toMatchObject({
+    from: 'client/bare',
+    to: 'machine/main',
+    cause: 'k',
+    body: { type: 'add', items: 1 },
+  })
 })
 
 test('OF1 machines over NATS: a machine is no crew of agents, and a crew is no machine', async () => {
