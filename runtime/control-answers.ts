@@ -95,9 +95,8 @@ export async function* answerRequest(
       return yield { result: (await runtime.steer(request.crew, request.input as SteerInput, options)) ?? null }
     }
     case 'raise': {
-      const { crew, limits, agent } = request
-      const options = agent === undefined ? {} : { agent }
-      return yield { result: (await runtime.raise(crew, limits as BudgetLimits, options)) ?? null }
+      const options = request.agent === undefined ? {} : { agent: request.agent }
+      return yield { result: (await runtime.raise(request.crew, request.limits as BudgetLimits, options)) ?? null }
     }
     case 'asks':
       return yield { result: await runtime.asks(request.crew) }
@@ -135,8 +134,8 @@ export async function* answerRequest(
     case 'move':
       return yield { result: await runtime.move(request.crew, request.to) }
     default:
-      if (!isOfCrew(request)) return yield* answerOfMachine(target, request, signal, client)
-      return yield* answerOfCrew(await crewOf(target, request), request, signal)
+      if (isOfCrew(request)) return yield* answerOfCrew(await crewOf(target, request), request, signal)
+      return yield* answerOfMachine(target, request, signal, client)
   }
 }
 
