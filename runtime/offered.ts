@@ -49,11 +49,12 @@ export class Offered {
     return Object.fromEntries([...this.crews].map(([name, { prepared }]) => [name, prepared.hash]))
   }
 
-  /** The handle of a crew that this worker owns. @param name what a new one is to be */
+  /** The handle of a crew that this worker owns. @param name what a new one is to be @throws TroupeError `CREW_INVALID`. */
   async crew({ worker, runtime }: Behind, id: string, name?: string): Promise<CrewHandle | undefined> {
     const { lives, wanted } = await this.#codeOf(worker, id, name)
     const live = this.crews.get(wanted ?? '')
     if (live === undefined) return undefined
+    if (this.#machines.has(wanted!)) throw new TroupeError('CREW_INVALID', `${wanted} is a machine, and no crew`)
     // A handle from before its crew went elsewhere, and was removed there, is of another life.
     const known = lives ? runtime.crew(id) : undefined
     return known?.definition === live.prepared.hash ? known : runtime.spawn(live.prepared.crew, { id })

@@ -201,8 +201,12 @@ test('OF1 machines over NATS: a machine is no crew of agents, and a crew is no m
     { method: 'current', crew: 'machine' },
     { method: 'start', crew: 'machine', key: 'k', input: 'go' },
     { method: 'pause', crew: 'machine' },
+    { method: 'attach', crew: 'new', name: 'basket' },
+    { method: 'start', crew: 'new', name: 'basket', key: 'k', input: 'go' },
+    { method: 'spawn', crew: 'new', name: 'other' },
   ] as const)
     await expect(channel.ask(request)).rejects.toEqual(code('CREW_INVALID'))
+  expect((await all(client.list())).map(({ id }) => id)).toEqual(['crew', 'machine'])
   await expect(client.remove('machine')).rejects.toEqual(code('MESSAGE_REFUSED'))
   await client.cancel('machine')
   await client.cancel('machine')
@@ -296,4 +300,38 @@ test('RA1 machines over NATS: a schema that throws, and one that fails at its st
   await expect(client.spawn(never, { input: new Map() } as never)).rejects.toEqual(code('INPUT_INVALID'))
   const machine = await client.spawn(never)
   await expect(machine.result).rejects.toEqual(code('ACTOR_FAILED'))
+})
+
+test('NO7 machines over NATS: one stays with its version; other code that decides otherwise refuses it and leaves it alone', async () => {
+  const client = await join('versions', null)
+  const first = await join('versions', 'w1')
+  await first.offer(basket)
+  const machine = await client.spawn(basket, { id: 'b1', input: { customer: 'Ada' } })
+  await machine.send({ type: 'add', items: 2 })
+  const renamed = createMachine({ id: 'basket', initial: 'shut', states: { shut: {} } })
+  const other = await join('versions', 'w2')
+  await other.offer(defineMachine(renamed, { version: '2' }))
+  expect((await client.show('b1')).owner).toBe('w1')
+  await first.close({ graceMs: 0 })
+  await expect(machine.state()).rejects.toEqual(code('SNAPSHOT_INCOMPATIBLE'))
+  const again = await join('versions', 'w3')
+  await again.offer(basket)
+  await machine.send({ type: 'add', items: 2 })
+  expect((await machine.state()).context).toMatchObject({ items: 4 })
+})
+
+test('machines over NATS: its timers are due at its next owner', async () => {
+  const timed = defineMachine(
+    createMachine({
+      ...{ id: 'timed', initial: 'waiting', output: 'rang' },
+      states: { waiting: { after: { 1_500: 'rung' } }, rung: { type: 'final' } },
+    }),
+  )
+  const workers = { w1: await join('timers', 'w1'), w2: await join('timers', 'w2') }
+  for (const each of Object.values(workers)) await each.offer(timed)
+  const client = await join('timers', null)
+  const { result } = await client.spawn(timed)
+  const owner = (await client.show('timed')).owner as 'w1' | 'w2'
+  await workers[owner].close({ graceMs: 0 })
+  expect(await result).toBe('rang')
 })
