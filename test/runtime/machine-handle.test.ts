@@ -411,6 +411,40 @@ describe('machine handle', () => {
     await third.runtime.close()
   })
 
+  test('UA5 machine: code that comes to another state, another context or other emits is refused on replay', async () => {
+    const counter = (step: number, says: string, state: string) =>
+      defineMachine(
+        setup({ types: {} as { context: { count: number }; events: { type: 'go' } } }).createMachine({
+          ...{ id: 'counter', context: { count: 0 }, initial: 'idle' },
+          states: {
+            idle: { on: { go: state } },
+            [state]: {
+              on: { go: state },
+              entry: [assign({ count: ({ context }) => context.count + step }), emit({ type: says } as never)],
+            },
+          },
+        } as never),
+      )
+    const store = createMemoryStore()
+    const first = await openStage({ store })
+    const machine = await first.runtime.spawn(counter(1, 'went', 'gone'))
+    await machine.send({ type: 'go' })
+    first.crash()
+    for (const changed of [counter(2, 'went', 'gone'), counter(1, 'left', 'gone'), counter(1, 'went', 'away')]) {
+      const stage = await openStage({ store, unclean: true })
+      await expect(stage.runtime.spawn(changed)).rejects.toMatchObject({ code: 'UPGRADE_REFUSED' })
+      stage.crash()
+    }
+    const last = await openStage({ store, unclean: true })
+    const same = await last.runtime.spawn(counter(1, 'went', 'gone'))
+    expect(await same.state()).toMatchObject({ value: 'gone', context: { count: 1 } })
+    last.crash()
+    const accepting = await openStage({ store, unclean: true })
+    const accepted = await accepting.runtime.spawn(counter(2, 'went', 'gone'), { acceptUpgrade: true })
+    expect(await accepted.state()).toMatchObject({ context: { count: 2 } })
+    await accepting.runtime.close()
+  })
+
   test('machine: a schema that throws refuses what it was to check', async () => {
     const throws = (): never => {
       throw new Error('planted')

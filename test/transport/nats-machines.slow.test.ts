@@ -313,7 +313,7 @@ test('NO7 machines over NATS: one stays with its version; other code that decide
   await other.offer(defineMachine(renamed, { version: '2' }))
   expect((await client.show('b1')).owner).toBe('w1')
   await first.close({ graceMs: 0 })
-  await expect(machine.state()).rejects.toEqual(code('SNAPSHOT_INCOMPATIBLE'))
+  await expect(machine.state()).rejects.toEqual(code('UPGRADE_REFUSED'))
   const again = await join('versions', 'w3')
   await again.offer(basket)
   await machine.send({ type: 'add', items: 2 })
