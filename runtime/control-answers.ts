@@ -12,7 +12,7 @@
 import type { BudgetLimits } from './budget.js'
 import { type ControlRequest, toWireCommit } from './control-wire.js'
 import type { CrewHandle } from './crew-handle.js'
-import { TroupeError } from './errors.js'
+import { isTroupeError, TroupeError } from './errors.js'
 import { isDamage } from './journal.js'
 import type { MachineHandle } from './machine-handle.js'
 import type { RunInput } from './run-input.js'
@@ -239,10 +239,16 @@ async function remove(target: AnswerTarget, id: string): Promise<void> {
   await runtime.remove(id)
 }
 
+/** Whether it is used here. Who has a machine says of it that it is no crew. */
 async function isHere(target: AnswerTarget, id: string): Promise<boolean> {
-  const machine = await target.machine?.(id)
-  machine?.release()
-  return machine !== undefined || (await target.crew(id)) !== undefined
+  try {
+    if ((await target.crew(id)) !== undefined) return true
+  } catch (error) {
+    if (!isTroupeError(error) || error.code !== 'CREW_INVALID') throw error
+  }
+  const visit = await target.machine?.(id)
+  visit?.release()
+  return visit !== undefined
 }
 
 /** The run of a crew that goes on here, or its machine. What is stopped, or cannot be rebuilt since it is damaged, is not at work. */

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { assign, createMachine, emit, sendParent, setup } from 'xstate'
+import { type AnyStateMachine, assign, createMachine, emit, sendParent, setup } from 'xstate'
 import { z } from 'zod'
 import { agentMachine } from '../../machines/index.js'
 import { connectRuntime } from '../../runtime/control-client.js'
@@ -412,19 +412,13 @@ describe('machine handle', () => {
   })
 
   test('UA5 machine: code that comes to another state, another context or other emits is refused on replay', async () => {
-    const counter = (step: number, says: string, state: string) =>
-      defineMachine(
-        setup({ types: {} as { context: { count: number }; events: { type: 'go' } } }).createMachine({
-          ...{ id: 'counter', context: { count: 0 }, initial: 'idle' },
-          states: {
-            idle: { on: { go: state } },
-            [state]: {
-              on: { go: state },
-              entry: [assign({ count: ({ context }) => context.count + step }), emit({ type: says } as never)],
-            },
-          },
-        } as never),
-      )
+    const counter = (step: number, says: string, state: string) => {
+      const count = assign({ count: ({ context }: { context: { count: number } }) => context.count + step })
+      const entry = [count, emit({ type: says } as never)]
+      const states = { idle: { on: { go: state } }, [state]: { entry } }
+      const machine = createMachine({ id: 'counter', context: { count: 0 }, initial: 'idle', states } as never)
+      return defineMachine(machine as unknown as AnyStateMachine)
+    }
     const store = createMemoryStore()
     const first = await openStage({ store })
     const machine = await first.runtime.spawn(counter(1, 'went', 'gone'))
