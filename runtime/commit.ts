@@ -36,6 +36,7 @@ import {
 } from './effects.js'
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { farewellsOf } from './farewell.js'
+import { isHeardAgain } from './heard.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
 import { poolAddress, poolOf } from './pool-books.js'
 import { failedRun, type RunEnd } from './runs.js'
@@ -125,6 +126,7 @@ class Deciding {
   #intake(): void {
     const { to, from, cause, body } = this.#envelope
     if (isForeign(from)) return this.#takeLetter()
+    if (isHeardAgain(this.#state, this.#envelope)) return
     if (to === 'shard/self') return this.#takeOwn(body)
     // A machine of a user's takes what was said to it, and nothing more.
     const message = isUserAddress(to) ? body : { ...body, sequence: this.#state.sequence }

@@ -108,10 +108,21 @@ export const controlRequest = z.discriminatedUnion('method', [
     input: z.unknown(),
     data: z.unknown().optional(),
   }),
+  /** A machine of the user's instead: starts it, or does it run there, with this very definition? */
+  z.strictObject({ method: z.literal('spawn'), crew: id, ...code, input: z.unknown().optional() }),
+  /** To a machine. The key makes it the same message when it is asked again. */
+  z.strictObject({ method: z.literal('send'), crew: id, message: z.unknown(), key: z.string().min(1).max(64) }),
+  z.strictObject({ method: z.literal('state'), crew: id }),
   z.strictObject({ method: z.literal('current'), crew: id }),
   z.strictObject({ method: z.literal('find'), ...runOf }),
-  z.strictObject({ method: z.literal('result'), ...runOf }),
-  z.strictObject({ method: z.literal('events'), ...runOf, since: z.string().max(128).optional() }),
+  /** Both without `run`: of the machine that it is. */
+  z.strictObject({ method: z.literal('result'), ...runOf, run: runOf.run.optional() }),
+  z.strictObject({
+    method: z.literal('events'),
+    ...runOf,
+    run: runOf.run.optional(),
+    since: z.string().max(128).optional(),
+  }),
 ])
 
 /** A request. */

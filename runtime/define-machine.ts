@@ -9,9 +9,9 @@
  */
 import { z } from 'zod'
 import { canonicalJson, shortHash } from './codec.js'
-import type { Crew } from './define.js'
+import { type Agent, type Crew, toCrew } from './define.js'
 import { checkType } from './envelope.js'
-import { isTroupeError, TroupeError } from './errors.js'
+import { isTroupeError, reasonOf, TroupeError } from './errors.js'
 import {
   type AnyStateMachine,
   type EventFrom,
@@ -110,6 +110,14 @@ export function machineCrew(definition: MachineDefinition): Crew {
   return crew
 }
 
+/** What a process offers to run, or is asked to. */
+export type Definition = Crew | Agent | MachineDefinition
+
+/** The crew that a definition is, whatever it defines. @throws TroupeError `CREW_INVALID`. */
+export function crewOf(definition: Definition): Crew {
+  return isMachineDefinition(definition) ? machineCrew(definition) : toCrew(definition)
+}
+
 /** Crews by their machines: the same machine is the same crew, so that it is prepared once. */
 const crews = new WeakMap<MachineDefinition, Crew>()
 
@@ -144,12 +152,12 @@ function shapeOf({ config }: AnyStateMachine): string {
 /** The input of a machine as it is journalled. @throws TroupeError `INPUT_INVALID`. */
 export async function machineInput({ name, options }: MachineDefinition, given: unknown): Promise<unknown> {
   const input = await checked(options.input, given, `the input of ${name}`)
-  return plain(input, `the input of ${name}`, 'INPUT_INVALID')
+  return plainInput(input, `the input of ${name}`)
 }
 
 /** A message for a machine as it is journalled. @throws TroupeError `INPUT_INVALID`, `MESSAGE_REFUSED`. */
 export async function machineMessage({ name, options }: MachineDefinition, given: unknown): Promise<Message> {
-  const message = plain(await checked(options.messages, given, `a message to ${name}`), 'a message', 'INPUT_INVALID')
+  const message = plainInput(await checked(options.messages, given, `a message to ${name}`), 'a message')
   const type = (message as { type?: unknown } | null)?.type
   if (typeof type !== 'string') throw new TroupeError('INPUT_INVALID', `a message to ${name} without a type`)
   checkType(type)
@@ -160,19 +168,22 @@ export async function machineMessage({ name, options }: MachineDefinition, given
 
 async function checked(schema: z.ZodType | undefined, value: unknown, what: string): Promise<unknown> {
   if (schema === undefined) return value
-  const read = await schema.safeParseAsync(value)
+  const read = await schema.safeParseAsync(value).catch((error: unknown) => {
+    throw new TroupeError('INPUT_INVALID', `${what}: its schema throws: ${reasonOf(error)}`, { cause: error })
+  })
   if (read.success) return read.data
   throw new TroupeError('INPUT_INVALID', `${what}: ${z.prettifyError(read.error).slice(0, 1_000)}`)
 }
 
-function plain(value: unknown, what: string, code: 'INPUT_INVALID'): unknown {
+/** What may be journalled, as plain data. @throws TroupeError `INPUT_INVALID`. */
+export function plainInput(value: unknown, what: string): unknown {
   try {
     const data = toPlain(value, what)
     const bytes = data === undefined ? 0 : Buffer.byteLength(JSON.stringify(data))
     if (bytes > maxMessageBytes)
-      throw new TroupeError(code, `${what} has ${bytes} bytes, at most ${maxMessageBytes} may be journalled`)
+      throw new TroupeError('INPUT_INVALID', `${what} has ${bytes} bytes, at most ${maxMessageBytes} may be journalled`)
     return data
   } catch (error) {
-    throw isTroupeError(error) ? new TroupeError(code, error.message, { cause: error }) : error
+    throw isTroupeError(error) ? new TroupeError('INPUT_INVALID', error.message, { cause: error }) : error
   }
 }

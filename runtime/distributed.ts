@@ -30,15 +30,12 @@ import { StandingLease } from '../transport/standing-lease.js'
 import { Subjects } from '../transport/subjects.js'
 import { WorkerRequests } from '../transport/worker-requests.js'
 import type { Breakers, BreakerStore } from './breakers.js'
-import { answerRequest } from './control-answers.js'
-import type { CrewHandle as LocalHandle } from './crew-handle.js'
-import { nameIn } from './crew-version.js'
+import { type AnswerTarget, answerRequest } from './control-answers.js'
 import type { Agent, AnyTool, Crew } from './define.js'
-import { toCrew } from './define.js'
-import { isMachineDefinition, type MachineDefinition } from './define-machine.js'
+import { crewOf, type Definition, type MachineDefinition } from './define-machine.js'
 import type { LiveCrew } from './dispatcher.js'
 import { TroupeError } from './errors.js'
-import type { CrewHandle, Runtime } from './face.js'
+import type { CrewHandle, MachineHandle, Runtime } from './face.js'
 import { runGuarded } from './guarded-tools.js'
 import type { Journal } from './journal.js'
 import type { Log } from './log.js'
@@ -46,7 +43,7 @@ import type { Clock, ToolPort } from './ports.js'
 import { isRemoteOutcome, readRemoteOutcome } from './remote-outcome.js'
 import { isForeign, partsOf, stampOf } from './mail.js'
 import { returned } from './outbox.js'
-import type { MachineHandle } from './machine-handle.js'
+import { Offered } from './offered.js'
 import { RemoteRuntime } from './remote-runtime.js'
 import { type MachineSpawnOptions, Runtime as LocalRuntime, type SpawnOptions } from './runtime.js'
 import type { Message } from './scope.js'
@@ -97,6 +94,8 @@ export interface DistributedParts {
   readonly newTools: (tools: ReadonlyMap<string, AnyTool>) => ToolPort
   /** Ends the ports, when nothing runs any more. */
   readonly closePorts: () => Promise<void>
+  /** Machines of the user's that a worker runs from the beginning. @default none */
+  readonly machines?: readonly Definition[]
 }
 
 /** Joins a namespace. @throws TroupeError `NATS_UNREACHABLE`, `NATS_DENIED`, `NATS_UNSUPPORTED`, `STORE_BUSY`, `CONFIG_INVALID`. */
@@ -110,6 +109,7 @@ export async function joinNamespace(parts: DistributedParts): Promise<Distribute
     watchDenied(link, ({ code, details }) => parts.log.error('NATS does not allow it', { code, ...details }))
   try {
     const member = await joinAs(nats.role ?? 'worker', parts, link, subjects)
+    if (parts.machines !== undefined) await member?.offer(parts.machines)
     return new DistributedRuntime(parts, link, subjects, member)
   } catch (error) {
     await link.connection.close()
@@ -120,8 +120,8 @@ export async function joinNamespace(parts: DistributedParts): Promise<Distribute
 /** What this process does for others. */
 interface Member {
   readonly name: string
-  /** Works for crews of these definitions from now on. */
-  offer(crews: readonly Crew[]): Promise<void>
+  /** Works for crews and machines of these definitions from now on. */
+  offer(definitions: readonly Definition[]): Promise<void>
   /** Hands everything over, waits up to `graceMs` for what runs, and goes. */
   leave(graceMs: number): Promise<void>
   /** Resolves when it has gone. */
@@ -176,13 +176,13 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
   }
 
   /**
-   * Lets this worker run crews of these definitions, or work on their remote tools. A client cannot. Of several that it has
+   * Lets this worker run crews and machines of these definitions, or work on their remote tools. A client cannot. Of several that it has
    * others are told at once, and it looks once for crews that are its own now.
    * @throws TroupeError `CONFIG_INVALID` for a client, `CREW_INVALID` for a tool worker and another tool of a name that it has.
    */
-  async offer(...definitions: readonly (Crew | Agent)[]): Promise<void> {
+  async offer(...definitions: readonly Definition[]): Promise<void> {
     if (this.#member === null) throw new TroupeError('CONFIG_INVALID', 'a client runs no crews')
-    await this.#member.offer(definitions.map((each) => toCrew(each)))
+    await this.#member.offer(definitions)
   }
 
   override spawn<Output, Input, Event extends Message>(
@@ -191,10 +191,8 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
   ): Promise<MachineHandle<Output, Event>>
   override spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
   override async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
-    // The base class says why a machine is refused.
-    if (isMachineDefinition(definition)) return super.spawn(definition, options)
-    await this.#member?.offer([toCrew(definition)])
-    return super.spawn(definition, options)
+    await this.#member?.offer([definition])
+    return super.spawn(definition as Crew, options)
   }
 
   override close(options: { readonly graceMs?: number } = {}): Promise<void> {
@@ -213,26 +211,15 @@ export class DistributedRuntime extends RemoteRuntime implements Runtime {
 /** This process as one of the workers. */
 class Membership implements Member {
   readonly name: string
-  readonly #parts: DistributedParts
   readonly #ownership: NatsOwnership
-  readonly #crews: Map<string, LiveCrew>
-  readonly #remote: RemoteTools
+  readonly #offered: Offered
   readonly #leaving: Leaving
 
-  private constructor(
-    parts: DistributedParts,
-    name: string,
-    ownership: NatsOwnership,
-    crews: Map<string, LiveCrew>,
-    leaving: Leaving,
-    remote: RemoteTools,
-  ) {
-    this.#parts = parts
+  private constructor(name: string, ownership: NatsOwnership, offered: Offered, leaving: Leaving) {
     this.name = name
     this.#ownership = ownership
-    this.#crews = crews
+    this.#offered = offered
     this.#leaving = leaving
-    this.#remote = remote
   }
 
   static async join(parts: DistributedParts, link: NatsLink, subjects: Subjects): Promise<Membership> {
@@ -247,7 +234,6 @@ class Membership implements Member {
     const folder = parts.store === undefined ? null : join(parts.store, `copy-${nats.namespace ?? 'default'}`)
     const copy = folder === null ? undefined : { path: folder, log }
     const journal = createJetStreamJournal({ ...shared, worker: name, epoch: () => ownership.epoch, copy })
-    const crews = new Map<string, LiveCrew>()
     const trace = nats.trace === true ? new NatsTrace(link, subjects) : null
     const kept = await NatsBreakers.open(shared)
     const breakers = parts.newBreakers(kept, ownership.clock)
@@ -256,8 +242,18 @@ class Membership implements Member {
       ports: { clock: ownership.clock, random: Math.random, breakers },
       executor: name,
       ownership,
-      crewOf: (crew) => crews.get(crew),
+      crewOf: (crew) => offered.crews.get(crew),
     })
+    const remote = new RemoteTools({
+      ...{ link, subjects, log, worker: name },
+      lives: (executor) => ownership.isRunning(executor),
+      release: (executor, shard, effect) => ownership.cancel(executor, shard, [effect]),
+      show: (progress) => show(worker, progress),
+    })
+    const offered: Offered = new Offered(
+      (crew) => routed(parts.bind(crew), remote),
+      ({ logics }) => worker.register(logics),
+    )
     const leaving = new Leaving(worker)
     ownership.serve({
       leave: (shard) => worker.leave(shard),
@@ -282,13 +278,7 @@ class Membership implements Member {
     }
     worker.onLook = (heads) => void events.catchUpAll(heads)
     receive({ mail, worker, ownership, refused, log })
-    const remote = new RemoteTools({
-      ...{ link, subjects, log, worker: name },
-      lives: (executor) => ownership.isRunning(executor),
-      release: (executor, shard, effect) => ownership.cancel(executor, shard, [effect]),
-      show: (progress) => show(worker, progress),
-    })
-    const door = await doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refused })
+    const door = await doorTo({ worker, ownership, offered, leaving, parts, link, subjects, refused })
     leaving.ends = [
       () => mail.drain(),
       () => worker.close(0),
@@ -300,24 +290,12 @@ class Membership implements Member {
       () => kept.close(),
       () => ownership.close(),
     ]
-    return new Membership(parts, name, ownership, crews, leaving, remote)
+    return new Membership(name, ownership, offered, leaving)
   }
 
-  async offer(crews: readonly Crew[]): Promise<void> {
-    const added = crews.map((crew) => this.#add(crew))
-    if (!added.includes(true)) return
-    const versions = [...this.#crews].map(([name, { prepared }]) => [name, prepared.hash] as const)
-    await this.#ownership.announce(Object.fromEntries(versions))
-  }
-
-  /** False when it has this very code. */
-  #add(crew: Crew): boolean {
-    const { prepared, model, tools } = this.#parts.bind(crew)
-    if (this.#crews.get(crew.name)?.prepared === prepared) return false
-    const isRemote = (agent: string, tool: string): boolean =>
-      prepared.agents.get(agent)?.tools.get(tool)?.remote === true
-    this.#crews.set(crew.name, { prepared, model, tools: this.#remote.route(tools, isRemote) })
-    return true
+  async offer(definitions: readonly Definition[]): Promise<void> {
+    const added = definitions.map((each) => this.#offered.add(each))
+    if (added.includes(true)) await this.#ownership.announce(this.#offered.versions())
   }
 
   leave(graceMs: number): Promise<void> {
@@ -327,6 +305,13 @@ class Membership implements Member {
   get left(): Promise<void> {
     return this.#leaving.gone
   }
+}
+
+/** A crew whose remote tools are called where they are. */
+function routed({ prepared, model, tools }: LiveCrew, remote: RemoteTools): LiveCrew {
+  const isRemote = (agent: string, tool: string): boolean =>
+    prepared.agents.get(agent)?.tools.get(tool)?.remote === true
+  return { prepared, model, tools: remote.route(tools, isRemote) }
 }
 
 /** The end of a worker: begun once, by its own process or by whoever drains it. */
@@ -423,8 +408,8 @@ class ToolMembership implements Member {
     return new ToolMembership(name, lease, worker, tools, leaving)
   }
 
-  async offer(crews: readonly Crew[]): Promise<void> {
-    const agents = crews.flatMap((crew) => Object.values(crew.agents))
+  async offer(definitions: readonly Definition[]): Promise<void> {
+    const agents = definitions.flatMap((each) => Object.values(crewOf(each).agents))
     const remote = agents.flatMap(({ tools }) => tools.filter((tool) => tool.remote))
     for (const tool of remote) {
       const known = this.#tools.get(tool.name)
@@ -496,7 +481,7 @@ function receive({ mail, worker, ownership, refused, log }: MailParts): void {
 interface DoorParts {
   readonly worker: Worker
   readonly ownership: NatsOwnership
-  readonly crews: ReadonlyMap<string, LiveCrew>
+  readonly offered: Offered
   readonly leaving: Leaving
   readonly parts: DistributedParts
   readonly link: NatsLink
@@ -504,23 +489,18 @@ interface DoorParts {
   readonly refused: NatsRefused
 }
 
-function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refused }: DoorParts): Promise<Door> {
-  const bind = (crew: Crew): LiveCrew => crews.get(crew.name)!
+function doorTo({ worker, ownership, offered, leaving, parts, link, subjects, refused }: DoorParts): Promise<Door> {
+  const bind = (crew: Crew): LiveCrew => offered.crews.get(crew.name)!
   const survey = new NatsSurvey({ link, subjects, ownership })
   const drain = (name: string | undefined, graceMs: number) => {
     if (name !== undefined) return ownership.drain(name, graceMs, leaving.handedOver)
     throw new TroupeError('CONFIG_INVALID', 'which worker? `troupe ps` lists them')
   }
   const runtime = new LocalRuntime({ worker, bind, survey, refused, drain, release: () => Promise.resolve() })
-  const crewOf = async (id: string, name?: string): Promise<LocalHandle | undefined> => {
-    const head = await worker.head(id)
-    const lives = head.sequence > 0 && !head.removed
-    const wanted = lives && head.crew !== undefined ? nameIn(head.crew) : name
-    const live = crews.get(wanted ?? '')
-    if (live === undefined) return undefined
-    // A handle from before its crew went elsewhere, and was removed there, is of another life.
-    const known = lives ? runtime.crew(id) : undefined
-    return known?.definition === live.prepared.hash ? known : runtime.spawn(live.prepared.crew, { id })
+  const target: Omit<AnswerTarget, 'store'> = {
+    runtime,
+    crew: (id, name) => offered.crew({ worker, runtime }, id, name),
+    machine: (id, spawn) => offered.machine({ worker, runtime }, id, spawn),
   }
   return openDoor({
     link,
@@ -532,8 +512,9 @@ function doorTo({ worker, ownership, crews, leaving, parts, link, subjects, refu
       await ownership.leased()
       return worker.owns(shard, crew)
     },
+    // Its name changes with its leases.
     answer: (request, signal, client) =>
-      answerRequest({ store: `worker ${ownership.owner}`, runtime, crew: crewOf }, request, signal, client),
+      answerRequest({ ...target, store: `worker ${ownership.owner}` }, request, signal, client),
   })
 }
 

@@ -11,12 +11,13 @@ import type { BreakerInfo } from './breakers.js'
 import type { MachineDefinition } from './define-machine.js'
 import type { DeadLetters } from './dead-letters.js'
 import type { Agent, Crew } from './define.js'
+import type { TroupeEvent } from './events.js'
 import type { RecordedCommit } from './record.js'
 import type { RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import type { Run, RunResult } from './run.js'
 import type { RunInput, StartOptions } from './run-input.js'
-import type { MachineHandle } from './machine-handle.js'
+import type { MachineEventsOptions, MachineState, SendOptions } from './machine-handle.js'
 import type { CrewDetails, CrewInfo, MachineSpawnOptions, SpawnOptions } from './runtime.js'
 import type { Message } from './scope.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
@@ -62,12 +63,32 @@ export interface CrewHandle<Output = unknown> {
   move(to?: string): Promise<string>
 }
 
+/** A live machine of the user's own. */
+export interface MachineHandle<Output = unknown, Event extends Message = Message> {
+  readonly id: string
+  /**
+   * Sends it a message; resolves when that is journalled, whatever becomes of it. It is checked where the machine's code is.
+   * @throws TroupeError `INPUT_INVALID`, `MESSAGE_REFUSED` for a type that only XState may use, `MACHINE_ENDED`,
+   * `MAILBOX_FULL`, `STORE_FULL`.
+   */
+  send(message: Event, options?: SendOptions): Promise<void>
+  /** Its state and context. */
+  state(): Promise<MachineState>
+  /** Its output, when it is done. Rejects with what it failed over, `RUN_CANCELLED`, `RUNTIME_CLOSED`. */
+  readonly result: Promise<Output>
+  /** What it and its children emitted and did, from the first event on, until it ends. */
+  events(options?: MachineEventsOptions): AsyncGenerator<TroupeEvent, void, void>
+  /** Ends it, with its children and whatever they wait for: its result is `RUN_CANCELLED`. Resolves when that is durable. */
+  cancel(): Promise<void>
+}
+
 /** A program's door to its crews. Close it when done: `await using` does. */
 export interface Runtime extends AsyncDisposable {
   /**
    * Starts a machine of one's own, or takes it up again: a crew of its own, without agents. `input` counts the first time.
-   * It has to be in the process that owns the store; over NATS it cannot be spawned.
-   * @throws TroupeError as for a crew, `INPUT_INVALID`, and `CONFIG_INVALID` where it cannot run.
+   * When another process owns the store, it must run there already; over NATS some worker must have its code, where input and
+   * messages are checked, and both have to be plain data.
+   * @throws TroupeError as for a crew, and `INPUT_INVALID`.
    */
   spawn<Output, Input, Event extends Message>(
     definition: MachineDefinition<Output, Input, Event>,

@@ -64,7 +64,7 @@ export {
 export { defineMachine, type MachineDefinition, type MachineOptions } from './define-machine.js'
 export { type ErrorCode, errorCodes, isTroupeError, TroupeError } from './errors.js'
 export type { TroupeEvent } from './events.js'
-export type { CrewHandle, Runtime } from './face.js'
+export type { CrewHandle, MachineHandle, Runtime } from './face.js'
 export type { LogLevel } from './log.js'
 export type { ModelSettings, Price } from './ports.js'
 export { type ChatMessage, Run, type RunCost, type RunResult, type RunUsage } from './run.js'
@@ -105,7 +105,7 @@ export type { PoolBooks } from './pool-books.js'
 export type { RaiseOptions } from './raising.js'
 export type { SteerInput, SteerOptions } from './steering.js'
 export { keyOf, type Part, type RunInput, type StartOptions } from './run-input.js'
-export type { MachineEventsOptions, MachineHandle, MachineState } from './machine-handle.js'
+export type { MachineEventsOptions, MachineState, SendOptions } from './machine-handle.js'
 export type { CrewDetails, CrewInfo, MachineSpawnOptions, RunInfo, SpawnOptions } from './runtime.js'
 export type { BreakerInfo } from './breakers.js'
 export type { ClusterInfo, DrainProgress, WorkerInfo } from './survey.js'
@@ -132,7 +132,7 @@ export interface RuntimeOptions {
   /** Prices by deployment, for models that the price table does not know or has wrong. */
   readonly prices?: OpenAIModelPortOptions['prices']
   /** Machines of one's own that may be in the store: what is due of them is taken up before anybody spawns them. */
-  readonly machines?: readonly MachineDefinition<never, never, never>[]
+  readonly machines?: readonly MachineDefinition[]
   /** Least severe log lines on stderr. @default 'warn' */
   readonly log?: LogLevel
   /** A quiet crew leaves memory after so long. @default 30_000 */
@@ -228,8 +228,9 @@ export async function createRuntime(
     const newTools = (tools: ReadonlyMap<string, AnyTool>): ToolPort => toolPort(() => tools, noBound)
     const newBreakers = (store: BreakerStore, clock: Clock) => breakersOn(store, clock, options, log)
     const closePorts = (): Promise<void> => model.close()
-    const parts = { nats, store: options.store, log, bind, hashOf, newWorker, newTools, newBreakers, closePorts }
-    return joinNamespace(parts)
+    const { store, machines: own = [] } = options
+    const wiring = { nats, store, log, bind, hashOf, machines: own }
+    return joinNamespace({ ...wiring, newWorker, newTools, newBreakers, closePorts })
   }
   if (options.store === undefined) {
     const worker = await open(createMemoryJournal(), new MemoryBreakers(), options, log)
@@ -317,13 +318,18 @@ function openStore(path: string, options: RuntimeOptions, log: Log): SharedStore
   const listen = async (worker: Worker): Promise<Unlisten> => {
     const drain = (_: string | undefined, graceMs: number) => drainStore(path, store, graceMs)
     const runtime = new LocalRuntime({ worker, bind: onlySpawned, release: async () => undefined, drain })
-    const crew = (id: string) =>
+    const spawned = <T>(handle: (runtime: LocalRuntime) => T | undefined): T | undefined =>
       [...runtimes]
         .reverse()
-        .find((each) => each.crew(id) !== undefined)
-        ?.crew(id)
+        .map(handle)
+        .find((each) => each !== undefined)
+    const crew = (id: string) => spawned((each) => each.crew(id))
+    const machine = (id: string) => {
+      const found = spawned((each) => each.machine(id))
+      return found === undefined ? undefined : { machine: found as never, release: () => undefined }
+    }
     const passing = () => runtimes.size > 0 && [...runtimes].every((each) => each.passing)
-    return listenControl({ store: path, runtime, crew, log, passing })
+    return listenControl({ store: path, runtime, crew, machine, log, passing })
   }
   const journal = createLevelJournal({ path, durability: options.durability ?? 'power' })
   const opening = FileBreakers.open(path)

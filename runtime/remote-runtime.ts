@@ -12,17 +12,16 @@ import type { BreakerInfo } from './breakers.js'
 import { type ControlRequest, fromWireCommit } from './control-wire.js'
 import type { DeadLetterDetails, DeadLetterInfo, DeadLetters } from './dead-letters.js'
 import { type Agent, type Crew, toCrew } from './define.js'
-import { isMachineDefinition, type MachineDefinition } from './define-machine.js'
+import { isMachineDefinition, machineCrew, type MachineDefinition, plainInput } from './define-machine.js'
 import { checkId } from './envelope.js'
 import type { TroupeEvent } from './events.js'
-import { TroupeError } from './errors.js'
-import type { CrewHandle, Runtime } from './face.js'
+import type { CrewHandle, MachineHandle, Runtime } from './face.js'
 import type { RecordedCommit } from './record.js'
 import type { RefusedDetails, RefusedInfo, RefusedLetters } from './refused-letters.js'
 import type { RepairReport } from './repair.js'
 import { cancelOn, Run, type RunResult } from './run.js'
 import { dataText, messagesOf, type RunInput, type StartOptions } from './run-input.js'
-import type { MachineHandle } from './machine-handle.js'
+import { RemoteMachine } from './remote-machine.js'
 import type { CrewDetails, CrewInfo, MachineSpawnOptions, SpawnOptions } from './runtime.js'
 import type { Message } from './scope.js'
 import type { ClusterInfo, DrainProgress } from './survey.js'
@@ -69,19 +68,29 @@ export class RemoteRuntime implements Runtime {
     options?: MachineSpawnOptions<Input>,
   ): Promise<MachineHandle<Output, Event>>
   spawn<Output>(definition: Crew<Output> | Agent<Output>, options?: SpawnOptions): Promise<CrewHandle<Output>>
-  async spawn(definition: Crew | Agent | MachineDefinition, options: SpawnOptions = {}): Promise<unknown> {
-    if (!isMachineDefinition(definition)) return this.#spawn(definition, options)
-    throw new TroupeError(
-      'CONFIG_INVALID',
-      `the machine ${definition.name} runs only in the process that owns its store`,
-    )
+  async spawn(definition: Crew | Agent | MachineDefinition, options: MachineSpawnOptions = {}): Promise<unknown> {
+    return isMachineDefinition(definition) ? this.#spawnMachine(definition, options) : this.#spawn(definition, options)
+  }
+
+  async #spawnMachine(definition: MachineDefinition, { id, input }: MachineSpawnOptions): Promise<RemoteMachine> {
+    const crew = machineCrew(definition)
+    const shard = checkId(id ?? crew.name, 'a crew id')
+    const code = this.#codeOf(crew)
+    const given = input === undefined ? {} : { input: plainInput(input, `the input of ${crew.name}`) }
+    await this.#channel.ask({ method: 'spawn', crew: shard, ...code, ...given })
+    return new RemoteMachine(shard, this.#channel)
+  }
+
+  /** What the other end needs to know of a crew's code. */
+  #codeOf(crew: Crew): { readonly name: string; readonly definition?: string } {
+    const hash = this.#hashOf?.(crew)
+    return { name: crew.name, ...(hash === undefined ? {} : { definition: hash }) }
   }
 
   async #spawn<Output>(definition: Crew<Output> | Agent<Output>, options: SpawnOptions): Promise<CrewHandle<Output>> {
     const crew = toCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
-    const hash = this.#hashOf?.(crew)
-    const code = { name: crew.name, ...(hash === undefined ? {} : { definition: hash }) }
+    const code = this.#codeOf(crew)
     await this.#channel.ask({ method: 'attach', crew: id, ...code })
     const handle = new RemoteCrew<Output>(id, crew.lead, code, this.#channel)
     this.#crews.set(id, handle)

@@ -30,7 +30,7 @@ import type { LiveCrew } from './dispatcher.js'
 import { checkId } from './envelope.js'
 import { type ErrorCode, TroupeError } from './errors.js'
 import { type Durability, isDamage, type ShardHead } from './journal.js'
-import { MachineHandle } from './machine-handle.js'
+import { MachineHandle, type MachineState } from './machine-handle.js'
 import { booksOf, poolAddress, type PoolBooks } from './pool-books.js'
 import { raise, type RaiseOptions } from './raising.js'
 import { fromRecord, type RecordedCommit } from './record.js'
@@ -89,6 +89,8 @@ export interface CrewDetails extends CrewInfo {
   readonly asks: readonly PendingAsk[]
   /** Its agents hold before their next model call, until `resume`. */
   readonly paused: boolean
+  /** Of a crew that is one machine of the user's: how that is. */
+  readonly machine?: MachineState['status']
   /** Of a budget that crews share: what is spent of it. */
   readonly books?: PoolBooks
   /** What an acknowledged step survives. */
@@ -114,7 +116,7 @@ export interface RuntimeParts {
 export class Runtime {
   readonly #parts: RuntimeParts
   readonly #crews = new Map<string, CrewHandle<unknown>>()
-  readonly #machines = new Map<string, { release(): void }>()
+  readonly #machines = new Map<string, MachineHandle<never, never>>()
   #closed: Promise<void> | null = null
 
   /** @internal Made by `createRuntime`. */
@@ -174,20 +176,36 @@ export class Runtime {
     definition: MachineDefinition<Output, Input, Event>,
     options: MachineSpawnOptions<Input>,
   ): Promise<MachineHandle<Output, Event>> {
+    const handle = await this.openMachine(definition, options)
+    this.#machines.get(handle.id)?.release()
+    this.#machines.set(handle.id, handle as never)
+    return handle
+  }
+
+  /** @internal As `spawn`; this runtime keeps nothing of it. Whoever has the handle releases it. */
+  async openMachine<Output, Input, Event extends Message>(
+    definition: MachineDefinition<Output, Input, Event>,
+    options: MachineSpawnOptions<Input>,
+  ): Promise<MachineHandle<Output, Event>> {
     const crew = machineCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const live = this.#parts.bind(crew)
     this.worker.register(definition.logics)
+    const { sequence, removed } = await this.worker.head(id)
+    // Where there are other workers taking a shard is a commit: bad input must not leave that behind.
+    const input = sequence === 0 || removed ? await machineInput(definition, options.input) : undefined
     const intended = crewVersion(crew.name, live.prepared.hash)
     const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: intended })
     if (shard.state.definition !== '' && !shard.state.actors.has(machineAddress))
       throw new TroupeError('CREW_INVALID', `${id} is a crew of agents, and no machine`)
     const isNew = !shard.state.actors.has(machineAddress)
-    await shard.define(live, isNew ? await machineInput(definition, options.input) : undefined)
-    const handle = new MachineHandle<Output, Event>(id, this.worker, live, definition as never)
-    this.#machines.get(id)?.release()
-    this.#machines.set(id, handle)
-    return handle
+    await shard.define(live, isNew ? (input ?? (await machineInput(definition, options.input))) : undefined)
+    return new MachineHandle<Output, Event>(id, this.worker, live, definition as never)
+  }
+
+  /** @internal A machine that this runtime has spawned; undefined for another. */
+  machine(id: string): MachineHandle<never, never> | undefined {
+    return this.#machines.get(id)
   }
 
   /** A crew that this runtime has spawned; undefined for another. */
@@ -229,10 +247,12 @@ export class Runtime {
     const waits = new Map([...state.effects.values()].map((effect) => [effect.from, waitOf(effect.body)]))
     const place = await this.#parts.survey?.places(id)
     const books = booksOf(state)
+    const machine = state.actors.get(machineAddress)?.snapshot.status as MachineState['status'] | undefined
     return {
       ...infoOf(head),
       ...place?.(head),
       ...(books === undefined ? {} : { books }),
+      ...(machine === undefined ? {} : { machine }),
       durability: this.worker.journal.durability,
       sequence: state.sequence,
       openEffects: portWork(state),

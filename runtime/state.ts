@@ -13,6 +13,7 @@ import { crewVersion, type CrewVersion } from './crew-version.js'
 import type { DeadLetter } from './dead-letter.js'
 import { Conversation, type Conversations, fromStoredEntry, type StoredEntry, toStoredEntry } from './conversation.js'
 import { TroupeError } from './errors.js'
+import { Heard } from './heard.js'
 import { Mail, type StoredMail } from './mail.js'
 import { isLogic, isUserKind } from './logic.js'
 import type { PromiseCall } from './promise-call.js'
@@ -100,6 +101,8 @@ export interface ShardState {
   readonly owed: Map<string, { readonly keeper: string; readonly grant: string }>
   /** Messages that nobody could process, by id, the oldest first. */
   readonly letters: Map<string, DeadLetter>
+  /** Keys of what was said to a machine of the user's from outside. */
+  heard: Heard
   mail: Mail
 }
 
@@ -127,6 +130,8 @@ export interface StoredState {
   readonly owed: readonly (readonly [string, { readonly keeper: string; readonly grant: string }])[]
   /** Absent when there are none. */
   readonly letters?: readonly DeadLetter[]
+  /** Absent when there are none. */
+  readonly heard?: readonly (readonly [string, number])[]
   readonly mail: StoredMail
 }
 
@@ -145,6 +150,7 @@ export function emptyState(shard: string): ShardState {
     runs: new Runs(),
     owed: new Map(),
     letters: new Map(),
+    heard: new Heard(),
     mail: new Mail(),
   }
 }
@@ -172,6 +178,7 @@ export function toStoredState(state: ShardState, scope: Scope, machines: Machine
     runs: [...state.runs.values()],
     owed: [...state.owed],
     ...(state.letters.size === 0 ? {} : { letters: [...state.letters.values()] }),
+    ...(state.heard.size === 0 ? {} : { heard: state.heard.toStored() }),
     mail: state.mail.toStored(),
   }
 }
@@ -227,6 +234,7 @@ export function fromStoredState(
   for (const run of stored.runs) state.runs.set(run.run, { ...run })
   for (const [effect, grant] of stored.owed) state.owed.set(effect, grant)
   for (const letter of stored.letters ?? []) state.letters.set(letter.id, letter)
+  state.heard = new Heard(stored.heard)
   state.mail = Mail.fromStored(stored.mail)
   return state
 }

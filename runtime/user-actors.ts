@@ -9,7 +9,9 @@
  * - UA2 A child is named by the commit that starts it: its end is told only to a parent that still has this very one.
  * - UA3 A machine that ended stays, with its output or its error: whoever asks later is told.
  * - UA4 Who stops or fails takes its children, timers and effects along.
+ * - UA5 Its state, its context and what it emits are decisions like any other: code that comes to others is refused on replay.
  */
+import { shortHash } from './codec.js'
 import type { DecideContext, Decided } from './decided.js'
 import { codeOf, type ErrorCode, isErrorCode, reasonOf } from './errors.js'
 import { isLogic, type Logic } from './logic.js'
@@ -191,6 +193,7 @@ export class UserActors {
     }
     const actor = this.#actors.get(address)!
     actor.snapshot = step.snapshot
+    this.#host.decided.say('state', `${address} ${stateLine(step.snapshot as LogicSnapshot)}`)
     for (const action of step.actions) this.#carryOut(address, action)
     const { status, error, output } = step.snapshot as LogicSnapshot
     // Who is gone by now has been stopped by what it said.
@@ -210,6 +213,7 @@ export class UserActors {
       case 'cancel':
         return this.#host.cancelTimer(address, action.id)
       case 'emit':
+        decided.say('emit', `${address} ${JSON.stringify(action.event)}`)
         return decided.emit(address, { type: 'machine.emitted', event: action.event })
       case 'log':
         return decided.emit(address, { type: 'machine.logged', label: action.label, value: action.value })
@@ -307,6 +311,11 @@ function endOf(parent: Snapshot | undefined, child: string, end: LogicEnd): Mess
 function isLateEnd(receiver: Snapshot, from: string, { type, actorId }: Message): boolean {
   if (!from.startsWith('child/') || !/^xstate\.(done|error)\.actor\./.test(type)) return false
   return nameOf(receiver, from) !== actorId
+}
+
+/** What a step has led to, as a decision: a context by its hash, since decisions are told in errors. */
+function stateLine({ status, value, context }: LogicSnapshot): string {
+  return `${status} ${JSON.stringify(value)} ${shortHash(JSON.stringify(context ?? null))}`
 }
 
 /** A machine that nobody started, when it has ended. */

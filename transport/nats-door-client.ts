@@ -152,10 +152,11 @@ class DoorClient implements Channel {
     return asked
   }
 
-  /** A cancel without a run means the one that goes on now: asked again, it must not mean the next one. */
+  /** A cancel without a run means the one that goes on now: asked again, it must not mean the next one. A machine has none. */
   async #named(request: ControlRequest): Promise<ControlRequest | null> {
     if (request.method !== 'cancel' || request.run !== undefined) return request
-    const { runs } = (await this.ask({ method: 'show', crew: request.crew })) as CrewDetails
+    const { runs, machine } = (await this.ask({ method: 'show', crew: request.crew })) as CrewDetails
+    if (machine !== undefined) return request
     const going = runs.find(({ status }) => status !== 'finished')
     return going === undefined ? null : { ...request, run: going.runId }
   }

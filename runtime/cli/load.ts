@@ -1,5 +1,5 @@
 /**
- * Crew files: from a path to a crew.
+ * Crew files: from a path to a crew, or to a machine of the user's.
  *
  * Owns: jiti (loaded for TypeScript only), the one copy of `troupe` that a crew file gets, errors of a crew file.
  * Does not own: what a crew is (`define.ts` of the runtime).
@@ -14,14 +14,14 @@ import { homedir } from 'node:os'
 import { basename, extname, join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { type Agent, type Crew, toCrew } from '../define.js'
+import { isMachineDefinition, type MachineDefinition } from '../define-machine.js'
 import { isTroupeError, TroupeError } from '../errors.js'
-import type { RunInput } from '../run-input.js'
 
 /** What a crew file holds. */
 export interface CrewFile {
-  readonly crew: Crew
-  /** Its `input` export: the task when none is given. */
-  readonly input: RunInput | undefined
+  readonly definition: Crew | MachineDefinition
+  /** Its `input` export: the task, or what the machine starts with, when none is given. */
+  readonly input: unknown
 }
 
 const javascript = ['.js', '.mjs']
@@ -46,16 +46,20 @@ export async function loadCrew(file: string): Promise<CrewFile> {
     if (isTroupeError(error)) throw error
     throw new TroupeError('CREW_INVALID', `${file} cannot be loaded: ${reasonOf(error, path)}`, { cause: error })
   }
-  return { crew: crewOf(module, file), input: module['input'] as RunInput | undefined }
+  return { definition: definitionOf(module, file), input: module['input'] }
 }
 
-function crewOf(module: Record<string, unknown>, file: string): Crew {
+function definitionOf(module: Record<string, unknown>, file: string): CrewFile['definition'] {
   const definition = 'default' in module ? module['default'] : undefined
   const kind = typeof definition === 'object' && definition !== null && 'kind' in definition ? definition.kind : null
   if (kind === 'crew') return definition as Crew
+  if (isMachineDefinition(definition)) return definition
   if (kind !== 'agent') {
     const what = definition === undefined ? 'has no default export' : `exports ${describe(definition)} by default`
-    throw new TroupeError('CREW_INVALID', `${file} ${what}: export a crew of defineCrew or an agent of defineAgent`)
+    throw new TroupeError(
+      'CREW_INVALID',
+      `${file} ${what}: export a crew, an agent or a machine, made by defineCrew, defineAgent or defineMachine`,
+    )
   }
   const agent = definition as Agent
   const name = basename(file, extname(file))

@@ -12,17 +12,20 @@
 import { fstatSync } from 'node:fs'
 import { toTroupeError, TroupeError } from '../errors.js'
 import { isLive, type TroupeEvent } from '../events.js'
-import type { Crew } from '../define.js'
+import { isMachineDefinition } from '../define-machine.js'
 import type { CrewHandle, Runtime } from '../face.js'
-import { createRuntime, keyOf } from '../index.js'
+import { keyOf } from '../index.js'
 import type { Run, RunResult } from '../run.js'
 import type { RunInput } from '../run-input.js'
 import type { RunInfo } from '../runtime.js'
 import type { PendingAsk } from '../asks.js'
 import { askLine } from './asks.js'
-import { BusyStore, passing } from './busy-store.js'
+import { passing } from './busy-store.js'
+import { graceMs, Interruption } from './interruption.js'
 import { loadCrew } from './load.js'
-import { type NatsFlags, natsFrom } from './nats.js'
+import type { NatsFlags } from './nats.js'
+import { openWith } from './open.js'
+import { jsonInput, runMachine } from './run-machine.js'
 import {
   count,
   dollars,
@@ -52,8 +55,6 @@ export interface RunOptions extends NatsFlags {
   readonly wait?: boolean
 }
 
-/** How long a clean stop waits for what is running. */
-const graceMs = 10_000
 /** A last event may come this much later than the result. */
 const lastEventMs = 1_000
 /** How long after an event it is looked whether a run only waits for a person. */
@@ -72,12 +73,18 @@ export async function run(file: string, options: RunOptions): Promise<number> {
     process.exit(reportError(withDetails(error, { command: goOn(false) }), options.json === true))
   })
   try {
-    const loaded = await loadCrew(file)
-    const id = options.id ?? loaded.crew.name
-    const input = await inputOf(options, loaded.input)
+    const { definition, input: exported } = await loadCrew(file)
+    const id = options.id ?? definition.name
+    const text = await textGiven(options)
+    if (isMachineDefinition(definition)) {
+      const input = text === undefined ? exported : jsonInput(text)
+      return await runMachine(definition, { ...options, id, input, command: goOn(false) }, interruption)
+    }
+    const input = inputOf(text, exported as RunInput | undefined)
     const task = new Task(id, input, options, goOn(false))
     for (;;) {
-      const runtime = await open(loaded.crew, id, options, interruption)
+      const spawning = { id, acceptUpgrade: options.acceptUpgrade === true }
+      const { runtime } = await openWith(options, interruption, (each) => each.spawn(definition, spawning))
       try {
         const end = await task.follow(runtime, runtime.crew(id)!, interruption)
         if (end !== 'owner gone') return end
@@ -98,24 +105,6 @@ export async function run(file: string, options: RunOptions): Promise<number> {
   }
 }
 
-/** A runtime that has the crew. A store that somebody has for a moment only is waited for. */
-async function open(crew: Crew, id: string, options: RunOptions, { signal }: Interruption): Promise<Runtime> {
-  const busy = new BusyStore()
-  for (;;) {
-    const runtime = await createRuntime(
-      options.nats === undefined ? { store: options.store } : { nats: { ...natsFrom(options), role: 'client' } },
-      busy.tell,
-    )
-    try {
-      await runtime.spawn(crew, { id, acceptUpgrade: options.acceptUpgrade === true })
-      return runtime
-    } catch (error) {
-      await runtime.close({ graceMs })
-      if (signal.aborted || options.nats !== undefined || !(await busy.again(runtime, error))) throw error
-    }
-  }
-}
-
 /** The command that goes on with this one's run, or that starts another run of the same task. */
 function goOn(another: boolean): string {
   const words = process.argv.slice(2).filter((word) => word !== '--new')
@@ -127,12 +116,16 @@ function goOn(another: boolean): string {
 
 let readStdin: string | null = null
 
-async function inputOf(options: RunOptions, exported: RunInput | undefined): Promise<RunInput> {
+/** What the command line or stdin says; undefined for nothing. */
+async function textGiven(options: RunOptions): Promise<string | undefined> {
   if (options.input !== undefined) return options.input
-  if (hasStdin()) {
-    const text = await textOfStdin()
-    if (text !== '') return (readStdin = text)
-  }
+  if (!hasStdin()) return undefined
+  const text = await textOfStdin()
+  return text === '' ? undefined : (readStdin = text)
+}
+
+function inputOf(text: string | undefined, exported: RunInput | undefined): RunInput {
+  if (text !== undefined) return text
   if (exported !== undefined) return exported
   throw new TroupeError('INPUT_INVALID', 'no input: give --input TEXT, or text on stdin, or an `input` export')
 }
@@ -159,45 +152,6 @@ async function textOfStdin(): Promise<string> {
   return Buffer.concat(chunks)
     .toString('utf8')
     .replace(/\r?\n$/, '')
-}
-
-// Interruptions.
-
-/** Signals and a reader that left. */
-class Interruption {
-  readonly #controller = new AbortController()
-  /** The reader of stdout is gone: there is nobody to tell anything. */
-  quiet = false
-
-  constructor() {
-    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, this.#onSignal)
-    process.stdout.on('error', this.#onPipe)
-    process.stderr.on('error', ignore)
-  }
-
-  get signal(): AbortSignal {
-    return this.#controller.signal
-  }
-
-  stop(): void {
-    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(name, this.#onSignal)
-  }
-
-  readonly #onSignal = (): void => {
-    if (this.signal.aborted) process.exit(exitCodes.interrupted)
-    writeLine(`stopping: what is running has ${duration(graceMs)} to end; once more stops now`)
-    this.#controller.abort()
-  }
-
-  readonly #onPipe = (error: NodeJS.ErrnoException): void => {
-    if (error.code !== 'EPIPE') throw error
-    this.quiet = true
-    this.#controller.abort()
-  }
-}
-
-function ignore(): void {
-  // Nobody reads our lines: the run goes on all the same.
 }
 
 // The run.

@@ -80,6 +80,7 @@ function writeDetails(details: CrewDetails): void {
     plural(details.sequence, 'commit'),
     stateOf(details, details.asks.length),
     ...(details.paused ? ['paused'] : []),
+    ...(details.machine === undefined || details.machine === 'active' ? [] : [`its machine: ${details.machine}`]),
   ]
   writeLine(`${paint('bold', details.id)}${name} · ${head.join(' · ')}`, process.stdout)
   if (details.stopped !== null) {

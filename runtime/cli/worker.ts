@@ -6,10 +6,10 @@
  *
  * - WO1 One signal hands the crews over and waits for what runs here; a second one ends at once.
  */
-import type { Crew } from '../define.js'
+import { crewOf } from '../define-machine.js'
 import { TroupeError } from '../errors.js'
 import { type DistributedRuntime, createRuntime } from '../index.js'
-import { loadCrew } from './load.js'
+import { type CrewFile, loadCrew } from './load.js'
 import { type NatsFlags, natsFrom } from './nats.js'
 import { exitCodes, writeJson, writeLine } from './output.js'
 import { describe } from './ps.js'
@@ -32,8 +32,8 @@ const dayMs = 86_400_000
 
 /** Runs until a signal comes. Returns the exit code. */
 export async function worker(files: readonly string[], options: WorkerCommandOptions): Promise<number> {
-  const crews = await Promise.all(files.map(async (file) => (await loadCrew(file)).crew))
-  const tools = options.toolsOnly === true ? remoteToolsOf(crews) : null
+  const definitions = await Promise.all(files.map(async (file) => (await loadCrew(file)).definition))
+  const tools = options.toolsOnly === true ? remoteToolsOf(definitions) : null
   const stopping = firstSignal()
   const runtime = (await createRuntime({
     log: 'info',
@@ -49,9 +49,9 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
       ...(options.name === undefined ? {} : { worker: options.name }),
     },
   })) as DistributedRuntime
-  await runtime.offer(...crews)
+  await runtime.offer(...definitions)
   const about = { worker: runtime.worker, namespace: options.namespace, server: runtime.server }
-  if (tools === null) await tell(about, crews, runtime, options)
+  if (tools === null) await tell(about, definitions, runtime, options)
   else if (options.json === true) writeJson({ type: 'worker', ...about, crews: [], tools })
   else writeLine(`tool worker ${about.worker} of namespace ${about.namespace}: ${tools.join(', ')}`)
   const signal = await Promise.race([stopping, runtime.left.then(() => null)])
@@ -64,11 +64,11 @@ export async function worker(files: readonly string[], options: WorkerCommandOpt
 /** Says what a worker has, and what the server has given it. */
 async function tell(
   about: { readonly worker: string | null; readonly namespace: string; readonly server: string },
-  crews: readonly Crew[],
+  definitions: readonly CrewFile['definition'][],
   runtime: DistributedRuntime,
   options: WorkerCommandOptions,
 ): Promise<void> {
-  const names = crews.map(({ name }) => name)
+  const names = definitions.map(({ name }) => name)
   const cluster = { server: about.server, ...(await runtime.settings()) }
   if (options.json === true) writeJson({ type: 'worker', ...about, crews: names, ...cluster })
   else writeLine(`worker ${about.worker} of namespace ${about.namespace}: ${names.join(', ')} · ${describe(cluster)}`)
@@ -78,8 +78,9 @@ async function tell(
 }
 
 /** Names of the tools that a tool worker of these crews offers. @throws TroupeError `CREW_INVALID` when there are none. */
-function remoteToolsOf(crews: readonly Crew[]): string[] {
-  const tools = crews.flatMap(({ agents }) => Object.values(agents).flatMap((agent) => agent.tools))
+function remoteToolsOf(definitions: readonly CrewFile['definition'][]): string[] {
+  const agents = definitions.flatMap((each) => Object.values(crewOf(each).agents))
+  const tools = agents.flatMap((agent) => agent.tools)
   const names = new Set(tools.filter(({ remote }) => remote).map(({ name }) => name))
   if (names.size > 0) return [...names]
   throw new TroupeError('CREW_INVALID', 'no tool of these files is for tool workers: define it with `remote: true`')

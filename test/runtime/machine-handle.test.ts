@@ -2,14 +2,15 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { assign, createMachine, emit, sendParent, setup } from 'xstate'
+import { type AnyStateMachine, assign, createMachine, emit, sendParent, setup } from 'xstate'
 import { z } from 'zod'
 import { agentMachine } from '../../machines/index.js'
+import { connectRuntime } from '../../runtime/control-client.js'
 import { defineAgent } from '../../runtime/define.js'
 import { defineMachine } from '../../runtime/define-machine.js'
 import type { TroupeEvent } from '../../runtime/events.js'
 import { createRuntime } from '../../runtime/index.js'
-import { RemoteRuntime } from '../../runtime/remote-runtime.js'
+import { prepareCrew } from '../../runtime/prepared-crew.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
 import { openStage, quiet, until } from '../support/crew-stage.js'
 import { createManualClock } from '../support/manual-clock.js'
@@ -359,13 +360,96 @@ describe('machine handle', () => {
     await rm(store, { recursive: true })
   })
 
-  test('machine: where its store is another process’s it is refused, and so it is over NATS', async () => {
-    const nothing = {
-      ask: () => Promise.reject(new Error('nobody')),
-      stream: () => Promise.reject(new Error('nobody')),
+  test('RA1 machine: where its store is another process’s it is used through that one, once it was spawned there', async () => {
+    const store = await mkdtemp(join(tmpdir(), 'troupe-machines-'))
+    const owner = await createRuntime({ store, log: 'silent' })
+    const remote = (await connectRuntime({ store, hashOf: (crew) => prepareCrew(crew, null as never).hash }))!
+    await expect(remote.spawn(order, { id: 'o1', input: { customer: 'Eve' } })).rejects.toMatchObject({
+      code: 'STORE_BUSY',
+    })
+    await owner.spawn(order, { id: 'o1', input: { customer: 'Ada' } })
+    const machine = await remote.spawn(order, { id: 'o1', input: { customer: 'Eve' } })
+    await machine.send({ type: 'add', items: 1 }, { key: 'k' })
+    await machine.send({ type: 'add', items: 1 }, { key: 'k' })
+    expect((await machine.state()).context).toEqual({ customer: 'Ada', items: 1 })
+    const { result } = machine
+    const types: string[] = []
+    for await (const { type } of machine.events()) if (types.push(type) > 1) break
+    expect(types).toEqual(['troupe.crew.defined', 'troupe.machine.emitted'])
+    await machine.cancel()
+    await expect(result).rejects.toMatchObject({ code: 'RUN_CANCELLED' })
+    await expect(machine.send({ type: 'order' })).rejects.toMatchObject({ code: 'MACHINE_ENDED' })
+    await remote.close()
+    await owner.close()
+    await rm(store, { recursive: true })
+  })
+
+  test('HE2 MH3 machine: what is sent again under its key is taken once, also behind a crash, a snapshot and the end', async () => {
+    const store = createMemoryStore()
+    const first = await openStage({ store })
+    const machine = await first.runtime.spawn(order, { id: 'o1', input: { customer: 'Ada' } })
+    await Promise.all([
+      machine.send({ type: 'add', items: 1 }, { key: 'a' }),
+      machine.send({ type: 'add', items: 1 }, { key: 'a' }),
+      machine.send({ type: 'add', items: 1 }),
+    ])
+    expect((await machine.state()).context).toEqual({ customer: 'Ada', items: 2 })
+    first.crash()
+    const second = await openStage({ store, unclean: true })
+    const again = await second.runtime.spawn(order, { id: 'o1' } as never)
+    await again.send({ type: 'add', items: 1 }, { key: 'a' })
+    expect((await again.state()).context).toEqual({ customer: 'Ada', items: 2 })
+    await again.send({ type: 'throw' }, { key: 'b' })
+    // A close writes a snapshot.
+    await second.runtime.close()
+    const third = await openStage({ store })
+    const ended = await third.runtime.spawn(order, { id: 'o1' } as never)
+    for (const key of ['a', 'b']) await ended.send({ type: 'add', items: 1 }, { key })
+    for (const key of ['c', 'c'])
+      await expect(ended.send({ type: 'order' }, { key })).rejects.toMatchObject({ code: 'MACHINE_ENDED' })
+    await expect(ended.send({ type: 'order' }, { key: '' })).rejects.toMatchObject({ code: 'INPUT_INVALID' })
+    await third.runtime.close()
+  })
+
+  test('UA5 machine: code that comes to another state, another context or other emits is refused on replay', async () => {
+    const counter = (step: number, says: string, state: string) => {
+      const count = assign({ count: ({ context }: { context: { count: number } }) => context.count + step })
+      const entry = [count, emit({ type: says } as never)]
+      const states = { idle: { on: { go: state } }, [state]: { entry } }
+      const machine = createMachine({ id: 'counter', context: { count: 0 }, initial: 'idle', states } as never)
+      return defineMachine(machine as unknown as AnyStateMachine)
     }
-    const remote = new RemoteRuntime({ channel: nothing as never })
-    await expect(remote.spawn(order)).rejects.toMatchObject({ code: 'CONFIG_INVALID' })
+    const store = createMemoryStore()
+    const first = await openStage({ store })
+    const machine = await first.runtime.spawn(counter(1, 'went', 'gone'))
+    await machine.send({ type: 'go' })
+    first.crash()
+    for (const changed of [counter(2, 'went', 'gone'), counter(1, 'left', 'gone'), counter(1, 'went', 'away')]) {
+      const stage = await openStage({ store, unclean: true })
+      await expect(stage.runtime.spawn(changed)).rejects.toMatchObject({ code: 'UPGRADE_REFUSED' })
+      stage.crash()
+    }
+    const last = await openStage({ store, unclean: true })
+    const same = await last.runtime.spawn(counter(1, 'went', 'gone'))
+    expect(await same.state()).toMatchObject({ value: 'gone', context: { count: 1 } })
+    last.crash()
+    const accepting = await openStage({ store, unclean: true })
+    const accepted = await accepting.runtime.spawn(counter(2, 'went', 'gone'), { acceptUpgrade: true })
+    expect(await accepted.state()).toMatchObject({ context: { count: 2 } })
+    await accepting.runtime.close()
+  })
+
+  test('machine: a schema that throws refuses what it was to check', async () => {
+    const throws = (): never => {
+      throw new Error('planted')
+    }
+    const strict = defineMachine(createMachine({ id: 'strict' }), {
+      input: z.unknown().refine(throws),
+      messages: z.unknown().refine(throws),
+    })
+    const stage = await openStage()
+    await expect(stage.runtime.spawn(strict)).rejects.toMatchObject({ code: 'INPUT_INVALID' })
+    await stage.runtime.close()
   })
 
   test('machine: what it emits is an event of its own kind, whatever it is called', async () => {
