@@ -35,7 +35,14 @@ const homes = {
   openai: ['actors/model-openai.ts'],
   pino: ['runtime/log.ts'],
   undici: ['actors/fetch.ts'],
-  xstate: ['machines/', 'runtime/scope.ts', 'runtime/chart.ts', 'runtime/logic.ts', 'runtime/logic-step.ts'],
+  xstate: [
+    'machines/',
+    'runtime/scope.ts',
+    'runtime/chart.ts',
+    'runtime/logic.ts',
+    'runtime/logic-step.ts',
+    'examples/',
+  ],
   zod: [...product.map((folder) => `${folder}/`), 'examples/'],
 }
 

@@ -199,9 +199,11 @@ export const without = <T>(record: Readonly<Record<string, T>>, key: string) => 
 export const isLead = (context: CrewContext, address: string) => context.workers[address]?.call === null
 export const delegateWorkers = (context: CrewContext) =>
   Object.entries(context.workers).filter(([, worker]) => worker.call !== null)
+/** Whether a call is one of this caller, or its answer would come to it. */
+export const isFor = (call: DelegateCall, caller: string) => call.caller === caller || call.replyTo === caller
 export const delegatesOf = (context: CrewContext, caller: string) =>
   delegateWorkers(context)
-    .filter(([, worker]) => worker.call?.caller === caller)
+    .filter(([, worker]) => worker.call !== null && isFor(worker.call, caller))
     .map(([address]) => address)
 /** The caller of whoever works for nobody. */
 const nobody = ''
@@ -210,7 +212,9 @@ export const desertedBy = (context: CrewContext, caller: string): CrewContext['w
   Object.fromEntries(
     Object.entries(context.workers).map(([address, worker]) => [
       address,
-      worker.call?.caller === caller ? { ...worker, call: { ...worker.call, caller: nobody } } : worker,
+      worker.call !== null && isFor(worker.call, caller)
+        ? { ...worker, call: { ...worker.call, caller: nobody } }
+        : worker,
     ]),
   )
 /** Whether somebody waits for what it does. */
@@ -243,7 +247,7 @@ const maxSteers = 64
 export const isRepeated = (context: CrewContext, { key }: Steer) => context.steers.includes(key)
 export const remembered = ({ steers }: CrewContext, { key }: Steer) => [...steers, key].slice(-maxSteers)
 /** Nobody but the user, or the flow that leads the run, has asked it. */
-const isInFront = ({ call }: Worker) => call === null || call.caller.startsWith('flow/')
+const isInFront = ({ call }: Worker) => call === null || /^(flow|machine)\//.test(call.caller)
 /** Who takes a message of the user: the lead, or whoever a flow has at work, or each live task of the named agent, or the actor of that name. */
 export const steered = (context: CrewContext, { run, agent }: Steer) =>
   Object.entries(context.workers)

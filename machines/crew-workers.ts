@@ -13,6 +13,7 @@ import {
   delegatesOf,
   desertedBy,
   isAway,
+  isFor,
   isLead,
   keeperOf,
   keptOf,
@@ -79,8 +80,10 @@ export function actorStart(context: CrewContext, agent: string, name: string, pa
 /** How the present run begins: with its lead, or with the flow that leads it. */
 export function leadStart(context: CrewContext): Start {
   const task = context.task!
-  const stages = context.data.flow
-  return stages === undefined || task.mail !== null ? agentStart(context, task) : flowStart(context, task, stages)
+  const { flow: stages, flowMachine } = context.data
+  if (task.mail !== null) return agentStart(context, task)
+  if (flowMachine !== undefined) return machineStart(task, flowMachine.kind)
+  return stages === undefined ? agentStart(context, task) : flowStart(context, task, stages)
 }
 
 /** Who leads, and what is said at the beginning. */
@@ -103,6 +106,17 @@ function flowStart({ self: crew }: CrewContext, task: Task, stages: FlowStages):
   const begun = { ...{ name: run, length, tokens }, ...first }
   const worker: Worker = { agent: 'flow', account: 'run', conversation: run, call: null, ...begun }
   return { agent: 'flow', address: self, worker, said: [started, start] }
+}
+
+/** A user's machine is told of its task by whoever can read it: here it has only a name. */
+function machineStart({ run, messages: length, tokens }: Task, kind: string): Start {
+  const started = { target: 'shard/runs', message: { type: 'run.started', run, conversation: run } }
+  const start = { target: 'shard/actors', message: { type: 'actor.start', kind, name: run, input: { run } } }
+  const worker: Worker = {
+    ...{ agent: 'flow', account: 'run', conversation: run, call: null },
+    ...{ name: run, length, tokens, ...first },
+  }
+  return { agent: 'flow', address: `machine/${run}`, worker, said: [started, start] }
 }
 
 /** How deep the present task is nested, over all crews. */
@@ -195,10 +209,10 @@ export function answersOf(context: CrewContext, event: Ended): Said[] {
       ? { text: `${agent} failed: ${code}: ${reason}` }
       : { answerOf: answer.conversation }
   const tokens = answer === null ? 64 : answer.answer + 16
-  return answerable(context, event.address).flatMap(({ index, callId, conversation, caller }) => [
+  return answerable(context, event.address).flatMap(({ index, callId, conversation, caller, replyTo = caller }) => [
     { target: `log/${conversation}`, message: { type: 'log.stage', index, callId, ...content } },
     {
-      target: caller,
+      target: replyTo,
       message: { type: 'delegate.finished', index, tokens, result: code ?? answer?.result ?? '', code, reason },
     },
   ])
@@ -206,12 +220,12 @@ export function answersOf(context: CrewContext, event: Ended): Said[] {
 
 /** What follows for those who work, or would, for a caller that takes no answer any more. */
 export function deserted(context: CrewContext, caller: string) {
-  const called = context.waiting.filter((call) => call.caller === caller)
+  const called = context.waiting.filter((call) => isFor(call, caller))
   const said: Said[] = [
     ...delegatesOf(context, caller).map((target) => ({ target, message: { type: 'run.cancel' } })),
     ...called.map(({ name }) => ({ target: `log/${name}`, message: { type: 'log.drop' } })),
   ]
-  const waiting = context.waiting.filter((call) => call.caller !== caller)
+  const waiting = context.waiting.filter((call) => !isFor(call, caller))
   return { said, waiting, workers: desertedBy(context, caller) }
 }
 

@@ -132,6 +132,8 @@ export const crewData = z.object({
   /** Empty for a crew with a flow. */
   lead: z.string(),
   flow: flowStages.optional(),
+  /** A user's machine in the place of a lead: what tells it from another one. */
+  flowMachine: z.looseObject({ kind: z.string(), version: z.string() }).optional(),
   agents: z.record(z.string(), agentData),
   limits,
   ...budgetTerms,
@@ -292,6 +294,8 @@ export const agentExhausted = z.object({
 export const delegateCall = z.object({
   type: z.literal('delegate.call'),
   caller: address,
+  /** Who takes the answer, when it is not the caller itself: an actor of a user's that works for it. */
+  replyTo: address.optional(),
   /** The caller's conversation, where the answer goes. */
   conversation: z.string(),
   /** Position among the calls of the reply. */
@@ -320,6 +324,7 @@ export const delegateFinished = z.object({
   reason: z.string(),
 })
 export type DelegateFinished = z.infer<typeof delegateFinished>
+/** `caller`: or whoever was to take the answers. */
 export const delegateCancel = z.object({ type: z.literal('delegate.cancel'), caller: address })
 
 // ---------------------------------------------------------------------------------------------- crew ↔ flow
@@ -1015,7 +1020,8 @@ export const actorResumed = z.object({ type: z.literal('actor.resumed') })
 /** To `shard/actors`: starts an actor; the sender supervises it. */
 export const actorStart = z.object({
   type: z.literal('actor.start'),
-  kind: z.enum(['agent', 'tool', 'budget', 'envoy', 'loop', 'router', 'escalation', 'flow']),
+  /** Of a user's machine `machine:<name>`. */
+  kind: z.string(),
   name: z.string(),
   input: z.unknown(),
 })
@@ -1053,6 +1059,8 @@ export const logAppend = z.object({
   /** The commit that has these values. @default this one */
   sequence: count.optional(),
   user: z.string().optional(),
+  /** What a user's machine has answered: text, or JSON text and the value itself. */
+  said: z.object({ content: z.string(), parsed: z.unknown().optional() }).optional(),
   all: z.string().optional(),
   /** Another conversation, which stays as it is; with `first` only so many of its first messages. */
   copy: z.string().optional(),

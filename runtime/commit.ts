@@ -36,7 +36,9 @@ import {
 } from './effects.js'
 import { codeOf, type ErrorCode, reasonOf } from './errors.js'
 import { farewellsOf } from './farewell.js'
+import { crewAddress } from './flow-machine.js'
 import { isHeardAgain } from './heard.js'
+import { isUserKind } from './logic.js'
 import { isForeign, maxOutbox, partsOf, stampOf } from './mail.js'
 import { poolAddress, poolOf } from './pool-books.js'
 import { failedRun, type RunEnd } from './runs.js'
@@ -50,12 +52,10 @@ export const maxMessages = 10_000
 const moreMessages = 1_000
 const maxOverflows = 10
 
-/** The actor that takes tasks and commands. */
-export const crewAddress = 'crew/main'
 /** The keeper of a budget of the crew: what it has counted outlives a failure of the crew. */
 const crewKeeper = 'budget/crew'
 
-export type { Commit, DecideContext, DomainEvent, TracedMessage }
+export { type Commit, crewAddress, type DecideContext, type DomainEvent, type TracedMessage }
 
 /**
  * Takes one envelope. Changes `state`; a caller that cannot record the commit must drop the state.
@@ -143,8 +143,8 @@ class Deciding {
     if (late !== null) this.#settle(from, [late])
   }
 
-  #settle(from: string, settlements: readonly Settlement[]): void {
-    for (const { keeper, message } of settlements) this.#push({ from, to: keeper, message, must: false })
+  #settle(from: string, all: readonly Settlement[]): void {
+    for (const { keeper: to, message } of all) this.#push({ from, to, message, must: false })
   }
 
   /** A letter of another shard. An answer that nobody waits for any more is none to anybody. */
@@ -234,9 +234,7 @@ class Deciding {
 
   /** Time in which the process was down counts for no timer of active time. */
   #resume(downMs: number): void {
-    for (const timer of this.#state.timers.values()) {
-      if (timer.id.startsWith('active:')) timer.dueAt += downMs
-    }
+    for (const timer of this.#state.timers.values()) if (timer.id.startsWith('active:')) timer.dueAt += downMs
     this.#decided.timersChanged = true
     this.#decided.emit('shard/self', { type: 'shard.resumed', downMs })
   }
@@ -406,6 +404,7 @@ class Deciding {
     if (message.type === 'actor.resume') return this.#resumeActor(from, message['address'] as string)
     if (!this.#state.actors.has(from)) return
     const kind = message['kind'] as string
+    if (isUserKind(kind)) return this.#usersNow().lead(kind, message['name'] as string)
     this.#start(`${kind}/${message['name'] as string}`, kind, from, message['input'])
   }
 

@@ -162,6 +162,10 @@ export function append(
     const entry = inlineEntry('message', '', JSON.stringify({ role: 'user', content: message.user }))
     log.append(entry, linkOf(entry))
   }
+  if (message.said !== undefined) {
+    const entry = inlineEntry('message', '', JSON.stringify({ role: 'assistant', ...message.said }))
+    log.append(entry, linkOf(entry))
+  }
   for (const entry of logs.get(message.copy ?? '')?.entries.slice(0, message.first) ?? [])
     log.append(entry, linkOf(entry))
   if (message.answer !== undefined) {

@@ -21,6 +21,7 @@ import {
 import { crewAddress } from './commit.js'
 import { textsOf, valuesAt } from './content.js'
 import { type Entry, textOf } from './conversation.js'
+import { outputIn } from './flow-machine.js'
 import type { LiveCrew } from './dispatcher.js'
 import { taskMessages } from './edge.js'
 import { type ErrorCode, TroupeError } from './errors.js'
@@ -258,6 +259,7 @@ export class CrewHandle<Output = unknown> {
   /** What the last message says; behind several agents at once what each of them says, by its name. */
   async #output(entries: readonly Entry[], texts: readonly string[]): Promise<unknown> {
     const { crew } = this.#live.prepared
+    if (crew.flowMachine !== undefined && texts.length > 0) return outputIn(texts.at(-1)!)
     const { agents, join } = crew.flow?.stages.at(-1) ?? { agents: [crew.lead], join: 'all' }
     // Whoever these have handed over to answers as they would.
     const last = entries.length - (join === 'all' ? agents.length : 1)

@@ -9,12 +9,14 @@
  */
 import { z } from 'zod'
 import { canonicalJson, shortHash } from './codec.js'
-import { type Agent, type Crew, toCrew } from './define.js'
+import type { Crew, MachineIdentity } from './define.js'
 import { checkType } from './envelope.js'
 import { isTroupeError, reasonOf, TroupeError } from './errors.js'
 import {
+  agentsCalledBy,
   type AnyStateMachine,
   type EventFrom,
+  formOf,
   type InputFrom,
   kindOf,
   type Logic,
@@ -99,23 +101,40 @@ export function isMachineDefinition(value: unknown): value is MachineDefinition 
   return typeof value === 'object' && value !== null && 'kind' in value && value.kind === 'machine' && 'logics' in value
 }
 
+/** A machine of a user's that may lead a crew, as it is or as `defineMachine` made it. */
+export type FlowMachine = MachineDefinition<unknown, unknown, Message> | AnyStateMachine
+/** What such a machine answers. */
+export type FlowMachineOutput<Machine> =
+  Machine extends MachineDefinition<infer Output, infer _Input, infer _Event>
+    ? Output
+    : Machine extends AnyStateMachine
+      ? OutputFrom<Machine>
+      : never
+
+/** Whether something is such a machine. */
+export function isFlowMachine(value: unknown): value is FlowMachine {
+  return isMachineDefinition(value) || formOf(value) === 'machine'
+}
+
 /** The crew that a machine is: it has no agents. */
 export function machineCrew(definition: MachineDefinition): Crew {
   const known = crews.get(definition)
   if (known !== undefined) return known
-  const { name, version, machine, options } = definition
-  const data = { kind: kindOf(name), version, shape: shapeOf(machine), promises: options.promises ?? {} }
-  const crew = Object.freeze({ ...defineEmpty(name), machine: data })
+  const [agent] = agentsCalledBy(definition.logics)
+  if (agent !== undefined) throw invalid(`it calls the agent ${agent}, and is not the flow of a crew`)
+  const crew = Object.freeze({ ...defineEmpty(definition.name), machine: identityOf(definition) })
   crews.set(definition, crew)
   return crew
 }
 
-/** What a process offers to run, or is asked to. */
-export type Definition = Crew | Agent | MachineDefinition
+/** What tells a machine from another one, as data. */
+export function identityOf({ name, version, machine, options }: MachineDefinition): MachineIdentity {
+  return { kind: kindOf(name), version, shape: shapeOf(machine), promises: options.promises ?? {} }
+}
 
-/** The crew that a definition is, whatever it defines. @throws TroupeError `CREW_INVALID`. */
-export function crewOf(definition: Definition): Crew {
-  return isMachineDefinition(definition) ? machineCrew(definition) : toCrew(definition)
+/** A user's machine that is given as it is, or as `defineMachine` made it. @throws TroupeError as `defineMachine`. */
+export function toMachine(given: FlowMachine): MachineDefinition {
+  return isMachineDefinition(given) ? given : (defineMachine(given) as MachineDefinition)
 }
 
 /** Crews by their machines: the same machine is the same crew, so that it is prepared once. */

@@ -10,8 +10,10 @@
 import { z } from 'zod'
 import { defaultLoops, type Loops, type PoolData } from '../machines/index.js'
 import { type Budget, budgetFields, crewBudget, defaultAskMs, isShared, ms } from './budget.js'
-import { contentHash } from './codec.js'
-import { agentsOf, type Flow, isFlow, type Parallel, type Step, type Supervisor, toFlow } from './flow.js'
+import { delegateName, handoffName, isAddress } from './called-names.js'
+import { type FlowMachine, type FlowMachineOutput, isFlowMachine, type MachineDefinition } from './define-machine.js'
+import { type Flow, isFlow, type Parallel, type Step, type Supervisor } from './flow.js'
+import { checkHandoffs, leadsOf, ledBy, supervisedBy } from './led-by.js'
 import { TroupeError } from './errors.js'
 import { modelShape, settingsShape } from './model-shape.js'
 import type { ModelSettings, Price } from './ports.js'
@@ -301,6 +303,17 @@ export interface FlowCrewOptions<Agents extends Record<string, Agent<unknown>>, 
   readonly lead?: undefined
 }
 
+/** A crew that a machine of the user's leads, as `defineCrew` takes it. */
+export interface MachineFlowOptions<Agents extends Record<string, Agent<unknown>>, Machine extends FlowMachine>
+  extends Omit<CrewOptions<Agents, keyof Agents & string>, 'lead' | 'flow'> {
+  /**
+   * In the place of a lead: an XState machine, started with `{ task, data }` as its input. It has agents work by `callAgent`;
+   * its output is the run's, and what it fails over ends the run.
+   */
+  readonly flow: Machine
+  readonly lead?: undefined
+}
+
 type OutputOf<Found> = Found extends Agent<infer Output> ? Output : never
 /** What a flow answers: what its last agent does; of several an object by their names, or whoever was first. */
 export type FlowOutput<Agents, Last extends Step> =
@@ -330,6 +343,8 @@ export interface Crew<Output = unknown> {
   /** Empty for a crew whose flow has stages. */
   readonly lead: string
   readonly flow: Flow | undefined
+  /** The machine of a user's that leads its runs. */
+  readonly flowMachine?: MachineDefinition
   readonly budget: Budget
   readonly limits: {
     readonly delegates: number
@@ -436,7 +451,12 @@ const crewShape = z.strictObject({
   name: z.string().regex(namePattern),
   agents: z.record(z.string().regex(namePattern), z.custom<Agent>(isAgent, 'an agent of defineAgent')),
   lead: z.string().optional(),
-  flow: z.custom<Flow | Parallel | Supervisor>(isFlow, 'sequential(…), parallel(…) or supervisor(…)').optional(),
+  flow: z
+    .custom<Flow | Parallel | Supervisor | FlowMachine>(
+      (value) => isFlow(value) || isFlowMachine(value),
+      'sequential(…), parallel(…), supervisor(…) or a machine',
+    )
+    .optional(),
   budget: crewBudget.default({}),
   limits: z
     .strictObject({
@@ -454,18 +474,6 @@ const crewShape = z.strictObject({
   version: z.string().max(256).optional(),
 })
 
-/** Whether a delegate is an agent of another crew. */
-export function isAddress(delegate: string): boolean {
-  return delegate.includes('/')
-}
-
-/** The name by which a model calls a delegate: `<crew>_<agent>` for one of another crew, cut where that is too long. */
-export function delegateName(delegate: string): string {
-  if (!isAddress(delegate)) return delegate
-  const name = delegate.replace('/agent/', '_')
-  return name.length <= 64 ? name : `${name.slice(0, 55)}_${contentHash(delegate).slice(0, 8)}`
-}
-
 /** A schema of zod 4, of this or another copy of zod: a crew file may bring its own. */
 function isSchema(value: unknown): boolean {
   return typeof value === 'object' && value !== null && '_zod' in value
@@ -482,9 +490,14 @@ function isAgent(value: unknown): boolean {
 function isCrew(value: unknown): boolean {
   if (!hasKind(value, 'crew')) return false
   if (isShared(value)) return true
-  const { name, agents, lead, flow, limits } = value as Partial<Crew>
+  const { name, agents, lead, flow, flowMachine, limits } = value as Partial<Crew>
   const whole = typeof name === 'string' && typeof lead === 'string' && limits !== undefined
-  return whole && typeof agents === 'object' && agents !== null && (isFlow(flow) || isAgent(agents[lead]))
+  return (
+    whole &&
+    typeof agents === 'object' &&
+    agents !== null &&
+    (isFlow(flow) || flowMachine !== undefined || isAgent(agents[lead]))
+  )
 }
 
 function hasKind(value: unknown, kind: string): boolean {
@@ -567,11 +580,6 @@ export function defineAgent<const Output extends z.ZodType | undefined = undefin
   }) as unknown as Agent<AgentOutput<Output>>
 }
 
-/** The name by which a model hands over to an agent. */
-export function handoffName(agent: string): string {
-  return `transfer_to_${agent}`.slice(0, 64)
-}
-
 /** The tool of an agent with `questions`. It is never run: its result is what a person says. */
 const askPerson: AnyTool = Object.freeze({
   ...defineTool({
@@ -595,16 +603,17 @@ export function defineCrew<
 export function defineCrew<const Agents extends Record<string, Agent<unknown>>, const Last extends Step>(
   options: FlowCrewOptions<Agents, Last>,
 ): Crew<FlowOutput<Agents, Last>>
+export function defineCrew<const Agents extends Record<string, Agent<unknown>>, const Machine extends FlowMachine>(
+  options: MachineFlowOptions<Agents, Machine>,
+): Crew<FlowMachineOutput<Machine>>
 export function defineCrew(options: unknown): Crew<never> {
   const data = check(crewShape, options, `crew ${describe(options)}`)
   if ((data.lead === undefined) === (data.flow === undefined))
     throw new TroupeError('CREW_INVALID', `crew ${data.name}: either a lead or a flow`)
-  const supervisor = data.flow?.kind === 'supervisor' ? data.flow : undefined
-  const flow = data.flow === undefined || data.flow.kind === 'supervisor' ? undefined : toFlow(data.flow)
+  const { supervisor, flow, machine } = ledBy(data.flow)
   const lead = data.lead ?? supervisor?.lead
-  const [what, leads] =
-    data.lead !== undefined ? ['lead', [lead!]] : ['flow', flow === undefined ? [lead!] : agentsOf(flow)]
-  const unknown = leads.find((name) => data.agents[name] === undefined)
+  const what = data.lead === undefined ? 'flow' : 'lead'
+  const unknown = leadsOf(lead, flow, machine).find((name) => data.agents[name] === undefined)
   if (unknown !== undefined)
     throw new TroupeError('CREW_INVALID', `crew ${data.name}: ${what} '${unknown}' is not one of its agents`)
   if (supervisor !== undefined) data.agents = supervisedBy(data.agents, supervisor)
@@ -624,6 +633,7 @@ export function defineCrew(options: unknown): Crew<never> {
     agents: data.agents,
     lead: lead ?? '',
     flow,
+    ...(machine === undefined ? {} : { flowMachine: machine }),
     budget: data.budget as Budget,
     limits: {
       delegates: data.limits.delegates ?? 16,
@@ -636,46 +646,6 @@ export function defineCrew(options: unknown): Crew<never> {
     unknownPrice: data.unknownPrice,
     version: data.version,
   })
-}
-
-/** The same agents; one of them may delegate to those that it supervises. */
-function supervisedBy(
-  agents: Readonly<Record<string, Agent>>,
-  { lead, agents: others }: Supervisor,
-): Record<string, Agent> {
-  const supervisor = agents[lead]!
-  const delegates = [...new Set([...supervisor.delegates, ...others])]
-  const taken = new Set([
-    ...supervisor.tools.map(({ name }) => name),
-    ...supervisor.handoffs.map((each) => handoffName(each.agent)),
-  ])
-  const twice = others.find((name) => taken.has(name))
-  if (twice !== undefined) throw new TroupeError('CREW_INVALID', `agent ${lead}: two tools named ${twice}`)
-  return { ...agents, [lead]: Object.freeze({ ...supervisor, delegates }) }
-}
-
-/** Whoever has the task last gives the answer: it must be what the first one was asked for. */
-function checkHandoffs({ name: crew, agents }: Pick<z.output<typeof crewShape>, 'name' | 'agents'>): void {
-  for (const [name, { handoffs, output }] of Object.entries(agents)) {
-    for (const { agent } of handoffs) {
-      const next = agents[agent]
-      const problem =
-        next === undefined
-          ? 'which is not one of its agents'
-          : agent === name
-            ? 'which is itself'
-            : shapeOf(next.output) === shapeOf(output)
-              ? null
-              : 'whose output is another one'
-      if (problem !== null)
-        throw new TroupeError('CREW_INVALID', `crew ${crew}: ${name} hands over to '${agent}', ${problem}`)
-    }
-  }
-}
-
-/** An output as text; equal ones have equal text. */
-function shapeOf(output: z.ZodType | undefined): string {
-  return output === undefined ? '' : JSON.stringify(z.toJSONSchema(output, { unrepresentable: 'any' }))
 }
 
 function loopsOf(agent: string, wanted: z.output<typeof agentShape>['limits']['loops']): Loops | null {

@@ -14,6 +14,7 @@
  */
 import type { ModelCall, RoundPrepare, ToolCall } from '../machines/index.js'
 import { argumentsOf, textsOf, valuesAt } from './content.js'
+import { readContent } from './content-read.js'
 import type { Entry } from './conversation.js'
 import type { Draft } from './envelope.js'
 import { admit, underPermit } from './admission.js'
@@ -36,7 +37,7 @@ import type {
 } from './ports.js'
 import { failed as roundFailed, prepareRound } from './prepare-round.js'
 import type { PreparedCrew } from './prepared-crew.js'
-import { type PromiseCall, rejected, runPromise } from './promise-call.js'
+import { type PromiseCall, rejected, resolved, runPromise } from './promise-call.js'
 import { messagesIn, plannedAgent } from './round-plan.js'
 import { type Effect, isPortWork, type PortEffect, type ShardState } from './state.js'
 
@@ -175,8 +176,7 @@ export class Dispatcher {
     if (this.#closed || this.#draining) return
     while (this.#inFlight.size < maxInFlight) {
       const [given] = this.#waiting
-      // A promise's code is known without the crew's definition: its machine could not have been rebuilt.
-      if (given === undefined || (this.#shard.crew() === null && given.effect.body.type !== 'promise.call')) return
+      if (given === undefined || (this.#shard.crew() === null && !runsAlone(given.effect))) return
       this.#waiting.shift()
       this.#start(given)
     }
@@ -184,11 +184,20 @@ export class Dispatcher {
 
   /** What a model is sent, or the message that has a tool's arguments. */
   #entriesOf({ body, length }: PortEffect): readonly Entry[] {
-    if (body.type === 'promise.call') return []
+    if (body.type === 'promise.call') return this.#entriesRead(body, length)
     const entries = this.#shard.state().logs.get(body.conversation)?.entries ?? []
     return body.type === 'model.call' || body.type === 'round.prepare'
       ? entries.slice(0, length)
       : entries.slice(body.position, body.position + 1)
+  }
+
+  /** What a user's machine is to be told: a task, or what was staged of an answer. */
+  #entriesRead({ conversation, reads }: PromiseCall, length: number): readonly Entry[] {
+    const log = this.#shard.state().logs.get(conversation)
+    if (reads === undefined || log === undefined) return []
+    if ('task' in reads) return log.entries.slice(0, length)
+    const staged = log.staged.get(reads.index)
+    return staged === undefined ? [] : [staged]
   }
 
   /** Nobody waits for these any more. */
@@ -237,7 +246,7 @@ export class Dispatcher {
     let outcome: Outcome | null
     try {
       if (body.type === 'model.call') outcome = await this.#model(effect, body, entries, signal)
-      else if (body.type === 'promise.call') outcome = await this.#promise(effect, body, signal)
+      else if (body.type === 'promise.call') outcome = await this.#promise(effect, body, entries, signal)
       else if (body.type === 'round.prepare') outcome = await this.#round(effect, body, entries, signal)
       else outcome = await this.#tool(effect, body, entries, signal)
     } catch (error) {
@@ -273,7 +282,20 @@ export class Dispatcher {
     return broken(reason.code, reason.message, effect.body.type, effect.body)
   }
 
-  async #promise(effect: Effect, call: PromiseCall, signal: AbortSignal): Promise<Outcome | null> {
+  async #promise(
+    effect: Effect,
+    call: PromiseCall,
+    entries: readonly Entry[],
+    signal: AbortSignal,
+  ): Promise<Outcome | null> {
+    const { journal, id: shard } = this.#shard
+    const { reads } = call
+    if (reads !== undefined) {
+      const dataOf = (run: string) => this.#shard.dataOf(run)
+      const reading = { journal, shard, entries, crew: this.#shard.crew()!.prepared, dataOf }
+      const read = await this.#read(signal, async () => resolved(await readContent(reads, reading)))
+      return read ?? (signal.aborted ? null : notStarted)
+    }
     const logic = this.#shard.logic(call.kind)
     if (logic === null) throw new TroupeError('MACHINE_UNKNOWN', `there is no logic ${call.kind} any more`)
     if (!(await this.#mayStart(effect, call, signal))) return signal.aborted ? null : notStarted
@@ -475,6 +497,11 @@ export class Dispatcher {
 /** Messages with their places in the conversation. @param places null: it is all of them */
 function shownAt(texts: readonly string[], places: readonly number[] | null): Shown[] {
   return texts.map((text, index) => ({ text, at: places?.[index] ?? index }))
+}
+
+/** A promise's code is known without the crew's definition: its machine could not have been rebuilt. */
+function runsAlone({ body }: Effect): boolean {
+  return body.type === 'promise.call' && body.reads === undefined
 }
 
 function draftOf(effect: Effect, outcome: Outcome): Draft {

@@ -23,6 +23,7 @@ import { canonicalJson, shortHash, type Value } from './codec.js'
 import { textOf } from './conversation.js'
 import { type ErrorCode, TroupeError, toTroupeError } from './errors.js'
 import { agentsOf } from './flow.js'
+import { agentsCalledBy } from './logic.js'
 import { hiddenFrom, type Shown } from './handoff.js'
 import type { ModelFailure, ModelReply, RawToolCall, ToolOutcome, Usage } from './ports.js'
 import { estimateTokens, type PreparedAgent, type PreparedCrew, systemMessage } from './prepared-crew.js'
@@ -244,18 +245,19 @@ export async function taskMessages(
   text: string,
   data: unknown,
 ): Promise<{ all: readonly string[]; count: number; systems: Record<string, number> | null }> {
-  const { lead, flow } = prepared.crew
+  const { lead, flow, flowMachine } = prepared.crew
   const systemOf = (agent: string): Promise<string | null> =>
     instructionsOf(prepared, agent, text, data).catch((error: unknown) => {
       const { message } = toTroupeError(error, 'INPUT_INVALID')
       throw new TroupeError('INPUT_INVALID', `the instructions of ${agent} threw: ${message}`, { cause: error })
     })
-  if (flow === undefined) {
+  if (flow === undefined && flowMachine === undefined) {
     const system = await systemOf(lead)
     const all = system === null ? messages : [system, ...messages]
     return { all, count: all.length, systems: null }
   }
-  const made = await Promise.all(agentsOf(flow).map(async (agent) => [agent, await systemOf(agent)] as const))
+  const called = flow === undefined ? agentsCalledBy(flowMachine!.logics) : agentsOf(flow)
+  const made = await Promise.all(called.map(async (agent) => [agent, await systemOf(agent)] as const))
   const own = made.filter((each): each is readonly [string, string] => each[1] !== null)
   return {
     all: [...messages, ...own.map(([, system]) => system)],

@@ -53,6 +53,7 @@ export {
   type EffectClass,
   type FlowCrewOptions,
   type HandoffOptions,
+  type MachineFlowOptions,
   type HistoryMessage,
   type FlowOutput,
   type InstructionsContext,
@@ -61,7 +62,14 @@ export {
   ToolError,
   type ToolOptions,
 } from './define.js'
-export { defineMachine, type MachineDefinition, type MachineOptions } from './define-machine.js'
+export {
+  defineMachine,
+  type FlowMachine,
+  type FlowMachineOutput,
+  type MachineDefinition,
+  type MachineOptions,
+} from './define-machine.js'
+export { type AgentTask, callAgent } from './logic.js'
 export { type ErrorCode, errorCodes, isTroupeError, TroupeError } from './errors.js'
 export type { TroupeEvent } from './events.js'
 export type { CrewHandle, MachineHandle, Runtime } from './face.js'

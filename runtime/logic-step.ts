@@ -87,6 +87,10 @@ export function startLogic(logic: Logic, id: string, input: unknown, place: Plac
     const context = toPlain(input, `the input of ${id}`) ?? null
     return stepOf({ ...first, context, children: {} }, [{ kind: 'ask', input: context }])
   }
+  if (logic.form === 'agent') {
+    const context = toPlain(input, `the input of ${id}`) ?? null
+    return stepOf({ ...first, value: 'working', context, children: {} }, [{ kind: 'call', input: context }])
+  }
   const step = new LogicStep(logic, id, place)
   const begun = logic.logic.getInitialSnapshot(step.scope, input)
   if (logic.form === 'machine') return step.end(begun as AnyMachineSnapshot, {}, true)
@@ -102,6 +106,7 @@ export function deliverLogic(snapshot: LogicSnapshot, message: Message, place: P
     const again = message.type === 'effect.interrupted' && (message['started'] !== true || logic.effect !== 'once')
     return again ? stepOf(snapshot, [{ kind: 'ask', input: snapshot.context }]) : stepOf(settled(snapshot, message))
   }
+  if (logic.form === 'agent') return agentStep(snapshot, message)
   const step = new LogicStep(logic, id, place)
   if (logic.form === 'machine') {
     const before = snapshot.inner!
@@ -134,7 +139,8 @@ export function restoreLogic(logic: Logic, persisted: PersistedSnapshot): LogicS
   const { id = '', value, context, status, children = {}, output, error } = persisted
   const known = new Set([...logic.known.values()].map(({ kind }) => kind))
   for (const { kind } of Object.values(children)) if (!known.has(kind)) throw new Error(`there is no logic ${kind}`)
-  const inner = logic.form === 'machine' ? restoreMachine(logic.machine, persisted, children) : null
+  const inner =
+    logic.form === 'machine' && value !== notBegun ? restoreMachine(logic.machine, persisted, children) : null
   const state = status as LogicSnapshot['status']
   return { logic, id, status: state, value, context, output, error, children, inner }
 }
@@ -158,6 +164,27 @@ function restoreMachine(
     children: Object.fromEntries(refs) as never,
     ...(nodes === undefined ? {} : { _nodes: nodes.map(nodeOf) as never, value: value as never }),
   })
+}
+
+/** State of a machine whose input is still to be read. */
+export const notBegun = null
+
+/** A call of an agent: it works, then its answer is read, which is no part of any machine. */
+function agentStep(snapshot: LogicSnapshot, message: Message): Step {
+  const isWorking = snapshot.value === 'working'
+  if (message.type !== 'delegate.finished') {
+    if (isWorking) return stepOf(snapshot)
+    return message.type === 'effect.interrupted' ? reads(snapshot) : stepOf(settled(snapshot, message))
+  }
+  if (!isWorking) return stepOf(snapshot)
+  const { code, reason } = message
+  if (code !== null) return stepOf({ ...snapshot, status: 'error', error: { code, message: reason } })
+  return reads({ ...snapshot, value: 'answering' })
+}
+
+/** Reading changes nothing, so it may be done again. */
+function reads(snapshot: LogicSnapshot): Step {
+  return stepOf(snapshot, [{ kind: 'read' }])
 }
 
 /** A promise's end. */

@@ -8,13 +8,13 @@
  *   can be seen there: callbacks, observables, a child without an id or with a system id, `onSnapshot`.
  * - LG2 A kind says where in the definition a logic is, by names of the user's: it stays the same when code is added.
  */
-import type { AnyStateMachine } from 'xstate'
+import { type AnyStateMachine, fromPromise, type PromiseActorLogic } from 'xstate'
 import { TroupeError } from './errors.js'
 
 export type { AnyStateMachine, EventFrom, InputFrom, OutputFrom } from 'xstate'
 
-/** What an actor of a user's does: takes messages as a machine or a reducer, or waits for one outcome. */
-export type LogicForm = 'machine' | 'transition' | 'promise'
+/** What an actor of a user's does: takes messages as a machine or a reducer, or waits for one outcome: a promise's, an agent's. */
+export type LogicForm = 'machine' | 'transition' | 'promise' | 'agent'
 
 /** Logic of XState, as far as it is used. */
 export interface XStateLogic {
@@ -40,6 +40,8 @@ export interface Logic {
   readonly effect: PromiseEffect
   /** Brings the stored state of another version to this one. */
   readonly migrate: Migrate | undefined
+  /** Of a call of an agent: whom it calls; empty for anything else. */
+  readonly agent: string
 }
 
 /** State and context of an actor, as they are stored. */
@@ -58,6 +60,31 @@ export interface LogicOptions {
   readonly migrate: Migrate | undefined
   /** Classes of promises, by the names of their sources. */
   readonly promises: Readonly<Record<string, PromiseEffect>>
+}
+
+/** What an agent is told: text, or plain data, which becomes JSON text. */
+export type AgentTask = string | object
+
+/**
+ * An agent of the crew as logic of a machine that is its `flow`: `invoke` it as a promise. `input` is what it is told as its
+ * user; it has nothing else in mind. Its answer is the `output` of `onDone`: text, or the value of its `output` schema.
+ * `onError` is told `{ code, message }`. Leaving the state cancels what it does, and gives back what it has not spent.
+ *
+ *     setup({ actors: { writer: callAgent('writer') } }).createMachine({
+ *       invoke: { src: 'writer', id: 'draft', input: ({ context }) => context.task, onDone: 'done', onError: 'failed' }, …
+ *
+ * @param name of an agent of the crew @throws Error where it is started by XState itself
+ */
+export function callAgent<Output = string>(name: string): PromiseActorLogic<Output, AgentTask> {
+  const logic = fromPromise<Output, AgentTask>(() =>
+    Promise.reject(new TroupeError('MACHINE_UNSUPPORTED', `the agent ${name} works only for a crew of Troupe`)),
+  )
+  return Object.assign(logic, { agent: name })
+}
+
+/** Agents that the logic of a definition calls. */
+export function agentsCalledBy(logics: ReadonlyMap<string, Logic>): string[] {
+  return [...new Set([...logics.values()].flatMap(({ agent }) => (agent === '' ? [] : [agent])))]
 }
 
 /** First part of the kind of every user's actor. */
@@ -151,6 +178,7 @@ class Reading {
       known: this.#known,
       effect: this.#options.promises[source] ?? 'once',
       migrate,
+      agent: form === 'agent' ? (logic as { readonly agent: string }).agent : '',
     }
     this.#known.set(logic, found)
     this.#byKind.set(kind, found)
@@ -220,6 +248,7 @@ function versionOf(logic: unknown): string | undefined {
 export function formOf(logic: unknown): LogicForm | null {
   if (typeof logic !== 'object' || logic === null) return null
   if ('__xstatenode' in logic) return 'machine'
+  if ('agent' in logic && typeof logic.agent === 'string') return 'agent'
   const { config, transition, start } = logic as { config?: unknown; transition?: unknown; start?: unknown }
   if (typeof config !== 'function' || typeof transition !== 'function') return null
   if (start === undefined) return 'transition'

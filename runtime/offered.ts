@@ -11,7 +11,8 @@ import type { SpawnRequest, Visit } from './control-answers.js'
 import type { CrewHandle } from './crew-handle.js'
 import { nameIn } from './crew-version.js'
 import type { Crew } from './define.js'
-import { crewOf, type Definition, isMachineDefinition, type MachineDefinition } from './define-machine.js'
+import { isMachineDefinition, type MachineDefinition } from './define-machine.js'
+import { crewOf, type Definition } from './definition.js'
 import type { LiveCrew } from './dispatcher.js'
 import { TroupeError } from './errors.js'
 import type { Runtime } from './runtime.js'
@@ -40,6 +41,7 @@ export class Offered {
       this.#register(definition)
       this.#machines.set(crew.name, definition)
     } else this.#machines.delete(crew.name)
+    if (crew.flowMachine !== undefined) this.#register(crew.flowMachine)
     this.crews.set(crew.name, live)
     return true
   }

@@ -10,15 +10,9 @@ import { z } from 'zod'
 import type { AgentData, CrewData, PoolData } from '../machines/index.js'
 import { fromOf, limitsOf, termsOf } from './budget.js'
 import { canonicalJson, contentHash } from './codec.js'
-import {
-  type Agent,
-  type AnyTool,
-  type Crew,
-  delegateName,
-  handoffName,
-  isAddress,
-  type MachineIdentity,
-} from './define.js'
+import { delegateName, handoffName, isAddress } from './called-names.js'
+import type { Agent, AnyTool, Crew, MachineIdentity } from './define.js'
+import { identityOf } from './define-machine.js'
 import { TroupeError } from './errors.js'
 import type { ModelPort } from './ports.js'
 import { describeCondition, toolsIn } from './stop-condition.js'
@@ -74,6 +68,7 @@ export function prepareCrew(crew: Crew, model: ModelPort): PreparedCrew {
     name: crew.name,
     lead: crew.lead,
     ...(crew.flow === undefined ? {} : { flow: crew.flow.stages }),
+    ...(crew.flowMachine === undefined ? {} : { flowMachine: { ...identityOf(crew.flowMachine) } }),
     agents: data,
     limits: limitsOf(crew.budget),
     ...termsOf(crew.budget),

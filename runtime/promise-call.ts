@@ -19,9 +19,20 @@ export interface PromiseCall {
   readonly kind: string
   readonly effect: PromiseEffect
   readonly input?: unknown
-  /** Of other work; it has none. */
-  readonly conversation: ''
+  /** What it reads; empty for one that runs. */
+  readonly conversation: string
+  /** What is to be read, in the place of a promise: the task of a run, or what an agent has answered. */
+  readonly reads?: ContentRead
 }
+
+/** What a user's machine is told of a conversation. */
+export type ContentRead =
+  | { readonly task: string }
+  | {
+      readonly agent: string
+      /** Of its answer among those of the run. */
+      readonly index: number
+    }
 
 /** Bytes of JSON of an outcome. */
 const maxOutcomeBytes = 256 * 1024
@@ -46,7 +57,15 @@ export async function runPromise(
   const system = { get: refuse('system.get'), getAll: refuse('system.getAll') }
   const create = logic.logic.config as (given: object) => unknown
   try {
-    const output: unknown = await create({ input: call.input, signal, self, system, emit: refuse('emit') })
+    return resolved(await create({ input: call.input, signal, self, system, emit: refuse('emit') }))
+  } catch (thrown) {
+    return rejected(thrown)
+  }
+}
+
+/** The outcome of a promise that was kept. */
+export function resolved(output: unknown): Outcome {
+  try {
     const plain = bounded(toPlain(output, 'its output'))
     return { body: { type: 'promise.resolved', ...(plain === undefined ? {} : { output: plain }) }, values: [] }
   } catch (thrown) {

@@ -64,6 +64,8 @@ function contextOf(actor: Actor | undefined): unknown {
 /** The state of an actor in words: of nested states the whole path. */
 export function stateName(value: unknown): string {
   if (typeof value === 'string') return value
+  // Of a machine whose task is still to be read.
+  if (value === null) return 'starting'
   return Object.entries(value as Record<string, unknown>)
     .map(([key, inner]) => `${key}.${stateName(inner)}`)
     .join(' ')

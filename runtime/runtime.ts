@@ -161,6 +161,7 @@ export class Runtime {
     const crew = toCrew(definition)
     const id = checkId(options.id ?? crew.name, 'a crew id')
     const live = this.#parts.bind(crew)
+    if (crew.flowMachine !== undefined) this.worker.register(crew.flowMachine.logics)
     const intended = crewVersion(crew.name, live.prepared.hash)
     const shard = await this.worker.shard(id, { acceptUpgrade: options.acceptUpgrade === true, crew: intended })
     if (shard.state.actors.has(machineAddress)) throw new TroupeError('CREW_INVALID', `${id} is a machine, and no crew`)

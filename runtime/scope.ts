@@ -62,6 +62,10 @@ export type LogicAction =
   | { readonly kind: 'stop'; readonly child: string }
   /** Of a promise: it is to be run, once more when it is said again. */
   | { readonly kind: 'ask'; readonly input: unknown }
+  /** An agent of the crew is to be told something. */
+  | { readonly kind: 'call'; readonly input: unknown }
+  /** What that agent has answered is to be read. */
+  | { readonly kind: 'read' }
   | { readonly kind: 'log'; readonly label: string | null; readonly value: unknown }
   /** An action of the user's own: it runs when everything is durable, and never on replay. */
   | { readonly kind: 'custom'; readonly name: string; readonly run: () => unknown }

@@ -8,14 +8,16 @@
  *   one that is at work when it is behind what it says now.
  * - UA2 A child is named by the commit that starts it: its end is told only to a parent that still has this very one.
  * - UA3 A machine that ended stays, with its output or its error: whoever asks later is told.
- * - UA4 Who stops or fails takes its children, timers and effects along.
+ * - UA4 Who stops or fails takes its children, timers and effects along, and the agents that it has called.
  * - UA5 Its state, its context and what it emits are decisions like any other: code that comes to others is refused on replay.
+ * - UA6 A machine that leads a run begins when its task is read; of its crew it hears that the run is cancelled, nothing else.
  */
 import { shortHash } from './codec.js'
 import type { DecideContext, Decided } from './decided.js'
 import { codeOf, type ErrorCode, isErrorCode, reasonOf } from './errors.js'
+import { answerRead, callOf, crewAddress, desertion, flowAddress, flowEnd, taskRead } from './flow-machine.js'
 import { isLogic, type Logic } from './logic.js'
-import type { LogicSnapshot, Place } from './logic-step.js'
+import { type LogicSnapshot, notBegun, type Place } from './logic-step.js'
 import { errorData } from './plain.js'
 import type { Action, Message, Snapshot, Step } from './scope.js'
 import type { PreparedCrew } from './prepared-crew.js'
@@ -111,6 +113,7 @@ export class UserActors {
 
   /** Gives an actor a message: it takes it now, or when it is done with what it is at. */
   deliver(delivery: UserDelivery): void {
+    if (this.#isFromCrew(delivery)) return delivery.message.type === 'run.cancel' ? this.cancel(delivery.to) : undefined
     const waiting = this.#busy.get(delivery.to)
     if (waiting !== undefined) waiting.push(delivery)
     else this.#work(delivery.to, () => this.#take(delivery))
@@ -129,6 +132,34 @@ export class UserActors {
     this.#work(address, () => {
       this.#try(address, parent, (place) => context.scope.start(logic, address, input, place, id))
     })
+  }
+
+  /** Starts the machine that leads a run: as soon as it is told of its task. */
+  lead(kind: string, run: string): void {
+    const address = flowAddress(run)
+    const generation = this.#host.decided.generation()
+    const logic = logicNamed(this.#host.context.machines, kind)
+    if (logic === null) {
+      const end = { error: { code: 'MACHINE_UNKNOWN', message: `there is no machine of kind ${kind}` } }
+      return this.#say(address, flowEnd(this.#crew, address, end))
+    }
+    const snapshot = { ...unborn(logic, address), value: notBegun, context: run }
+    this.#actors.set(address, { kind, parent: crewAddress, generation, snapshot })
+    this.#host.push(address, 'port/promise', { ...taskRead(kind, run) })
+  }
+
+  /** What the crew says to the machine that leads its run. */
+  #isFromCrew({ from, to }: UserDelivery): boolean {
+    return from === crewAddress && this.#actors.get(to)?.parent === crewAddress
+  }
+
+  #say(from: string, said: ReturnType<typeof callOf>): void {
+    for (const { to, message } of said) this.#host.push(from, to, message)
+  }
+
+  /** The crew's state: it knows the task. */
+  get #crew(): Snapshot | undefined {
+    return this.#actors.get(crewAddress)?.snapshot
   }
 
   /** Ends a machine that nobody started, unless it has ended. */
@@ -178,7 +209,21 @@ export class UserActors {
     }
     if (isLateEnd(snapshot, from, message)) return
     const { scope } = this.#host.context
+    if (snapshot.value === notBegun && snapshot.logic.form === 'machine') return this.#begin(to, actor, message)
     this.#try(to, actor.parent, (place) => scope.deliver(snapshot, to, message, place), { from, to, message })
+  }
+
+  /** What a machine hears before it has begun: its task. */
+  #begin(address: string, { kind, parent, snapshot }: Actor, { type, output, error }: Message): void {
+    const { logic, context } = snapshot as LogicSnapshot
+    const { scope } = this.#host.context
+    if (type === 'promise.resolved')
+      return this.#try(address, parent, (place) => scope.start(logic, address, output, place))
+    if (type === 'effect.interrupted')
+      return this.#host.push(address, 'port/promise', { ...taskRead(kind, context as string) })
+    if (type === 'effect.crashed')
+      return this.fail(address, 'EFFECT_CRASHED', 'the process died three times over its task')
+    if (type === 'promise.rejected') this.#end(address, { error })
   }
 
   /** One step. @param delivery what it takes; nothing at its start */
@@ -233,6 +278,9 @@ export class UserActors {
           conversation: '',
         })
       }
+      case 'call':
+      case 'read':
+        return this.#workWithAgent(address, action)
       case 'stop':
         decided.say('stop', action.child)
         return this.#stopSoon(action.child)
@@ -240,6 +288,13 @@ export class UserActors {
         decided.say('custom', `${address} ${action.name}`)
         decided.customs.push({ actor: address, name: action.name, run: action.run })
     }
+  }
+
+  #workWithAgent(child: string, { kind, input }: { readonly kind: 'call' | 'read'; readonly input?: unknown }): void {
+    const { logic } = this.#actors.get(child)!.snapshot as LogicSnapshot
+    const call = { child, agent: logic.agent, input }
+    if (kind === 'call') return this.#say(child, callOf(this.#crew, call))
+    this.#host.push(child, 'port/promise', { ...answerRead(logic.kind, this.#crew, call) })
   }
 
   #relay(from: string, to: string, message: Message): void {
@@ -258,7 +313,9 @@ export class UserActors {
   }
 
   #stop(address: string): void {
+    const actor = this.#actors.get(address)
     this.#host.stop(address)
+    if (actor !== undefined && isAtWork(actor)) this.#host.push(address, crewAddress, desertion(address))
     this.#stopChildren(address)
   }
 
@@ -271,6 +328,7 @@ export class UserActors {
     const waiting = this.#busy.get(address)
     if (waiting !== undefined) waiting.length = 0
     this.#stop(address)
+    if (actor.parent === crewAddress) return this.#say(address, flowEnd(this.#crew, address, end))
     if (actor.parent !== shardAddress) return this.#tell(address, actor.parent, end)
     const snapshot = ended(actor.snapshot as LogicSnapshot, end)
     this.#actors.set(address, { ...actor, snapshot })
@@ -286,9 +344,15 @@ export class UserActors {
   }
 }
 
+/** Whether an agent works for this very actor. */
+function isAtWork({ snapshot }: Actor): boolean {
+  return 'logic' in snapshot && snapshot.logic.form === 'agent' && snapshot.status === 'active'
+}
+
 /** Where an actor stands. */
 function placeOf(address: string, parent: string, decided: Decided): Place {
-  return { address, parent: parent === shardAddress ? null : parent, child: () => `child/${decided.generation()}` }
+  // The crew is told how its machine has ended, and nothing that a machine says.
+  return { address, parent: isUserAddress(parent) ? parent : null, child: () => `child/${decided.generation()}` }
 }
 
 /** What a machine calls one of its children; null for an actor that is none, or none any more. */

@@ -12,7 +12,8 @@
  */
 import { Buffer } from 'node:buffer'
 import { z } from 'zod'
-import { type Agent, type AnyTool, type Crew, delegateName, type EffectClass, handoffName } from './define.js'
+import { delegateName, handoffName } from './called-names.js'
+import type { Agent, AnyTool, Crew, EffectClass } from './define.js'
 import { TroupeError } from './errors.js'
 import type { RawToolCall } from './ports.js'
 import { cutBytes, redact, wellFormed } from './redact.js'

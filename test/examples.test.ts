@@ -331,6 +331,7 @@ test.each([
   ['hello.ts', /^It landed on 20 July 1969\.$/],
   ['desk.ts', /^Dear customer, invoice 17 was paid on 3 May\.$/],
   ['rounds.ts', /^The total is 60\.$/],
+  ['essay.ts', /^A short poem\. \(draft 2\)$/],
   ['web.ts', /^7 events, a lost connection, \d+ more: none lost$/],
 ])('examples: %s ends by itself with the line it promises', async (name, line) => {
   const { code, stdout, stderr } = await example(name).ended

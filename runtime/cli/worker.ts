@@ -6,7 +6,7 @@
  *
  * - WO1 One signal hands the crews over and waits for what runs here; a second one ends at once.
  */
-import { crewOf } from '../define-machine.js'
+import { crewOf } from '../definition.js'
 import { TroupeError } from '../errors.js'
 import { type DistributedRuntime, createRuntime } from '../index.js'
 import { type CrewFile, loadCrew } from './load.js'
