@@ -6,7 +6,7 @@ import { defineMachine } from '../../runtime/define-machine.js'
 import { callAgent } from '../../runtime/logic.js'
 import type { ModelRequest } from '../../runtime/ports.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
-import { gate, type Model, openStage, say, until } from '../support/crew-stage.js'
+import { call, gate, type Model, openStage, say, until } from '../support/crew-stage.js'
 
 const agent = (name: string, more: Partial<AgentOptions> = {}) =>
   defineAgent({ model: 'a:one', instructions: `You are ${name}.`, ...more })
@@ -233,6 +233,24 @@ describe('a machine as flow', () => {
     await expect(run.result).rejects.toThrow(code('RUN_CANCELLED'))
     expect(stage.requests[0]!.signal.aborted).toBe(true)
     await stage.runtime.close({ graceMs: 0 })
+  })
+
+  test('FM2 flow machine: a long answer is read from its blob; one that no outcome holds is an error', async () => {
+    const caught = once('writer', {
+      onError: { target: 'done', actions: assign(({ event }) => ({ error: event.error })) },
+    })
+    const long = 'x'.repeat(100_000)
+    expect((await asked(crewOf(caught), () => say(long))).output).toEqual({ output: long })
+    const longer = await asked(crewOf(caught), () => say('x'.repeat(300_000)))
+    expect(longer.output).toMatchObject({ error: { code: 'ENVELOPE_TOO_LARGE' } })
+  })
+
+  test('FM1 flow machine: whoever the agent hands over to answers for it', async () => {
+    const two = { writer: agent('writer', { handoffs: ['critic'] }), critic: agent('critic') }
+    const { output } = await asked(crewOf(once('writer'), { agents: two }), (request) =>
+      whoOf(request) === 'writer' ? call(['transfer_to_critic', {}]) : say('from the critic'),
+    )
+    expect(output).toEqual({ output: 'from the critic' })
   })
 
   test('flow machine: function instructions are made for the agents that it calls', async () => {
