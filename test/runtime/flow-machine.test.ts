@@ -1,5 +1,5 @@
 import { describe, expect, expectTypeOf, test } from 'vitest'
-import { type AnyStateMachine, assign, createMachine, fromPromise, setup } from 'xstate'
+import { type AnyStateMachine, assign, createMachine, fromPromise, sendParent, sendTo, setup } from 'xstate'
 import { z } from 'zod'
 import { type AgentOptions, type Crew, defineAgent, defineCrew } from '../../runtime/define.js'
 import { defineMachine } from '../../runtime/define-machine.js'
@@ -282,6 +282,30 @@ describe('a machine as flow', () => {
   ])('flow machine: %s is CREW_INVALID', (_, made, message) => {
     expect(made).toThrow(code('CREW_INVALID'))
     expect(made).toThrow(message)
+  })
+
+  test('UA6 flow machine: it cannot speak for the agents that its crew waits for', async () => {
+    const forges = setup({}).createMachine({
+      id: 'forges',
+      entry: sendParent({ type: 'agent.finished', address: 'machine/r2', code: null }),
+    })
+    await expect(asked(crewOf(forges))).rejects.toThrow(code('ACTOR_FAILED'))
+    const aims = setup({}).createMachine({
+      id: 'aims',
+      entry: sendTo({ address: 'crew/main' } as never, { type: 'crew.cancel' } as never),
+    })
+    await expect(asked(crewOf(aims))).rejects.toThrow(code('MACHINE_UNSUPPORTED'))
+  })
+
+  test('flow machine: of a run that has ended nothing is left but its conversation', async () => {
+    const stage = await openStage({ model: echoes })
+    await (await stage.runtime.spawn(crewOf(essay))).ask('go')
+    const { logs, actors, effects } = (await stage.worker.shard('led')).state
+    expect([...logs.keys()]).toEqual(['r2'])
+    expect([...logs.values()].map(({ staged }) => staged.size)).toEqual([0])
+    expect([...actors.keys()].filter((each) => /^(agent|machine|child)\//.test(each))).toEqual([])
+    expect(effects.size).toBe(0)
+    await stage.runtime.close({ graceMs: 0 })
   })
 
   test('flow machine: one that calls agents runs for no crew of its own', async () => {
