@@ -5,8 +5,8 @@
  * Does not own: the way there (`Channel`), the checks by the machine's own schemas, which are where its code is
  * (`machine-handle.ts`).
  *
- * - RA1 What crosses is what was said: a message or an input that JSON would change is refused here, with `INPUT_INVALID`.
- * - RA2 A message has a key, its own or a new one: asked again after a failover it is taken once.
+ * - RH1 What crosses is what was said: a message or an input that JSON would change is refused here, with `INPUT_INVALID`.
+ * - RH2 A message has a key, its own or a new one: asked again after a failover it is taken once.
  */
 import { randomUUID } from 'node:crypto'
 import { plainInput } from './define-machine.js'

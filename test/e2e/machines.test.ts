@@ -62,6 +62,24 @@ test('CM1 machines: one is run in a store, told by another process, and its outp
   expect(jsonLines(told.stdout).at(-1)).toEqual({ type: 'result', id: 'basket', output: { customer: 'Ada', items: 2 } })
 })
 
+test('CM2 machines: two commands follow one; the owner of the store is killed, and the other one goes on with it', async () => {
+  const cwd = await scratch()
+  const words = ['run', file, '--input', input]
+  const owner = troupe(words, { cwd })
+  await owner.says('basket open')
+  const other = troupe(words, { cwd })
+  await other.says(`basket open in process ${owner.child.pid}`)
+  owner.child.kill('SIGKILL')
+  await owner.end
+  await other.says('basket open\n')
+  const beside = await teller({ store: `${cwd}/.troupe` })
+  const machine = await beside.spawn(basket, { id: 'basket' })
+  await machine.send({ type: 'close' } as never)
+  const end = await other.end
+  expect(end.code).toBe(0)
+  expect(JSON.parse(end.stdout)).toEqual({ customer: 'Ada', items: 0 })
+})
+
 test('CM1 machines: what is wrong with the command is told with a code, and one that is cancelled ends it', async () => {
   const cwd = await scratch()
   const refused = [

@@ -360,7 +360,7 @@ describe('machine handle', () => {
     await rm(store, { recursive: true })
   })
 
-  test('RA1 machine: where its store is another process’s it is used through that one, once it was spawned there', async () => {
+  test('RH1 machine: where its store is another process’s it is used through that one, once it was spawned there', async () => {
     const store = await mkdtemp(join(tmpdir(), 'troupe-machines-'))
     const owner = await createRuntime({ store, log: 'silent' })
     const remote = (await connectRuntime({ store, hashOf: (crew) => prepareCrew(crew, null as never).hash }))!

@@ -103,7 +103,7 @@ test('machines over NATS: a client spawns one, tells it and waits; it runs where
   await expect(machine.send({ type: 'pay' })).rejects.toEqual(code('CREW_UNKNOWN'))
 })
 
-test('RA2 machines over NATS: its owner is killed between two messages, and the other one goes on', async () => {
+test('RH2 machines over NATS: its owner is killed between two messages, and the other one goes on', async () => {
   const first = await child('killed', 'w1')
   const client = await join('killed', null)
   const machine = await client.spawn(basket, { id: 'b1', input: { customer: 'Ada' } })
@@ -216,7 +216,7 @@ test('OF1 machines over NATS: a machine is no crew of agents, and a crew is no m
   await client.remove('machine')
 })
 
-test('OW machines over NATS: a worker without the machine does not take it; it waits until somebody comes who has it', async () => {
+test('OW OF2 machines over NATS: a worker without the machine does not take it; it waits until somebody comes who has it', async () => {
   const first = await join('alone', 'w1', { machines: [basket] })
   const client = await join('alone', null)
   const machine = await client.spawn(basket, { id: 'b1', input: { customer: 'Ada' } })
@@ -285,7 +285,7 @@ test('machines over NATS: one that is moved while its promise runs gets what com
   expect(charges).toBe(1)
 })
 
-test('RA1 machines over NATS: a schema that throws, and one that fails at its start, are told', async () => {
+test('RH1 machines over NATS: a schema that throws, and one that fails at its start, are told', async () => {
   const worker = await join('odd', 'w1')
   const never = defineMachine(
     createMachine({
