@@ -106,11 +106,14 @@ export class Inbox {
     await this.#shard.post(await this.#prepare({ ...draft, body }), work)
   }
 
-  /** A crew that is no budget has none to share. @throws TroupeError `MESSAGE_REFUSED`. */
+  /** A crew that is no budget has none to share. @throws TroupeError `MESSAGE_REFUSED`; `WORKER_MISSING` of one that is to come. */
   #checkPool(to: string): void {
     const { actors, definition } = this.#shard.state()
-    if (!to.startsWith('pool/') || definition === '' || actors.has(to)) return
-    throw new TroupeError('MESSAGE_REFUSED', `${this.#shard.id} is no budget`)
+    if (!to.startsWith('pool/') || actors.has(to)) return
+    const { id } = this.#shard
+    // Taken, and not told yet what it is: whoever took it may have died over that.
+    if (definition === '') throw new TroupeError('WORKER_MISSING', `${id} is not defined yet`, { retryable: true })
+    throw new TroupeError('MESSAGE_REFUSED', `${id} is no budget`)
   }
 
   /** What the message needs that is not in the letter: user code runs here, its result is recorded. */

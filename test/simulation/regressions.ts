@@ -64,4 +64,5 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [2_745_556_239_187, 'the judge did not know of a probe that was given back before that was stored'],
   [882_064, 'a delegation that had waited for more to spend took its task from the answer that brought it'],
   [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],
+  [8_006, 'a letter for a shared budget came to a shard that was taken and not defined yet, and was lost'],
 ]
