@@ -45,6 +45,8 @@ export interface ReplicaWorld {
   readonly rebuild: number
   readonly freeze: boolean
   readonly clockSteps: boolean
+  /** Whether the budget that crews share was asked before it was there. */
+  readonly poolRefused: () => boolean
   /** What runs the machines. */
   readonly scope: () => Scope
   /** Virtual time. */
@@ -112,7 +114,7 @@ export class Replica {
   #ended = false
   readonly #causes = new Set<string>()
   /** Letters that went back: sender, its life and number. */
-  readonly #refused = new Set<string>()
+  readonly refusals = new Set<string>()
   /** The last letter of each sender, by this replica's own count. */
   readonly #stamps = new Map<string, Stamp>()
   /** The last number of each receiver. */
@@ -367,13 +369,13 @@ export class Replica {
   /** A letter that came while there was no such crew: it went back, and leaves a gap. */
   refused({ from, cause }: Pick<Envelope, 'from' | 'cause'>): void {
     const stamp = stampOf(cause)
-    if (stamp !== null) this.#refused.add(`${partsOf(from)[0]} ${stamp.life} ${stamp.number}`)
+    if (stamp !== null) this.refusals.add(`${partsOf(from)[0]} ${stamp.life} ${stamp.number}`)
   }
 
   /** The number that is to come next of a sender up to a letter: of those that went back none is. */
   nextOf(sender: string, { life, number }: Pick<Stamp, 'life' | 'number'>): number {
     let next = (this.#stamps.get(sender)?.number ?? 0) + 1
-    while (next < number && this.#refused.has(`${sender} ${life} ${next}`)) next += 1
+    while (next < number && this.refusals.has(`${sender} ${life} ${next}`)) next += 1
     return next
   }
 
@@ -562,6 +564,8 @@ export class Replica {
     if (isRefused && event.reason.endsWith('waits for it itself')) return notes.reached('delegation refused: a cycle')
     if (isRefused) return notes.reached('delegation refused: two ask each other')
     if (event.reason === 'cancelled before it started') return notes.reached('cancelled while waiting')
+    // It asked before the budget that it shares was there.
+    if (event.code === 'CREW_UNKNOWN' && this.#world.poolRefused()) return void (this.#run = null)
     const byWall = event.reason.includes('wallMs')
     const end: string = `end: ${event.code ?? 'answered'}${byWall ? ' by wallMs' : ''}`
     if ((branches as readonly string[]).includes(end)) notes.reached(end as Branch)

@@ -172,6 +172,7 @@ export class SimulatedCluster {
       // As the mail over NATS does with what nobody will ever take.
       if (!isTroupeError(error) || error.code !== 'CREW_UNKNOWN' || this.#taken.has(letter)) return
       const [sender, actor] = partsOf(letter.draft.from)
+      this.#world.replica(letter.shard).refused(letter.draft)
       this.post(sender, returned(letter.shard, letter.draft, actor, error))
     }
     if (!to.process.alive || this.#taken.has(letter)) return

@@ -135,6 +135,7 @@ class Simulation implements World {
       crashesSince: (before) =>
         this.cluster === null ? this.#crashes - before : new Set(this.cluster.gone.slice(before)).size,
       overtaken: (owner) => this.cluster?.lose(owner),
+      poolRefused: () => this.replica(poolShard).refusals.size > 0,
       asked: (shard, ask, kind) => this.#person.ask(shard, ask, kind),
       hasSaid: (shard, ask, decision) => this.#person.hasSaid(shard, ask, decision),
       startedAt: () => this.#slots[0]!.startedAt,
