@@ -64,6 +64,12 @@ export interface GovernanceReport {
       readonly requests: number
       readonly violations: readonly string[]
     }
+    readonly shared: {
+      readonly trials: readonly unknown[]
+      readonly leastUsed: number
+      readonly mostUsed: number
+      readonly violations: readonly string[]
+    }
     readonly probes: { readonly trials: number; readonly runs: number; readonly violations: readonly string[] }
     readonly mutants: Tests
     readonly bench: { readonly results: readonly Readonly<Record<string, number | string>>[] }
@@ -133,7 +139,7 @@ const governanceFigures: readonly Figure[] = [
 ]
 
 /** What the table of governance names. */
-const governanceParts = ['graphs', 'differential', 'tree', 'probes', 'mutants', 'bench']
+const governanceParts = ['graphs', 'differential', 'tree', 'shared', 'probes', 'mutants', 'bench']
 
 /** The tables of what was run. */
 export function soakTable({ core, workers, governance }: Soaks): string {
@@ -224,7 +230,7 @@ function workersTable({ commit, node, parts }: WorkersReport): string[] {
 }
 
 function governanceTable({ commit, node, parts }: GovernanceReport): string[] {
-  const { graphs, differential, tree, probes, mutants, bench } = parts
+  const { graphs, differential, tree, shared, probes, mutants, bench } = parts
   const count = (value: number): string => value.toLocaleString('en')
   return tables(
     `Governance, commit \`${commit.slice(0, 12)}\`${elsewhere(parts)}, Node ${node}:`,
@@ -239,6 +245,11 @@ function governanceTable({ commit, node, parts }: GovernanceReport): string[] {
         '60 agents on three levels of budgets, killed and cancelled, against the provider’s bill',
         `${tree.trials.length} trials, ${count(tree.requests)} requests`,
         tree.violations.length,
+      ],
+      [
+        'a budget of 1,000 calls that 60 crews on three workers share, workers killed and links cut, by the provider’s count',
+        `${shared.trials.length} trials, ${count(shared.leastUsed)} to ${count(shared.mostUsed)} calls`,
+        shared.violations.length,
       ],
       [
         'one probe a cooldown among three workers, also when the prober dies',

@@ -223,8 +223,9 @@ const workerSteps: Readonly<Record<string, () => Promise<object>>> = {
 const governanceMutants = [
   ...['allow-resets-ladder', 'answer-counts-twice', 'approval-of-any-call', 'attempt-not-counted'],
   ...['breaker-two-probes', 'budget-checked-after-call', 'flow-loser-goes-on', 'flow-stage-too-early'],
-  ...['handoff-shows-all', 'refund-lost', 'restart-keeps-generation', 'router-forgets-dead'],
-  ...['settle-not-idempotent', 'workers-probe-not-stored'],
+  ...['handoff-shows-all', 'refund-lost', 'rest-not-returned', 'restart-keeps-generation', 'round-plan-kept'],
+  ...['round-tools-ignored', 'router-forgets-dead', 'settle-not-idempotent', 'share-not-booked'],
+  'workers-probe-not-stored',
 ]
 
 const governanceSteps: Readonly<Record<string, () => Promise<object>>> = {
@@ -242,6 +243,11 @@ const governanceSteps: Readonly<Record<string, () => Promise<object>>> = {
     faults('tree', async () =>
       (await import('./fault/tree-trials.js')).runTreeTrials({ trials: times(20), seed: base % 1_000_000 }),
     ),
+  shared: () =>
+    faults('shared', async () => {
+      const { runSharedBudgetTrials } = await import('./fault/shared-budget-trials.js')
+      return runSharedBudgetTrials({ trials: times(100), seed: base % 1_000_000 })
+    }),
   probes: () =>
     faults('probes', async () => {
       const { runProbeTrials } = await import('./fault/probe-trials.js')
