@@ -393,6 +393,11 @@ export const delegateAnswered = z.object({
   tokens: count.default(0),
   result: z.string().default(''),
 })
+/** From a machine of a user's to one of another crew: what that is told. */
+export const machineTold = z.object({
+  type: z.literal('machine.told'),
+  message: z.looseObject({ type: z.string().min(1).max(256) }),
+})
 /** To the actor that wrote a letter: nobody will ever take it. */
 export const mailReturned = z.object({
   type: z.literal('mail.returned'),

@@ -44,7 +44,7 @@ import { poolAddress, poolOf } from './pool-books.js'
 import { failedRun, type RunEnd } from './runs.js'
 import type { Action, Message, Step } from './scope.js'
 import { type Actor, type Effect, type ShardState, timerKey } from './state.js'
-import { isUserAddress, machineAddress, machineOf, UserActors } from './user-actors.js'
+import { isUserAddress, machineAddress, machineOf, toldIn, UserActors } from './user-actors.js'
 
 /** Messages that one envelope may cause before somebody fails over it. */
 export const maxMessages = 10_000
@@ -157,7 +157,8 @@ class Deciding {
     if (/^(envoy|budget)\//.test(to) && !actors.has(to)) return
     // Shares have windows, and end with them.
     const now = /^(pool|budget)\//.test(to) ? { at: this.#state.at } : {}
-    this.#push({ from, to, message: { ...body, sequence, sender: from, shard, ...now }, must: false })
+    const message = isUserAddress(to) ? toldIn(body) : { ...body, sequence, sender: from, shard, ...now }
+    this.#push({ from, to, message, must: false })
   }
 
   #takeTimer(cause: string): void {
@@ -373,7 +374,7 @@ class Deciding {
   #write(from: string, to: string, message: Message): void {
     const { logs, mail } = this.#state
     const { attach, ...body } = message
-    if (body.type === 'delegate.task' && mail.outbox.size >= maxOutbox) {
+    if (/^(delegate\.task|machine\.told)$/.test(body.type) && mail.outbox.size >= maxOutbox) {
       const full = { type: 'mail.returned', message: body.type, code: 'MAILBOX_FULL', reason: 'the outbox is full' }
       return this.#push({ from: 'shard/self', to: from, message: full, must: false })
     }
@@ -505,19 +506,9 @@ class Deciding {
     // A budget that crews share goes on with its books, as a crew's keeper does.
     if (address === poolAddress) return this.#resumeActor(parent, address)
     if (address !== crewAddress) {
-      return this.#push({
-        from: address,
-        to: parent,
-        message: {
-          type: 'actor.failed',
-          address,
-          code,
-          reason,
-          at: this.#state.at,
-          resumable: this.#mayResume(address),
-        },
-        must: false,
-      })
+      const failed = { type: 'actor.failed', address, code, reason, at: this.#state.at }
+      const message = { ...failed, resumable: this.#mayResume(address) }
+      return this.#push({ from: address, to: parent, message, must: false })
     }
     const keeper = this.#state.actors.has(crewKeeper) ? 'crew' : null
     for (const other of [...this.#state.actors.keys()]) if (other !== crewKeeper) this.#stop(other)

@@ -87,8 +87,9 @@ export function defineMachine<Machine extends AnyStateMachine>(
   if (!read.success) throw invalid(z.prettifyError(read.error))
   const { name, promises, version = machine.version, migrate } = read.data
   if (name === undefined) throw invalid('it has no name')
-  const logics = readLogic(machine, { name, version, migrate, promises })
   const given = { ...options, promises }
+  const accepts = (message: unknown): Promise<Message> => machineMessage({ name, options: given }, message)
+  const logics = readLogic(machine, { name, version, migrate, promises, accepts })
   return Object.freeze({ kind: 'machine' as const, name, machine, version: version ?? '', options: given, logics })
 }
 
@@ -175,7 +176,10 @@ export async function machineInput({ name, options }: MachineDefinition, given: 
 }
 
 /** A message for a machine as it is journalled. @throws TroupeError `INPUT_INVALID`, `MESSAGE_REFUSED`. */
-export async function machineMessage({ name, options }: MachineDefinition, given: unknown): Promise<Message> {
+export async function machineMessage(
+  { name, options }: Pick<MachineDefinition, 'name' | 'options'>,
+  given: unknown,
+): Promise<Message> {
   const message = plainInput(await checked(options.messages, given, `a message to ${name}`), 'a message')
   const type = (message as { type?: unknown } | null)?.type
   if (typeof type !== 'string') throw new TroupeError('INPUT_INVALID', `a message to ${name} without a type`)

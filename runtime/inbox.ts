@@ -14,6 +14,7 @@ import {
   delegateAnswered,
   delegateRevoke,
   delegateTask,
+  machineTold,
   mailReturned,
   shareAsk,
   shareGiven,
@@ -26,6 +27,7 @@ import type { LiveCrew } from './dispatcher.js'
 import { shortHash } from './codec.js'
 import type { Draft } from './envelope.js'
 import { TroupeError, toTroupeError } from './errors.js'
+import type { Logic } from './logic.js'
 import { partsOf, stampOf } from './mail.js'
 import { estimateTokens } from './prepared-crew.js'
 import type { Message } from './scope.js'
@@ -36,6 +38,8 @@ export interface ReceivingShard {
   readonly id: string
   state(): ShardState
   crew(): LiveCrew | null
+  /** Logic of a user's machine by its kind; null when this process does not know it. */
+  logic(kind: string): Logic | null
   /** Throws when the shard takes nothing any more. */
   check(): void
   /** Takes a message; resolves when it is durable. */
@@ -51,7 +55,8 @@ const allowed = {
   'share.settle': { kinds: ['pool'], schema: shareSettle },
   'share.given': { kinds: ['budget'], schema: shareGiven },
   'share.refused': { kinds: ['budget'], schema: shareRefused },
-  'mail.returned': { kinds: ['envoy', 'budget', 'pool'], schema: mailReturned },
+  'machine.told': { kinds: ['machine'], schema: machineTold },
+  'mail.returned': { kinds: ['envoy', 'budget', 'pool', 'machine'], schema: mailReturned },
 } as const
 
 /** Takes letters. */
@@ -122,6 +127,7 @@ export class Inbox {
       const [answer = ''] = draft.values as readonly string[]
       return { ...draft, body: { ...draft.body, tokens: estimateTokens(answer.length), result: shortHash(answer) } }
     }
+    if (draft.body.type === 'machine.told') return this.#toMachine(draft)
     if (draft.body.type !== 'delegate.task') return draft
     const live = this.#shard.crew()
     if (live === null)
@@ -138,6 +144,24 @@ export class Inbox {
     const values = [...(system === null ? [] : [system]), userMessage(task)]
     const tokens = estimateTokens(values.reduce((sum, value) => sum + value.length, 0))
     return { ...draft, values, body: { ...draft.body, tokens, messages: values.length, refused } }
+  }
+
+  /** What a machine of another crew says to one here, checked as what anybody says to it. */
+  async #toMachine(draft: Draft): Promise<Draft> {
+    const { id } = this.#shard
+    const { actors, definition } = this.#shard.state()
+    const kind = actors.get(draft.to)?.kind
+    if (kind === undefined && definition !== '')
+      throw new TroupeError('MESSAGE_REFUSED', `${id} has no ${draft.to.slice(0, 80)}`)
+    const accepts = kind === undefined ? undefined : this.#shard.logic(kind)?.accepts
+    if (accepts === undefined)
+      throw new TroupeError('WORKER_MISSING', `the code of ${id} is not here yet`, { retryable: true })
+    try {
+      return { ...draft, body: { ...draft.body, message: await accepts(draft.body['message']) } }
+    } catch (error) {
+      const { message } = toTroupeError(error, 'MESSAGE_REFUSED')
+      throw new TroupeError('MESSAGE_REFUSED', `${id}: ${message.slice(0, 500)}`, { cause: error })
+    }
   }
 }
 

@@ -50,8 +50,8 @@ export interface Place {
 
 /** Microsteps that one message may cause in one machine. */
 export const maxMicrosteps = 1_000
-/** Actors that a machine of a user's may send to, beside its parent: others and its own children. */
-const addressable = /^(machine|child)\/[A-Za-z0-9_-]{1,64}$/
+/** Actors that a machine of a user's may send to, beside its parent: others, its own children, machines of other crews. */
+const addressable = /^((machine|child)|[A-Za-z0-9_-]{1,64}\/machine)\/[A-Za-z0-9_-]{1,64}$/
 /** Longest delay: later the clock's own arithmetic is at its end. */
 const maxDelayMs = 100 * 365 * 24 * 3_600_000
 

@@ -10,6 +10,7 @@
  */
 import { type AnyStateMachine, fromPromise, type PromiseActorLogic } from 'xstate'
 import { TroupeError } from './errors.js'
+import type { Message } from './scope.js'
 
 export type { AnyStateMachine, EventFrom, InputFrom, OutputFrom } from 'xstate'
 
@@ -42,7 +43,12 @@ export interface Logic {
   readonly migrate: Migrate | undefined
   /** Of a call of an agent: whom it calls; empty for anything else. */
   readonly agent: string
+  /** Of a definition itself: checks what it is told from outside, at the edge. @throws TroupeError `INPUT_INVALID`, `MESSAGE_REFUSED`. */
+  readonly accepts: Accepts | undefined
 }
+
+/** What a message from outside is to a machine. */
+export type Accepts = (message: unknown) => Promise<Message>
 
 /** State and context of an actor, as they are stored. */
 export interface MigratedState {
@@ -60,6 +66,7 @@ export interface LogicOptions {
   readonly migrate: Migrate | undefined
   /** Classes of promises, by the names of their sources. */
   readonly promises: Readonly<Record<string, PromiseEffect>>
+  readonly accepts?: Accepts
 }
 
 /** What an agent is told: text, or plain data, which becomes JSON text. */
@@ -178,6 +185,7 @@ class Reading {
       known: this.#known,
       effect: this.#options.promises[source] ?? 'once',
       migrate,
+      accepts: source === '' ? this.#options.accepts : undefined,
       agent: form === 'agent' ? (logic as { readonly agent: string }).agent : '',
     }
     this.#known.set(logic, found)

@@ -92,6 +92,7 @@ export class Shard {
     const { mail } = this.#state
     this.#pending = { nextDueAt: nextDueAt(this.#state), openEffects: portWork(this.#state), outbox: mail.outbox.size }
     this.lastUsed = host.ports.clock.monotonic()
+    const logic = (kind: string) => logicNamed(host.context.machines, kind)
     this.#dispatcher = new Dispatcher({
       id,
       journal: host.journal,
@@ -103,7 +104,7 @@ export class Shard {
       send: (draft) => host.ownership!.send(id, draft).then(() => host.sent(id, draft.cause)),
       state: () => this.#state,
       crew: () => this.#crew,
-      logic: (kind) => logicNamed(host.context.machines, kind),
+      logic,
       dataOf: (run) => this.dataOf(run),
       post: (draft) => this.post(draft),
       watched: () => host.watched(id),
@@ -123,6 +124,7 @@ export class Shard {
       id,
       state: () => this.#state,
       crew: () => this.#crew,
+      logic,
       check: () => this.#checkOpen(),
       post: (draft, work) => this.post(draft, work),
     })
@@ -280,9 +282,8 @@ export class Shard {
       throw new TroupeError(this.#stalled, `${this.id}: the store takes no new records`, { retryable: true })
     if (this.#work >= maxMailbox || this.#workBytes + sizeOf(draft) > maxMailboxBytes)
       throw new TroupeError('MAILBOX_FULL', `${this.id}: ${this.#work} envelopes wait`, { retryable: true })
-    const letters = this.#state.mail.outbox.size
-    const waiting = `${this.id}: ${letters} letters wait to be handed over`
-    if (letters >= maxOutbox) throw new TroupeError('MAILBOX_FULL', waiting, { retryable: true })
+    const waiting = `${this.id}: ${maxOutbox} letters wait to be handed over`
+    if (this.#state.mail.outbox.size >= maxOutbox) throw new TroupeError('MAILBOX_FULL', waiting, { retryable: true })
   }
 
   /** What new work is told while the shard is left or closed. */

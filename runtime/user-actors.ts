@@ -18,6 +18,7 @@ import { codeOf, type ErrorCode, isErrorCode, reasonOf } from './errors.js'
 import { answerRead, callOf, crewAddress, desertion, flowAddress, flowEnd, taskRead } from './flow-machine.js'
 import { isLogic, type Logic } from './logic.js'
 import { type LogicSnapshot, notBegun, type Place } from './logic-step.js'
+import { isForeign } from './mail.js'
 import { errorData } from './plain.js'
 import type { Action, Message, Snapshot, Step } from './scope.js'
 import type { PreparedCrew } from './prepared-crew.js'
@@ -253,8 +254,8 @@ export class UserActors {
     const { decided } = this.#host
     switch (action.kind) {
       case 'send':
-        if (action.delayMs === null) return this.#relay(address, action.to, action.message)
-        return this.#host.plan(address, action.to, action.id, action.delayMs, action.message)
+        if (action.delayMs === null) return this.#relay(address, action.to, saidTo(action.to, action.message))
+        return this.#host.plan(address, action.to, action.id, action.delayMs, saidTo(action.to, action.message))
       case 'cancel':
         return this.#host.cancelTimer(address, action.id)
       case 'emit':
@@ -347,6 +348,16 @@ export class UserActors {
 /** Whether an agent works for this very actor. */
 function isAtWork({ snapshot }: Actor): boolean {
   return 'logic' in snapshot && snapshot.logic.form === 'agent' && snapshot.status === 'active'
+}
+
+/** What is said to a machine of another crew is a letter. */
+function saidTo(to: string, message: Message): Message {
+  return isForeign(to) ? { type: 'machine.told', message } : message
+}
+
+/** What a machine hears of a letter: what another one has said, or that nobody takes what it has said itself. */
+export function toldIn(letter: Message): Message {
+  return letter.type === 'machine.told' ? (letter['message'] as Message) : letter
 }
 
 /** Where an actor stands. */
