@@ -1,6 +1,6 @@
 /** Machines of users' own over NATS: whoever has the code runs them, a client spawns and tells them, kills lose nothing. */
 import { expect, onTestFinished, test } from 'vitest'
-import { createMachine } from 'xstate'
+import { createMachine, sendTo } from 'xstate'
 import type { ControlRequest } from '../../runtime/control-wire.js'
 import { createRuntime, defineAgent, defineMachine, type DistributedRuntime } from '../../runtime/index.js'
 import type { Channel } from '../../runtime/remote-runtime.js'
@@ -334,4 +334,27 @@ test('machines over NATS: its timers are due at its next owner', async () => {
   const owner = (await client.show('timed')).owner as 'w1' | 'w2'
   await workers[owner].close({ graceMs: 0 })
   expect(await result).toBe('rang')
+})
+
+test('machines over NATS: what one says to a machine of another crew comes once, over the death of its worker', async () => {
+  const first = await child('letters', 'w1')
+  const client = await join('letters', null)
+  const second = await join('letters', 'w2')
+  const teller = defineMachine(
+    createMachine({
+      id: 'teller',
+      on: { tell: { actions: sendTo({ address: 'b1/machine/main' } as never, { type: 'add', items: 2 } as never) } },
+    }),
+  )
+  await second.offer(basket, teller)
+  const machine = await client.spawn(basket, { id: 'b1', input: { customer: 'Ada' } })
+  await client.move('b1', 'w1')
+  const telling = await client.spawn(teller, { id: 't1' })
+  for (let n = 0; n < 5; n += 1) await telling.send({ type: 'tell' })
+  first.process.kill('SIGKILL')
+  for (let n = 0; n < 5; n += 1) await telling.send({ type: 'tell' })
+  await until(async () => ((await machine.state()).context as { items: number }).items >= 20)
+  await telling.send({ type: 'tell' })
+  await until(async () => ((await machine.state()).context as { items: number }).items > 20)
+  expect((await machine.state()).context).toMatchObject({ items: 22 })
 })
