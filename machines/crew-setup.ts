@@ -86,7 +86,8 @@ export const crew = setup({
     isWorker: ({ context, event }) =>
       (event.type === 'agent.finished' || event.type === 'actor.failed') &&
       context.workers[event.address] !== undefined,
-    restartsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) !== null,
+    resumesWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'resume',
+    renewsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'fresh',
     escalates: ({ context, event }) => event.type === 'actor.failed' && escalates(context, event),
     /** The account that ran dry is the delegate's own: only the delegation fails. */
     ownAccount: ({ context, event }) =>
@@ -224,9 +225,9 @@ export const crew = setup({
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
       enqueue.assign({ waiting, workers })
     }),
-    restartWorker: enqueueActions(({ context, event, enqueue }) => {
+    restartWorker: enqueueActions(({ context, event, enqueue }, params: { restart: keyof typeof restarted }) => {
       assertEvent(event, 'actor.failed')
-      const { said, told, workers, short } = restarted(context, event)
+      const { said, told, workers, short } = restarted[params.restart](context, event)
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
       for (const each of told) enqueue.emit(each)
       enqueue.assign({ workers, short })

@@ -54,9 +54,8 @@ interface Restarted {
   readonly short: CrewContext['short']
 }
 
-/** What follows from the restart of a worker that may be restarted. */
-export const restarted = (context: CrewContext, event: Failed): Restarted =>
-  restartOf(context, event) === 'resume' ? resumed(context, event) : renewed(context, event)
+/** What follows from the restart of a worker, by its kind. */
+export const restarted = { resume: resumed, fresh: renewed } as const
 
 /** The agent goes on. What it was not told meanwhile it is told now. */
 function resumed(context: CrewContext, event: Failed): Restarted {

@@ -74,7 +74,14 @@ export const crewMachine = crew.createMachine({
           { guard: 'isWorker', actions: ['answerCaller', 'dropWorker'] },
         ],
         'actor.failed': [
-          { guard: 'restartsWorker', actions: ['cancelDelegates', 'restartWorker'] },
+          {
+            guard: 'resumesWorker',
+            actions: ['cancelDelegates', { type: 'restartWorker', params: { restart: 'resume' } }],
+          },
+          {
+            guard: 'renewsWorker',
+            actions: ['cancelDelegates', { type: 'restartWorker', params: { restart: 'fresh' } }],
+          },
           { guard: 'leadFailed', target: 'closing', actions: ['endFailed', 'forget', 'dropSteerings', 'dropWorker'] },
           { guard: 'crewKeeperFailed', target: 'closing', actions: ['endFailed', 'resumeKeeper'] },
           { guard: 'keeperFailed', target: 'closing', actions: ['endFailed', 'goBankrupt'] },

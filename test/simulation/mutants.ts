@@ -72,6 +72,9 @@ export async function runMutant(mutant: string, base: number, seeds: number, pro
   return await opened.run(base, seeds, processes)
 }
 
+/** JavaScript by source: mutants differ in a file or two. */
+const compiled = new Map<string, string>()
+
 /**
  * Makes JavaScript of a copy, without looking at types: a loader would find and translate its files anew in each process,
  * which took longer than most mutants live.
@@ -79,18 +82,15 @@ export async function runMutant(mutant: string, base: number, seeds: number, pro
 function compile(copy: string): void {
   const { config } = ts.readConfigFile(join(copy, 'tsconfig.json'), ts.sys.readFile) as { config: object }
   const { options } = ts.parseJsonConfigFileContent(config, ts.sys, copy)
+  const compilerOptions = { ...options, module: ts.ModuleKind.ESNext, noEmit: false }
   for (const file of readdirSync(copy, { recursive: true, encoding: 'utf8' })) {
     if (!file.endsWith('.ts')) continue
     const source = readFileSync(join(copy, file), 'utf8')
-    const compilerOptions = { ...options, module: ts.ModuleKind.ESNext, noEmit: false }
     const code = compiled.get(source) ?? ts.transpileModule(source, { compilerOptions }).outputText
     compiled.set(source, code)
     writeFileSync(join(copy, `${file.slice(0, -2)}js`), code)
   }
 }
-
-/** JavaScript by source: mutants differ in a file or two. */
-const compiled = new Map<string, string>()
 
 function judge(mutant: string, { seeds, failed }: CampaignResult): MutantResult {
   const by: Record<string, number> = {}

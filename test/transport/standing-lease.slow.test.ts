@@ -1,5 +1,5 @@
 import { Kvm } from '@nats-io/kv'
-import { expect, test } from 'vitest'
+import { expect, onTestFinished, test } from 'vitest'
 import { connectNats } from '../../transport/nats-connection.js'
 import { StandingLease } from '../../transport/standing-lease.js'
 import { Subjects } from '../../transport/subjects.js'
@@ -9,7 +9,9 @@ const subjects = new Subjects('test')
 
 test('SL2 held: whoever waits goes on with the next lease, when the wait is over, or when it is given back', async () => {
   const server = await startNatsServer()
+  onTestFinished(() => server.dispose())
   const link = await connectNats({ servers: `127.0.0.1:${server.port}` })
+  onTestFinished(() => link.connection.close())
   const lease = await StandingLease.take(link, subjects, { worker: 'w', ttlMs: 1_000 })
   const bucket = await new Kvm(link.connection).open(subjects.stream('workers'))
   /** Somebody else has the name: it is lost, and cannot be taken again. */
@@ -34,6 +36,4 @@ test('SL2 held: whoever waits goes on with the next lease, when the wait is over
   await lease.release()
   await last
   expect(lease.isHeld).toBe(false)
-  await link.connection.close()
-  await server.dispose()
 })
