@@ -8,8 +8,8 @@
  * anything is left: limits may be passed by one call. What a soft child lacks then, its parent must have.
  *
  * A keeper of a crew that shares a budget with others has a share of it, and asks for more when a request does not fit
- * (`budget-share.ts`); the request waits for the answer. What is not used goes back when a request was refused, and at the
- * end of the run. Accounts and share both have to have what a grant takes.
+ * (`budget-share.ts`); the request waits for the answer. What is not used goes back when a request was refused, at the
+ * end of the run, and when bills come behind that. Accounts and share both have to have what a grant takes.
  *
  * Idempotent by grant id: a grant is reserved once; an estimated settlement is replaced by the first real one; after a
  * real one nothing changes. A grant that nobody settles expires: at the second sweep it is settled at its maximum.
@@ -34,6 +34,7 @@ import {
   idOf,
   isAnswer,
   isAsked,
+  isMistold,
   lackOf,
   leftOf,
   mayLeave,
@@ -265,7 +266,10 @@ const keeper = setup({
       shortage(context, event.account, worstOf(event, event.maxOutputTokens)) === undefined &&
       lackOf(context.share, context.grants, worstOf(event, event.maxOutputTokens)) === undefined,
     settlesQuietly: ({ context, event }) =>
-      event.type === 'budget.settle' && context.waiting.length === 0 && context.grants[event.grant] !== undefined,
+      event.type === 'budget.settle' &&
+      context.waiting.length === 0 &&
+      (context.share?.told ?? null) === null &&
+      context.grants[event.grant] !== undefined,
     isNew: ({ context, event }) => event.type === 'budget.reserve' && !known(context, event.grant),
     isChild: ({ context, event }) =>
       event.type === 'budget.refund' && (context.accounts[event.account]?.parent ?? null) !== null,
@@ -281,6 +285,8 @@ const keeper = setup({
     /** The share has not enough, and others may as well have what is left of it. */
     refusesShort: ({ context }) => context.next?.kind === 'refuse' && context.next.code !== undefined,
     asks: ({ context }) => context.next?.kind === 'ask',
+    /** It has told the pool what it has used, and it was less, or more. */
+    hasMistold: ({ context }) => isMistold(context.share, context.grants),
     hasShare: ({ context }) => context.share !== null,
     isAnswer: ({ context, event }) =>
       (event.type === 'share.given' || event.type === 'share.refused') && isAnswer(context.share, event),
@@ -495,6 +501,7 @@ export const budgetMachine = keeper.createMachine({
             { guard: 'refusesShort', target: 'looking', reenter: true, actions: ['refuse', 'giveBack'] },
             { guard: 'refuses', target: 'looking', reenter: true, actions: 'refuse' },
             { guard: 'asks', target: 'looking', reenter: true, actions: 'ask' },
+            { guard: 'hasMistold', target: 'quiet', actions: 'giveBack' },
             { target: 'quiet' },
           ],
         },

@@ -31,6 +31,8 @@ export interface Share {
   /** Of the last message to the pool. */
   readonly number: number
   readonly asking: Asking | null
+  /** What the pool was told was used, as long as nothing was asked for since. */
+  readonly told: Amounts | null
 }
 
 /** The request that more is asked for. */
@@ -70,7 +72,7 @@ const counted = dimensions.filter((each) => each !== 'toolCalls')
 export function shareOf(pool: { readonly address: string; readonly answerMs: number } | undefined): Share | null {
   if (pool === undefined) return null
   const { address, answerMs } = pool
-  return { pool: address, answerMs, given: null, until: 0, spent: nothing, number: 0, asking: null }
+  return { pool: address, answerMs, given: null, until: 0, spent: nothing, number: 0, asking: null, told: null }
 }
 
 const plus = (a: Amounts, b: Amounts, factor: 1 | -1 = 1): Amounts => ({
@@ -131,7 +133,7 @@ export function askFor(
   const number = share.number + 1
   const { until } = share
   const asking = { grant, state: 'asked', why: null } as const
-  return { message: { type: 'share.ask', number, until, used, least, most }, share: { ...share, number, asking } }
+  return { message: { type: 'share.ask', number, until, used, least, most }, share: { ...share, number, asking, told: null } }
 }
 
 /** What was used, and that the rest may be had back; of a keeper that has asked for nothing, nothing. */
@@ -142,7 +144,15 @@ export function returnOf(share: Share | null, grants: Readonly<Record<string, Sh
   const number = share.number + 1
   const kept = given === null ? null : keptOf(given, used)
   const message = { type: 'share.settle', number, until, used, final } as const
-  return [{ pool, message, share: { ...share, number, given: kept, asking: null } }]
+  return [{ pool, message, share: { ...share, number, given: kept, asking: null, told: used } }]
+}
+
+/** Whether the pool counts something else than what is used: it was told, and bills came since. */
+export function isMistold(share: Share | null, grants: Readonly<Record<string, SharedGrant>>): boolean {
+  if (share === null || share.told === null) return false
+  const { told, given } = share
+  const used = usedOf(share, grants)
+  return counted.some((each) => used[each] !== told[each] && (given === null || given[each] !== undefined))
 }
 
 const keptOf = (given: Limits, used: Amounts): Limits =>

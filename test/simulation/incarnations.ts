@@ -58,6 +58,7 @@ export class Incarnations {
       if (event.type !== 'agent.restarted') continue
       const [address, incarnation] = [event['address'] as string, event['incarnation'] as number]
       this.#notes.reached(event['restart'] === 'fresh' ? 'agent began anew' : 'agent resumed')
+      if (event['restart'] === 'resume') this.#notes.resumes += 1
       if (event['restart'] === 'fresh') this.#begin(address, incarnation, check)
       else check(incarnation >= this.#last.get(taskOf(address))!, `${from} resumed incarnation ${incarnation}`)
     }

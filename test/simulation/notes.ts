@@ -247,6 +247,8 @@ export class Notes {
   readonly sometimes = new Set<string>()
   readonly violations: Violation[] = []
   faults = 0
+  /** How often an agent was resumed. */
+  resumes = 0
 
   fault(name: Fault): void {
     this.faults += 1

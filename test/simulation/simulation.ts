@@ -160,6 +160,12 @@ class Simulation implements World {
     }
     if (this.random.chance(0.2)) await this.#rest()
     await this.#shutDown()
+    // An answer that comes in the end of a worker may have something said behind it: the next one hands it over.
+    for (let more = 0; more < 3 && this.#hasLetters(); more++) {
+      for (const slot of this.#slots) this.timeline.after(100, null, () => this.#boot(slot))
+      await this.#passUntil(() => this.#allEnded())
+      await this.#shutDown()
+    }
     const replicas = [...this.#replicas.values()]
     if (this.#after <= maxAfter) await checkEnd(this, this.#crews, replicas)
     if (this.#pool !== null) checkPoolEnd(this, this.#crews)
@@ -222,13 +228,17 @@ class Simulation implements World {
     return sum('rounds') < 5 || sum('delegations') < 1 || this.judge.onceCalls < 1
   }
 
+  /** Whether anything is on its way between crews. */
+  #hasLetters(): boolean {
+    return this.cluster?.hasLetters === true || this.#all().some(({ id }) => this.replica(id).state.mail.outbox.size > 0)
+  }
+
   #allEnded(): boolean {
-    if (this.cluster?.hasLetters === true) return false
-    if (this.#pool !== null && this.replica(poolShard).state.mail.outbox.size > 0) return false
+    if (this.#hasLetters()) return false
     for (const crew of this.#crews) {
-      const { runs, mail } = this.replica(crew.id).state
+      const { runs } = this.replica(crew.id).state
       const own = [...runs.values()].filter(({ replyTo }) => replyTo === '')
-      if (own.length < crew.tasks.length || mail.outbox.size > 0) return false
+      if (own.length < crew.tasks.length) return false
       for (const run of runs.values()) if (run.status !== 'finished') return false
     }
     return true
@@ -279,7 +289,7 @@ class Simulation implements World {
     }
   }
 
-  /** A last close, and a last start: nothing may be lost by it. */
+  /** A last close: nothing may be lost by it. */
   async #shutDown(): Promise<void> {
     for (const { process } of this.#slots) {
       let done = process?.worker == null || !process.alive
@@ -401,10 +411,10 @@ class Simulation implements World {
     if (this.#poisoned === null && this.random.chance(0.2)) this.#poisoned = work
     if (this.#poisoned !== work || this.#poisonCrashes > 5) return false
     this.#poisonCrashes += 1
-    // A clock that is set back makes a timer that was due due again.
+    // A clock that is set back makes a timer that was due due again; who is resumed asks again for what was given up.
     this.notes.check(
       'poison',
-      this.#poisonCrashes <= 3 + this.plan.clockSteps,
+      this.#poisonCrashes <= 3 + this.plan.clockSteps + this.notes.resumes,
       () => `${work} was tried ${this.#poisonCrashes} times`,
     )
     return true
