@@ -7,16 +7,12 @@
  *
  *     diff -U1 --label a/runtime/shard.ts --label b/runtime/shard.ts runtime/shard.ts changed.ts
  */
-import { execFileSync } from 'node:child_process'
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readdirSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import ts from 'typescript'
 import { type CampaignResult, runCampaign } from './campaign.js'
+import { compileCopy } from './compiled.js'
 
-const root = resolve(import.meta.dirname, '../..')
-const folder = join(root, 'test/mutants')
-const copied = ['machines', 'runtime', 'transport', 'test/simulation', 'package.json', 'tsconfig.json']
+const folder = resolve(import.meta.dirname, '../mutants')
 
 /** What became of a mutant. */
 export interface MutantResult {
@@ -45,51 +41,20 @@ export interface Mutant extends Disposable {
 }
 
 /** Makes a mutant. Throws when its patch does not apply. */
-export async function openMutant(mutant: string): Promise<Mutant> {
-  const copy = mkdtempSync(join(tmpdir(), `troupe-${mutant}-`))
-  const remove = (): void => rmSync(copy, { recursive: true, force: true })
-  try {
-    for (const path of copied) cpSync(join(root, path), join(copy, path), { recursive: true })
-    execFileSync('git', ['apply', '-C1', '--recount', join(folder, `${mutant}.patch`)], { cwd: copy, stdio: 'pipe' })
-    compile(copy)
-    symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
-    const main = join(copy, 'test/simulation/main.js')
-    const workers = mutant.startsWith('workers-') ? 3 : 1
-    return {
-      run: async (base, seeds, processes = 2) =>
-        judge(mutant, await runCampaign({ base, seeds, processes, workers, twiceEvery: 0, main })),
-      [Symbol.dispose]: remove,
-    }
-  } catch (error) {
-    remove()
-    throw error
+export function openMutant(mutant: string): Mutant {
+  const copy = compileCopy(join(folder, `${mutant}.patch`))
+  const workers = mutant.startsWith('workers-') ? 3 : 1
+  return {
+    run: async (base, seeds, processes = 2) =>
+      judge(mutant, await runCampaign({ base, seeds, processes, workers, twiceEvery: 0, main: copy.main })),
+    [Symbol.dispose]: () => copy[Symbol.dispose](),
   }
 }
 
 /** Runs seeds on a mutant. Throws when its patch does not apply or the simulation itself breaks. */
 export async function runMutant(mutant: string, base: number, seeds: number, processes = 2): Promise<MutantResult> {
-  using opened = await openMutant(mutant)
+  using opened = openMutant(mutant)
   return await opened.run(base, seeds, processes)
-}
-
-/** JavaScript by source: mutants differ in a file or two. */
-const compiled = new Map<string, string>()
-
-/**
- * Makes JavaScript of a copy, without looking at types: a loader would find and translate its files anew in each process,
- * which took longer than most mutants live.
- */
-function compile(copy: string): void {
-  const { config } = ts.readConfigFile(join(copy, 'tsconfig.json'), ts.sys.readFile) as { config: object }
-  const { options } = ts.parseJsonConfigFileContent(config, ts.sys, copy)
-  const compilerOptions = { ...options, module: ts.ModuleKind.ESNext, noEmit: false }
-  for (const file of readdirSync(copy, { recursive: true, encoding: 'utf8' })) {
-    if (!file.endsWith('.ts')) continue
-    const source = readFileSync(join(copy, file), 'utf8')
-    const code = compiled.get(source) ?? ts.transpileModule(source, { compilerOptions }).outputText
-    compiled.set(source, code)
-    writeFileSync(join(copy, `${file.slice(0, -2)}js`), code)
-  }
 }
 
 function judge(mutant: string, { seeds, failed }: CampaignResult): MutantResult {

@@ -34,6 +34,12 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   [2_321_960_792_141, 'the same: their numbers came out of order'],
   [880_028_478_421, 'the judge did not count what an agent heard in the commit in which it was cancelled'],
   [4_294_958_201_636, 'an escalation that ended in the commit of its start asked a person behind its end, for ever'],
+  [
+    2_481_893_753_764,
+    'a bill below its estimate that came between two runs of a crew left the difference booked in a shared budget',
+  ],
+  [2_481_893_753_880, 'the judge took what an agent that was resumed asked for again for work that had been given up'],
+  [2_481_893_753_288, 'the judge did not wait for what is said behind an answer that comes in the end of a worker'],
 ]
 
 /** The same for three workers over one journal. */
@@ -64,5 +70,6 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [2_745_556_239_187, 'the judge did not know of a probe that was given back before that was stored'],
   [882_064, 'a delegation that had waited for more to spend took its task from the answer that brought it'],
   [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],
+  [2_481_893_753_574, 'a bill that came between two runs of a crew left the difference booked in a shared budget'],
   [8_006, 'a letter for a shared budget came to a shard that was taken and not defined yet, and was lost'],
 ]

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest'
 import { baseOf, commitOf, runCampaign, summarize } from './campaign.js'
+import { compileCopy } from './compiled.js'
 import { regressions } from './regressions.js'
 import { runSeed } from './simulation.js'
 
@@ -22,8 +23,9 @@ test('simulation: a seed replays exactly', async () => {
 })
 
 test(`simulation: ${seeds} seeds keep every promise`, async () => {
+  using copy = compileCopy()
   const base = baseOf(commitOf())
-  const result = await runCampaign({ base, seeds, processes: 2 })
+  const result = await runCampaign({ base, seeds, processes: 2, main: copy.main })
   const summary = summarize(result)
   process.stdout.write(`simulation: base ${base} ${JSON.stringify(summary)}\n`)
   expect(result.failed, 'each replays by its command').toEqual([])

@@ -154,7 +154,7 @@ class Simulation implements World {
     for (const slot of this.#slots) this.#boot(slot)
     await this.#passUntil(() => this.#allEnded())
     this.calm = true
-    for (let more = 0; more < 3 && this.#lacks(); more++) {
+    for (let more = 0; more < 8 && this.#lacks(); more++) {
       this.#addCrew(`sure-${more}`, sureVariant(this.random), 1)
       await this.#passUntil(() => this.#allEnded())
     }

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest'
 import { baseOf, commitOf, runCampaign, summarize } from './campaign.js'
+import { compileCopy } from './compiled.js'
 import { workerRegressions } from './regressions.js'
 import { runSeed } from './simulation.js'
 
@@ -16,8 +17,9 @@ test('workers: seeds that once failed hold', async () => {
 })
 
 test(`OW1 OW2 OW3 workers: ${seeds} seeds with three workers over one journal keep every promise`, async () => {
+  using copy = compileCopy()
   const base = baseOf(commitOf())
-  const result = await runCampaign({ base, seeds, workers, processes: 2 })
+  const result = await runCampaign({ base, seeds, workers, processes: 2, main: copy.main })
   const summary = summarize(result, workers)
   process.stdout.write(`simulation of workers: base ${base} ${JSON.stringify(summary)}\n`)
   expect(result.failed, 'each replays by its command').toEqual([])
