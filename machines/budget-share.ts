@@ -133,7 +133,10 @@ export function askFor(
   const number = share.number + 1
   const { until } = share
   const asking = { grant, state: 'asked', why: null } as const
-  return { message: { type: 'share.ask', number, until, used, least, most }, share: { ...share, number, asking, told: null } }
+  return {
+    message: { type: 'share.ask', number, until, used, least, most },
+    share: { ...share, number, asking, told: null },
+  }
 }
 
 /** What was used, and that the rest may be had back; of a keeper that has asked for nothing, nothing. */

@@ -230,7 +230,9 @@ class Simulation implements World {
 
   /** Whether anything is on its way between crews. */
   #hasLetters(): boolean {
-    return this.cluster?.hasLetters === true || this.#all().some(({ id }) => this.replica(id).state.mail.outbox.size > 0)
+    return (
+      this.cluster?.hasLetters === true || this.#all().some(({ id }) => this.replica(id).state.mail.outbox.size > 0)
+    )
   }
 
   #allEnded(): boolean {
