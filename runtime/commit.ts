@@ -401,7 +401,10 @@ class Deciding {
   // ------------------------------------------------------------------------------------------ actors
 
   #takeActors(from: string, message: Message): void {
-    if (message.type === 'actor.stop') return this.#stop(message['address'] as string)
+    if (message.type === 'actor.stop') {
+      this.#recall(message['address'] as string)
+      return this.#stop(message['address'] as string)
+    }
     if (message.type === 'actor.resume') return this.#resumeActor(from, message['address'] as string)
     if (!this.#state.actors.has(from)) return
     const kind = message['kind'] as string

@@ -186,7 +186,7 @@ async function admitHandoff(
   const shown = run.shown()
   try {
     const { history } = handoffs.find((each) => each.agent === agent)!
-    const { hidden, saved } = hiddenFrom(shown, history)
+    const { hidden, saved } = hiddenFrom(shown, history, call.view?.system)
     const system = await instructionsOf(crew, agent, lastSaid(shown), run.data)
     return {
       ...{ verdict: 'handoff', index, callId, agent, hidden, saved },

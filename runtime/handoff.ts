@@ -33,11 +33,13 @@ export function placesIn(length: number, view: View | undefined, defined = false
 /**
  * What of these messages the next agent is not shown, and about how many tokens that saves. System messages are not handed
  * over: each agent has its own instructions.
+ * @param own place of that of whoever hands over, if it has one: it is not shown it any more when its instructions are text by now
  * @throws TroupeError `MESSAGE_REFUSED` for a filter that throws or brings what it was not given.
  */
 export function hiddenFrom(
   shown: readonly Shown[],
   history: HandoffOptions['history'],
+  own: number | null = null,
 ): Pick<View, 'hidden'> & { readonly saved: number } {
   const messages = shown.map(({ text, at }) => ({ at, size: text.length, message: JSON.parse(text) as HistoryMessage }))
   const systems = messages.filter(({ message }) => message.role === 'system')
@@ -52,7 +54,7 @@ export function hiddenFrom(
   const dropped = kept === null ? [] : droppedOf(rest, kept)
   const hidden = [...systems, ...dropped]
   return {
-    hidden: rangesOf(hidden.map(({ at }) => at)),
+    hidden: rangesOf([...hidden.map(({ at }) => at), ...(own === null ? [] : [own])]),
     saved: estimateTokens(hidden.reduce((sum, { size }) => sum + size, 0)),
   }
 }
@@ -100,7 +102,7 @@ function keptBy(
 
 function rangesOf(places: readonly number[]): [number, number][] {
   const ranges: [number, number][] = []
-  for (const at of [...places].sort((one, other) => one - other)) {
+  for (const at of [...new Set(places)].sort((one, other) => one - other)) {
     const last = ranges.at(-1)
     if (last?.[1] === at - 1) last[1] = at
     else ranges.push([at, at])

@@ -479,6 +479,17 @@ describe('budget: a share of what crews have together', () => {
     expect(keeper.send(reserve('b')).sent).toEqual([[pool, ask(3, { used: call })]])
   })
 
+  test('budget: what was told of what is used is told again behind a bill that comes later, unless more was asked for', () => {
+    const bill = (grant: string, output: number, real: boolean) => settle(grant, amounts(50, output), real)
+    const keeper = sharing().send(reserve('a'), given(1, { modelCalls: 4, tokens: 900 }), bill('a', 90, false))
+    keeper.send({ type: 'budget.report', replyTo: 'crew/main' })
+    expect(keeper.send(bill('a', 70, false)).to(pool)).toEqual([back(3, amounts(50, 70), false)])
+    expect(keeper.send(bill('a', 70, true)).sent).toEqual([])
+    // Now it asks for more: the next message says what was used anyway.
+    keeper.send(reserve('b'), given(4, { modelCalls: 2, tokens: 900 }))
+    expect(keeper.send(bill('b', 60, false)).sent).toEqual([])
+  })
+
   test('budget: resumed, it asks anew for what it may have lost', () => {
     const keeper = sharing().send(reserve('a'), { type: 'actor.resumed' })
     expect(keeper.to(pool)).toEqual([back(2, nothing, false), ask(3)])

@@ -230,6 +230,14 @@ describe('views', () => {
     )
   })
 
+  test('HO1 view: the system message of whoever hands over is hidden, also when it is not shown it any more', () => {
+    const user = { at: 0, text: JSON.stringify({ role: 'user', content: 'hello' }) }
+    const system = { at: 1, text: JSON.stringify({ role: 'system', content: 'You are the first.' }) }
+    expect(hiddenFrom([system, user], undefined, 1).hidden).toEqual([[1, 1]])
+    expect(hiddenFrom([user], undefined, 1).hidden).toEqual([[1, 1]])
+    expect(hiddenFrom([user], () => [], 1).hidden).toEqual([[0, 1]])
+  })
+
   test('HO2 view: what is hidden stays hidden, the system message comes first', () => {
     expect(placesIn(3, undefined)).toBe(null)
     expect(placesIn(6, { hidden: [[0, 1]], system: 4 })).toEqual([4, 2, 3, 5])

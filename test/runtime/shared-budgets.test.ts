@@ -270,6 +270,18 @@ describe('shared budget: crews spend from it together', () => {
       await until(async () => (await booked(stage)) === 4)
       await expect(handle.ask('go')).rejects.toEqual(code('BUDGET_EXHAUSTED', 'account run'))
     }))
+
+  test('shared budget: a budget of the crew that is replaced by one a run, and comes back, is another one for the team', () =>
+    using(looks(1), async (stage) => {
+      await stage.runtime.spawn(team({ limits: { modelCalls: 10 }, share: { modelCalls: 3 } }))
+      for (const per of ['crew', 'run', 'crew'] as const) {
+        const handle = await stage.runtime.spawn(crewWith({ from: 'team', per }))
+        await handle.ask('go')
+      }
+      await until(async () => (await booked(stage)) === 6)
+      const { books } = await stage.runtime.show('team')
+      expect(books).toMatchObject({ shares: [{ keeper: 'c/budget/crew', booked: { modelCalls: 2 } }] })
+    }))
 })
 
 describe('shared budget: who goes in the midst of it', () => {

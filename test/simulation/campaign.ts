@@ -1,5 +1,6 @@
 /** A campaign: many seeds, in one process or two, and what they came to together. */
 import { execFileSync, fork } from 'node:child_process'
+import { constants, setPriority } from 'node:os'
 import { dirname, resolve as resolvePath } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { branches, clusterBranches, clusterFaults, faults, type Invariant } from './notes.js'
@@ -156,6 +157,8 @@ function runInChild({ base, seeds, workers = 1, twiceEvery = 100, main }: Campai
       env: { ...process.env, JITI_TSCONFIG_PATHS: 'true', VITEST: '' },
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
     })
+    // It has a clock of its own: whoever waits for the real one beside it goes first.
+    if (child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW)
     child.on('message', (message) => (result = message as CampaignResult))
     child.on('error', reject)
     child.on('exit', (code) => {

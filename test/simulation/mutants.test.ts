@@ -28,10 +28,7 @@ const named = [
  * After how many seeds one looks, and how many of them must have broken something for no more to be tried. One in a hundred
  * is what holds for all; every day the first one is enough that comes within a hundred.
  */
-const full = [
-  { until: 150, enough: 2 },
-  { until: 600, enough: 6 },
-]
+const full = [150, 200, 300, 400, 500, 600].map((until) => ({ until, enough: Math.ceil(until / 100) }))
 const everyday = [...[6, 16, 32, 64, 100].map((until) => ({ until, enough: 1 })), ...full]
 const steps = process.env['TROUPE_SCALE'] === undefined ? everyday : full
 

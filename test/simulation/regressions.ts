@@ -40,6 +40,11 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
   ],
   [2_481_893_753_880, 'the judge took what an agent that was resumed asked for again for work that had been given up'],
   [2_481_893_753_288, 'the judge did not wait for what is said behind an answer that comes in the end of a worker'],
+  [1_047_326_428_719, 'the judge took a tool that a redefinition had taken away for one that a round had lost'],
+  [
+    1_047_326_428_480,
+    'the system message of an agent whose instructions had become text was shown to whom it handed over',
+  ],
 ]
 
 /** The same for three workers over one journal. */
@@ -71,5 +76,9 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
   [882_064, 'a delegation that had waited for more to spend took its task from the answer that brought it'],
   [3_400_372, 'who gave itself a shard was not told by its simulated cluster, and never took it'],
   [2_481_893_753_574, 'a bill that came between two runs of a crew left the difference booked in a shared budget'],
+  [
+    1_047_326_428_268,
+    'a budget of a crew that was replaced by one a run left its place in a shared budget to the next of its name',
+  ],
   [8_006, 'a letter for a shared budget came to a shard that was taken and not defined yet, and was lost'],
 ]

@@ -147,8 +147,11 @@ export class Rounds {
     this.#judge.answers.add(text)
   }
 
-  /** What a model is sent is what was said of its round. @param sent the conversation's part of it */
-  checkRequest(effect: string, request: ModelRequest, sent: readonly string[]): void {
+  /**
+   * What a model is sent is what was said of its round. @param sent the conversation's part of it
+   * @param known what its agent may call: it may be another definition's by now
+   */
+  checkRequest(effect: string, request: ModelRequest, sent: readonly string[], known: readonly string[]): void {
     const said = this.#calls.get(effect)
     if (said === undefined) return
     const { deployments, tools, maxOutputTokens = request.maxOutputTokens, beside } = said.plan
@@ -158,7 +161,7 @@ export class Rounds {
     )
     const fits =
       (deployments?.some(({ name }) => name === request.deployment) ?? true) &&
-      (tools === undefined || tools.join() === told.join()) &&
+      (tools === undefined || tools.filter((name) => known.includes(name)).join() === told.join()) &&
       request.maxOutputTokens <= maxOutputTokens &&
       (beside === undefined || said.beside.every((message) => rest.includes(message)))
     const detail = (): string => `${this.#shard}: ${effect} with ${told.join()}, told ${JSON.stringify(said.plan)}`

@@ -17,6 +17,7 @@ import type {
   Usage,
 } from '../../runtime/ports.js'
 import type { PreparedCrew } from '../../runtime/prepared-crew.js'
+import { callable } from '../../runtime/round-plan.js'
 import type { Effect } from '../../runtime/state.js'
 import type { Billed, ToolRecord } from './judge.js'
 import { callsOf, isAgain, priceOf, type Script } from './workload.js'
@@ -71,7 +72,8 @@ export class SimulatedModel implements ModelPort {
     const effect = durable(this.#world, this.#shard, request.effect)
     if (effect === undefined) return Promise.resolve(failureOf('config', 0, null))
     const call = effect.body as ModelCall
-    const isDefined = this.#prepared.agents.get(call.agent)?.system !== null
+    const agent = this.#prepared.agents.get(call.agent)
+    const isDefined = agent?.system !== null
     const places = placesIn(effect.length, call.view, isDefined)
     const { sent, said } = this.#unplanned(effect, call, places, request)
     this.#world.breakers.arrives(request.deployment, `${this.#shard}.${request.effect}`, this.#process)
@@ -80,7 +82,8 @@ export class SimulatedModel implements ModelPort {
       request.messages.length - sent.length - (call.plan?.beside?.behind ?? 0) <= 1,
       () => `${request.effect}: too many messages`,
     )
-    this.#world.replica(this.#shard).rounds.checkRequest(request.effect, request, sent)
+    const known = agent === undefined ? [] : callable(agent)
+    this.#world.replica(this.#shard).rounds.checkRequest(request.effect, request, sent, known)
     if (places !== null) this.#checkView(call, places, said)
     else if (!said.includes('')) judge.conversation(`${this.#shard}|${call.conversation}`, said)
     if (this.#world.poisons('model', `${this.#shard} ${effect.from} ${effect.length}`))
