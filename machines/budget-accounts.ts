@@ -74,6 +74,7 @@ export function book(
   if (only.parent === null) return { ...accounts, [name]: { ...only, [column]: plus(only[column], amount, factor) } }
   const booked = { ...accounts }
   for (const dimension of dimensions) {
+    if (amount[dimension] === 0) continue
     const at = payer(accounts, name, dimension)
     const account = booked[at]!
     const value = account[column][dimension] + factor * amount[dimension]
@@ -88,6 +89,7 @@ export function absorb(accounts: Accounts, name: string): Accounts {
   if (account.parent === null) return accounts
   const over = (dimension: Dimension) =>
     Math.max(0, account.spent[dimension] + account.held[dimension] - orInfinite(account.limits[dimension]))
+  if (dimensions.every((dimension) => over(dimension) === 0)) return absorb(accounts, account.parent)
   const limits = Object.fromEntries(
     dimensions
       .filter((dimension) => account.limits[dimension] !== undefined)

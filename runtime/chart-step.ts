@@ -131,7 +131,7 @@ export class ChartStep {
     const params = given(operation.params, args)
     switch (action.type) {
       case 'xstate.assign':
-        this.context = { ...(this.context as object), ...assigned(action.assignment, args, params) }
+        this.context = assigned(action.assignment, args, params)
         return
       case 'xstate.sendTo': {
         const message = valueAt(action.event, args, params) as Message
@@ -208,9 +208,12 @@ export function valueAt(value: unknown, args: Args, params: unknown): unknown {
   return typeof value === 'function' ? (value as Expression)(args, params) : value
 }
 
+/** The context behind an assignment. */
 function assigned(assignment: unknown, args: Args, params: unknown): object {
-  if (typeof assignment === 'function') return (assignment as Expression)(args, params) as object
-  const update: Record<string, unknown> = {}
-  for (const [key, value] of Object.entries(assignment as object)) update[key] = valueAt(value, args, params)
-  return update
+  const context = args.context as object
+  if (typeof assignment === 'function') return { ...context, ...((assignment as Expression)(args, params) as object) }
+  const next: Record<string, unknown> = { ...context }
+  const updates = assignment as Record<string, unknown>
+  for (const key of Object.keys(updates)) next[key] = valueAt(updates[key], args, params)
+  return next
 }
