@@ -1,6 +1,7 @@
 /**
  * What accounts hold for others: for each open grant its worst, for each account below its limit, and nothing else; and no
- * limit below is kept that nobody spends from any more. So a refund that is lost shows in the commit that loses it.
+ * limit below is kept that nobody spends from any more. So a refund that is lost shows in the commit that loses it. And which
+ * keepers lose their word.
  */
 import type { Amounts } from '../../machines/index.js'
 import { type Commit, crewAddress } from '../../runtime/commit.js'
@@ -88,4 +89,11 @@ function payerOf(accounts: Keeper['accounts'], name: string, dim: Dim): string {
   const account = accounts[name]
   if (account === undefined || account.parent === null || account.limits[dim] !== undefined) return name
   return payerOf(accounts, account.parent, dim)
+}
+
+/** Whether what a keeper has used is not heard of any more: it failed, with its crew or alone, or its last word came back. */
+export function losesWord({ envelope, events }: Commit): boolean {
+  const { type, message } = envelope.body as { readonly type: string; readonly message?: string }
+  if (type === 'mail.returned' && message === 'share.settle') return true
+  return events.some(([from, event]) => event.type === 'actor.failed' && /^(crew|budget)\//.test(from))
 }

@@ -106,7 +106,8 @@ export function checkPoolEnd(world: World, all: readonly { readonly id: string }
     )
     const { settled, held } = usedBy(crews, dim)
     const booked = poolBooked(books)[dim]
-    // A keeper that went with its crew has booked what its open calls cost at worst.
+    // A keeper that went with its crew has booked what its open calls cost at worst; one whose last word came back, since the
+    // budget was not there yet, what it had been given before it came.
     const fits = crews.some(({ recalled }) => recalled) ? booked >= settled : booked === settled + held
     world.notes.check('pool', fits, () => `${dim}: ${booked} are booked at rest, ${settled} were spent, ${held} held`)
     if (booked >= limit) world.notes.reached('shared budget spent')

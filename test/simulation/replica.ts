@@ -24,7 +24,7 @@ import {
 } from '../../runtime/state.js'
 import { Accounts } from './accounts.js'
 import { checkFlows } from './flows.js'
-import { Holdings } from './holdings.js'
+import { Holdings, losesWord } from './holdings.js'
 import type { Judge } from './judge.js'
 import { type Branch, branches, type Notes } from './notes.js'
 import type { SeededRandom } from './seeded-random.js'
@@ -106,7 +106,7 @@ export class Replica {
   /** Executors whose call a person has approved. */
   readonly approved = new Set<string>()
   readonly count = { commits: 0, rounds: 0, delegations: 0, onceCalls: 0 }
-  /** A keeper went before its calls were settled: with its crew, or since it failed. */
+  /** A keeper went before its calls were settled, with its crew or since it failed; or its last word came back. */
   recalled = false
   /** The present process had an append that failed since the last record. */
   stalled = false
@@ -230,7 +230,7 @@ export class Replica {
     for (const { to, number } of commit.letters) this.#sent(partsOf(to)[0], number)
     for (const effect of commit.dispatched) this.dispatched.set(effect, this.#ends())
     this.accounts.check(this.state, commit.decisions)
-    this.recalled ||= commit.events.some(([from, { type }]) => type === 'actor.failed' && /^(crew|budget)\//.test(from))
+    this.recalled ||= losesWord(commit)
     checkFlows(this.state, notes)
     for (const watcher of this.#watchers) watcher.take(this.state, commit)
     this.#countLetters(commit)
