@@ -185,8 +185,8 @@ export class Worker {
   async #crewOf(id: string, intended: CrewVersion): Promise<CrewVersion> {
     try {
       let head = await this.journal.head(id)
-      // What is not known here may be somewhere else by now.
-      if (head.sequence === 0) head = await this.journal.refresh(id)
+      // What is not known here may be somewhere else by now, or more: a shard is taken before it says what it runs.
+      if (head.sequence === 0 || (head.crew ?? '') === '') head = await this.journal.refresh(id)
       return head.removed || (head.crew ?? '') === '' ? intended : head.crew!
     } catch (error) {
       if (!isDamage(error)) throw error

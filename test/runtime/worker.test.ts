@@ -2,7 +2,10 @@ import { describe, expect, test } from 'vitest'
 import { defineAgent } from '../../runtime/define.js'
 import { call, failure, gate, openStage, override, quiet, resultsIn, say, until } from '../support/crew-stage.js'
 import { z } from 'zod'
-import { defineTool } from '../../runtime/define.js'
+import { defineCrew, defineTool } from '../../runtime/define.js'
+import type { Journal } from '../../runtime/journal.js'
+import { createMemoryStore } from '../../transport/memory-journal.js'
+import { Owners } from '../support/owners.js'
 
 const agent = defineAgent({ model: 'a:one', instructions: 'x' })
 const failing: Parameters<typeof openStage>[0] = {
@@ -32,6 +35,22 @@ describe('worker', () => {
     expect(await stage.worker.shard('one')).toBe(first)
     expect(rebuilds).toBe(2)
     await stage.runtime.close()
+  })
+
+  test('worker: what was heard of a shard before it said what it runs is looked up again', async () => {
+    const owners = new Owners()
+    const store = createMemoryStore({ shared: true })
+    const crew = defineCrew({ name: 'pair', agents: { agent }, lead: 'agent' })
+    const first = await openStage({ store, member: owners.join('a'), crews: [crew] })
+    await first.runtime.spawn(crew)
+    owners.rule = (version) => (version === '' ? 'b' : 'a')
+    // As it was behind the first record: taken, and nothing more.
+    const stale = (journal: Journal) =>
+      override(journal, { head: async (id) => ({ ...(await journal.head(id)), sequence: 1, crew: '' }) })
+    const second = await openStage({ store, member: owners.join('b'), crews: [crew], journal: stale })
+    await expect(second.worker.whose('pair')).resolves.toBe('other')
+    await expect(first.worker.whose('pair')).resolves.toBe('own')
+    for (const { runtime } of [first, second]) await runtime.close()
   })
 
   test('K2 worker: what is open when the journal is opened is taken up without being asked for', async () => {
