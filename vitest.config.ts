@@ -7,8 +7,18 @@ const slowTests = slow.map((pattern) => (pattern.endsWith('.ts') ? pattern : `${
 const exampleTests = ['test/examples.test.ts', 'test/examples/**/*.test.ts']
 const conditions = ['source', 'module', 'node', 'development|production']
 
-/** What takes longest comes first, and what computes beside what waits. */
-const first = ['simulation/mutants', 'fault/workers', 'simulation/simulation', 'simulation/workers']
+/** What takes longest comes first, and what computes beside what waits: one of two workers has the simulation, mostly. */
+const first = [
+  ...[
+    'simulation/mutants',
+    'fault/workers',
+    'fault/mail',
+    'simulation/simulation',
+    'fault/kill',
+    'fault/shared-budget',
+  ],
+  ...['e2e/operations', 'e2e/nats-repair', 'simulation/workers'],
+]
 
 class Sequencer extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {

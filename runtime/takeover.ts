@@ -313,8 +313,8 @@ export class Takeover {
   }
 
   /**
-   * Counts the end of a process over pieces of work, durably; one among several dies once. What is not open any more is
-   * forgotten.
+   * Counts the end of a process over pieces of work, durably; one among several dies once. What nobody will ask for any more
+   * is forgotten: who waits for a person, or for money, may ask for the same again.
    */
   async #count(work: readonly string[], process: string): Promise<void> {
     const { journal, ownership } = this.#host
@@ -322,10 +322,13 @@ export class Takeover {
       .map((each) => crashRow(each, process))
       .filter((row) => ownership === null || !(row in this.#crashes))
     if (rows.length === 0) return
-    const { timers } = this.#shard.state()
+    const { timers, actors } = this.#shard.state()
     const open = new Set([...this.#portWork().map(workOf), ...[...timers].map(([key, timer]) => timerWork(key, timer))])
     const counted = rows.map((row) => [row, (this.#crashes[row] ?? 0) + 1] as const)
-    const kept = Object.entries(this.#crashes).filter(([row]) => open.has(partsOf(row).work))
+    const kept = Object.entries(this.#crashes).filter(([row]) => {
+      const { work } = partsOf(row)
+      return open.has(work) || actors.has(askerOf(work))
+    })
     const crashes = Object.fromEntries([...kept, ...counted])
     await journal.putAttempts(this.#shard.id, crashes)
     this.#crashes = crashes
@@ -360,6 +363,11 @@ function partsOf(row: string): { readonly work: string; readonly process: string
 /** Name of a piece of work that stays the same when it is asked for again: actor and length of its conversation. */
 function workOf({ from, length, body }: Effect): string {
   return `effect ${from} ${length}${body.type === 'round.prepare' ? ' round' : ''}`
+}
+
+/** The actor that asked for it; none for a timer. */
+function askerOf(work: string): string {
+  return work.startsWith('effect ') ? work.split(' ')[1]! : ''
 }
 
 /** Name of a timer's delivery: one that is planned again under the same id is other work. */

@@ -80,6 +80,7 @@ export const workerRegressions: readonly (readonly [seed: number, was: string])[
     1_047_326_428_268,
     'a budget of a crew that was replaced by one a run left its place in a shared budget to the next of its name',
   ],
+  [2_182_066_095_151, 'crashes over a call were forgotten while its agent waited for a person'],
   [
     1_987_172_497_318,
     'the judge took a last word that came back, since the budget was not there yet, for one that was heard',
