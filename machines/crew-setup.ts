@@ -227,10 +227,10 @@ export const crew = setup({
     }),
     restartWorker: enqueueActions(({ context, event, enqueue }, params: { restart: keyof typeof restarted }) => {
       assertEvent(event, 'actor.failed')
-      const { said, told, workers, short } = restarted[params.restart](context, event)
+      const { said, told, workers, short, kept } = restarted[params.restart](context, event)
       for (const { target, message } of said) enqueue.sendTo(to(target), message)
       for (const each of told) enqueue.emit(each)
-      enqueue.assign({ workers, short })
+      enqueue.assign({ workers, short, kept })
     }),
     dropCall: enqueueActions(({ event, enqueue }) => {
       assertEvent(event, 'delegate.call')

@@ -52,6 +52,7 @@ interface Restarted {
   readonly told: readonly CrewEvent[]
   readonly workers: CrewContext['workers']
   readonly short: CrewContext['short']
+  readonly kept: CrewContext['kept']
 }
 
 /** What follows from the restart of a worker, by its kind. */
@@ -68,6 +69,7 @@ function resumed(context: CrewContext, event: Failed): Restarted {
     told: [toldOf(worker, address, 'resume', event)],
     workers: { ...context.workers, [address]: worker },
     short,
+    kept: context.kept,
   }
 }
 
@@ -94,6 +96,7 @@ function renewed(context: CrewContext, event: Failed): Restarted {
     told: [...(steered > 0 ? [unheard] : []), toldOf(worker, address, 'fresh', event)],
     workers: replaced(context, event.address, address, worker),
     short,
+    kept: isOwn(context, event.address) ? keptElsewhere(context, old, conversation) : context.kept,
   }
 }
 
@@ -124,14 +127,26 @@ function released(context: CrewContext, address: string): Pick<Restarted, 'short
   return { said: [...said, ...settled.map(withdrawn)], short }
 }
 
+/** Whether a conversation is of this run alone. */
+function isOwn(context: CrewContext, address: string): boolean {
+  const { conversation, incarnation } = context.workers[address]!
+  return !isLead(context, address) || incarnation > 1 || conversation === runOf(context)
+}
+
+/** Who keeps a conversation that was handed over in this run keeps the copy of it. */
+function keptElsewhere({ kept }: CrewContext, old: string, conversation: string): CrewContext['kept'] {
+  return Object.fromEntries(
+    Object.entries(kept).map(([agent, each]) => [agent, each.conversation === old ? { ...each, conversation } : each]),
+  )
+}
+
 /** What becomes of the conversation that was left: one that earlier runs have stays theirs, without the results of an open round. */
 function left(context: CrewContext, address: string, conversation: string): Said[] {
-  const { conversation: old, incarnation } = context.workers[address]!
+  const { conversation: old } = context.workers[address]!
   const run = runOf(context)
-  const isOwn = !isLead(context, address) || incarnation > 1 || old === run
   const restarted = { target: 'shard/runs', message: { type: 'run.restarted', run, conversation } }
   return [
-    { target: `log/${old}`, message: { type: isOwn ? 'log.drop' : 'log.clear' } },
+    { target: `log/${old}`, message: { type: isOwn(context, address) ? 'log.drop' : 'log.clear' } },
     { target: `log/${steeringsOf(old)}`, message: { type: 'log.drop' } },
     ...(isLead(context, address) ? [restarted] : []),
   ]

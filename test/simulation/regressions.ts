@@ -45,6 +45,10 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
     1_047_326_428_480,
     'the system message of an agent whose instructions had become text was shown to whom it handed over',
   ],
+  [
+    1_720_770_730_111,
+    'who had handed over a kept conversation went on in one that had been dropped: its next owner began anew',
+  ],
 ]
 
 /** The same for three workers over one journal. */
