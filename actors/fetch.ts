@@ -1,5 +1,5 @@
 /**
- * A `fetch` for the `openai` client on undici's connection pool.
+ * A `fetch` for model calls on undici's connection pool.
  *
  * Owns: the pool, one request on it, the body of its response, the cap on that body.
  * Does not own: what the bytes mean, deadlines (it obeys the signal it is given), retries (there are none).
@@ -37,7 +37,7 @@ export interface FetchOptions {
 }
 
 /**
- * `fetch` as the `openai` client calls it: a URL, method, headers, a text or byte body and a signal.
+ * `fetch` as the model port (and the `openai` client) calls it: a URL, method, headers, a text or byte body and a signal.
  *
  * Rejects with the signal's reason after an abort, `BodyTooLargeError` for a declared length above the cap, and
  * undici's error (with its `code`) when the connection fails.

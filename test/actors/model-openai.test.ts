@@ -523,3 +523,11 @@ test('model port: speaks with the scripted model, tools, faults and all', async 
   expect(model.requests.count).toBe(6)
   await port.close()
 })
+
+test("model port: no redirect is followed with a user's fetch, so that no key goes elsewhere", async () => {
+  await using there = await start((response) => response.end(completion('hi')))
+  const location = `${there.server.url}/v1/chat/completions`
+  await using at = await start((response) => response.writeHead(307, { location }).end(), { fetch: globalThis.fetch })
+  expect(await at.fail()).toMatchObject({ status: 307 })
+  expect(there.server.requests).toHaveLength(0)
+})

@@ -20,6 +20,12 @@ export function median(samples: readonly number[]): number {
   return quantile(samples, 0.5)
 }
 
+/** Median of the ratios of two contenders, pass by pass: what slows both down for a while does not count. */
+export function medianOver(samples: ReadonlyMap<string, readonly number[]>, name: string, floor: string): number {
+  const floors = samples.get(floor)!
+  return round3(median(samples.get(name)!.map((value, pass) => value / floors[pass]!)))
+}
+
 export function round3(value: number): number {
   return Math.round(value * 1_000) / 1_000
 }
