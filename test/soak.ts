@@ -86,15 +86,9 @@ function lastJson(stdout: string): Record<string, unknown> {
 async function simulation(): Promise<object> {
   const seeds = Math.round(100_000 * scale)
   say(`simulation: ${seeds} seeds`)
-  const part = await run([
-    ...typescript,
-    'test/simulation/main.ts',
-    '--seeds',
-    String(seeds),
-    '--base',
-    String(base),
-    '--json',
-  ])
+  const { compileCopy } = await import('./simulation/compiled.js')
+  using copy = compileCopy()
+  const part = await run([copy.main, '--seeds', String(seeds), '--base', String(base), '--json'])
   return { ok: part.code === 0, seconds: part.seconds, ...lastJson(part.stdout) }
 }
 

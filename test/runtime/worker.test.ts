@@ -1,9 +1,23 @@
 import { describe, expect, test } from 'vitest'
 import { defineAgent } from '../../runtime/define.js'
-import { call, failure, gate, openStage, override, quiet, resultsIn, say, until } from '../support/crew-stage.js'
+import {
+  call,
+  failure,
+  gate,
+  type Model,
+  openStage,
+  override,
+  quiet,
+  resultsIn,
+  say,
+  until,
+} from '../support/crew-stage.js'
+import { createManualClock } from '../support/manual-clock.js'
 import { z } from 'zod'
 import { defineCrew, defineTool } from '../../runtime/define.js'
 import type { Journal } from '../../runtime/journal.js'
+import { parallel } from '../../runtime/flow.js'
+import type { ModelFailure, ModelReply, ModelRequest } from '../../runtime/ports.js'
 import { createMemoryStore } from '../../transport/memory-journal.js'
 import { Owners } from '../support/owners.js'
 
@@ -84,6 +98,39 @@ describe('worker', () => {
     const reopened = await again.runtime.spawn(agent)
     await expect(reopened.run(id).result).resolves.toMatchObject({ output: 'done' })
     await again.runtime.close()
+  })
+
+  test('worker: crashes over a call that its agent will ask for again are not forgotten over those of another', async () => {
+    const store = createMemoryStore()
+    const clock = createManualClock()
+    const named = (instructions: string) => defineAgent({ model: 'a:one', instructions })
+    const agents = { one: named('one'), two: named('two') }
+    const crew = defineCrew({ name: 'pair', agents, flow: parallel(['one', 'two']) })
+    const open = async (model?: Model) => {
+      const stage = await openStage({ store, clock, unclean: true, ...(model && { model }), breakers: null })
+      const run = (await stage.runtime.spawn(crew)).start('go', { key: 'k' })
+      return { ...stage, run }
+    }
+    /** A process that dies over a call of the one; the other one's calls are answered so. */
+    const dieOver = async (dying: string, other: () => ModelReply | ModelFailure, passingMs = 0) => {
+      const isOver = ({ messages }: ModelRequest) => messages[0]!.includes(dying)
+      const { requests, run, crash } = await open((request) => (isOver(request) ? gate<never>().opened : other()))
+      run.result.catch(() => undefined)
+      await quiet()
+      clock.advance(passingMs)
+      await until(() => requests.some(isOver))
+      await quiet()
+      crash()
+    }
+    const later = () => failure('server', { retryAfterMs: 90_000 })
+    await dieOver('one', later)
+    await dieOver('one', later)
+    await dieOver('two', later, 90_000)
+    await dieOver('one', () => say('done'), 90_000)
+    const last = await open()
+    await expect(last.run.result).rejects.toMatchObject({ code: 'EFFECT_CRASHED' })
+    expect(last.requests).toEqual([])
+    await last.runtime.close()
   })
 
   test('K2 TA3 worker: what a start asks for, when it gives a timer up, is not taken for left behind', async () => {

@@ -3,11 +3,12 @@
  *
  * Each is a patch in `test/mutants/` (its first line says what it takes out), applied to a copy of the tree, so that the
  * product has no flags for it. Those that begin with `workers-` run with three workers over one journal; those that begin
- * with `real-` take out what only the real parts have, and are for the tests of those (`test/fault/worker-mutants.ts`). A patch that no longer applies is made anew: change the line in a copy of the file, then
+ * with `real-` take out what only the real parts have, and are for the tests of those (`test/fault/worker-mutants.ts`). A
+ * patch that no longer applies is made anew: change the line in a copy of the file, then
  *
  *     diff -U1 --label a/runtime/shard.ts --label b/runtime/shard.ts runtime/shard.ts changed.ts
  */
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { type CampaignResult, runCampaign } from './campaign.js'
 import { compileCopy } from './compiled.js'
@@ -37,14 +38,19 @@ export function listMutants(): string[] {
 
 /** A mutant that is ready to run. Disposing removes it. */
 export interface Mutant extends Disposable {
+  /** A seed that is known to catch it, of one that few do: the line `Seed: N` of its patch. */
+  readonly known: number | null
   run(base: number, seeds: number, processes?: number): Promise<MutantResult>
 }
 
 /** Makes a mutant. Throws when its patch does not apply. */
 export function openMutant(mutant: string): Mutant {
-  const copy = compileCopy(join(folder, `${mutant}.patch`))
+  const patch = join(folder, `${mutant}.patch`)
+  const [, known] = /^Seed: (\d+)$/m.exec(readFileSync(patch, 'utf8')) ?? []
+  const copy = compileCopy(patch)
   const workers = mutant.startsWith('workers-') ? 3 : 1
   return {
+    known: known === undefined ? null : Number(known),
     run: async (base, seeds, processes = 2) =>
       judge(mutant, await runCampaign({ base, seeds, processes, workers, twiceEvery: 0, main: copy.main })),
     [Symbol.dispose]: () => copy[Symbol.dispose](),
