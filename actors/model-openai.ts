@@ -179,7 +179,9 @@ async function createSender(
   })
   const headers = { 'content-type': 'application/json' }
   const { req, url } = await client.buildRequest({ method: 'post', path: '/chat/completions', body: '{}', headers })
-  return async (body, signal) => fetch(url, { method: 'POST', headers: req.headers, body, signal, redirect: 'manual' })
+  return async (body, signal) =>
+    // a copy: a user's fetch may write to them
+    fetch(url, { method: 'POST', headers: new Headers(req.headers), body, signal, redirect: 'manual' })
 }
 
 /** The client adds `OPENAI_CUSTOM_HEADERS` for whatever provider; they may hold OpenAI's secrets. */
