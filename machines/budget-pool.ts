@@ -7,7 +7,8 @@
  *
  * Who asks first is served first. Who cannot be served waits while others hold what they may give back. When all of those
  * wait as well, whoever of them asked last is refused, since somebody has to give back; and nobody waits longer than
- * `waitMs`. Idempotent by the numbers of a keeper's messages: of two the later one counts.
+ * `waitMs`. Idempotent by the numbers of a keeper's messages: of two the later one counts. A keeper whose journal was cut back
+ * counts anew, and may not know all that it used: whatever it was given before is spent.
  */
 import { assertEvent, assign, enqueueActions, setup } from 'xstate'
 import { endOf } from './calendar.js'
@@ -27,6 +28,7 @@ import {
 /** What a keeper has of this window. */
 interface Holder {
   /** Of its last message. */
+  readonly life: number
   readonly number: number
   /** Counts as spent. */
   readonly booked: Amounts
@@ -82,14 +84,23 @@ const windowEnd = (window: PoolData['window'], at: number): number => (window ==
 const timeOf = (event: Any) => ('at' in event ? event.at : null)
 /** Whether another window has begun by then. */
 const isOver = ({ until }: PoolContext, at: number | null): at is number => at !== null && until !== 0 && at >= until
-/** The books of the window that a message comes in. Who waits goes on waiting in it. */
+/** The books of the window that a message comes in, and of the life of its keeper. Who waits goes on waiting in it. */
 function rolled(context: PoolContext, event: Any): Pick<PoolContext, 'until' | 'spent' | 'holders' | 'waiting'> {
-  const { data, until, spent, holders, waiting } = context
+  const { data, until, waiting } = context
+  const { spent, holders } = outlived(context, event)
   const at = timeOf(event)
   if (!isOver(context, at))
     return { until: until === 0 && at !== null ? windowEnd(data.window, at) : until, spent, holders, waiting }
   const end = windowEnd(data.window, at)
   return { until: end, spent: nothing, holders: {}, waiting: waiting.map((ask) => waitingFrom(data, end, ask, at)) }
+}
+
+/** What was given to the earlier life of a keeper is spent. */
+function outlived({ spent, holders }: PoolContext, event: Any): Pick<PoolContext, 'spent' | 'holders'> {
+  if (!('sender' in event) || !('life' in event)) return { spent, holders }
+  const holder = holders[event.sender]
+  if (holder === undefined || holder.life >= event.life) return { spent, holders }
+  return { spent: plus(spent, holder.booked), holders: without(holders, event.sender) }
 }
 
 /** What was booked in the window that ends with a message, if one does. */
@@ -169,9 +180,18 @@ function decide(context: PoolContext): Decision | null {
   }
 }
 
-/** The row of a keeper whose message counts, be it its first one. */
-const isLater = ({ holders, waiting }: PoolContext, { sender, number }: { sender: string; number: number }) =>
-  number > (holders[sender]?.number ?? 0) && waiting.every((each) => each.sender !== sender || each.number < number)
+/** Place of a message among those of its keeper. */
+interface Place {
+  readonly life: number
+  readonly number: number
+}
+const isBehind = (one: Place, other: Place) =>
+  one.life === other.life ? one.number > other.number : one.life > other.life
+/** Whether a message of a keeper counts: it comes behind its last one. */
+const isLater = ({ holders, waiting }: PoolContext, message: Place & { readonly sender: string }) =>
+  [holders[message.sender], waiting.find(({ sender }) => sender === message.sender)].every(
+    (last) => last === undefined || isBehind(message, last),
+  )
 
 const without = <T>(record: Readonly<Record<string, T>>, key: string) => {
   const { [key]: _, ...rest } = record
@@ -188,12 +208,12 @@ function queued({ waiting, data }: PoolContext, until: number, ask: ShareAsk): r
 
 /** The books when a keeper has told what it has used. What is told of another window changes nothing in this one. */
 function settled(context: PoolContext, event: Extract<PoolMessage, { type: 'share.settle' }>) {
-  const { sender, number, used, final, until } = event
+  const { sender, life, number, used, final, until } = event
   const holder = context.holders[sender]
   const rest = { waiting: context.waiting.filter((each) => each.sender !== sender) }
   if (holder === undefined || until !== context.until) return { ...context, ...rest }
   if (final) return { ...context, ...rest, spent: plus(context.spent, used), holders: without(context.holders, sender) }
-  const row = { number, booked: used, last: nothing, open: false }
+  const row = { life, number, booked: used, last: nothing, open: false }
   return { ...context, ...rest, holders: { ...context.holders, [sender]: row } }
 }
 
@@ -219,6 +239,7 @@ const pool = setup({
     wasGiven: ({ context, event }) =>
       event.type === 'share.ask' &&
       context.holders[event.sender]?.number === event.number &&
+      context.holders[event.sender]?.life === event.life &&
       !isWaiting(context, event.sender),
     mayRaise: ({ event }) => event.type === 'crew.raise' && event.agent === undefined,
     isDue: ({ context, event }) =>
@@ -266,7 +287,7 @@ const pool = setup({
     look: assign({ next: ({ context }) => decide(context) }),
     give: enqueueActions(({ context, enqueue }) => {
       const { ask, booked } = context.next as Extract<Decision, { kind: 'give' }>
-      const { sender: keeper, number } = ask
+      const { sender: keeper, life, number } = ask
       const last = minus(booked, context.holders[keeper]?.booked ?? nothing)
       const given = limited(context, booked)
       enqueue.sendTo(to(keeper), { type: 'share.given', number, until: context.until, given })
@@ -274,7 +295,7 @@ const pool = setup({
       enqueue.cancel(dueId(keeper))
       enqueue.assign({
         waiting: context.waiting.filter(({ sender }) => sender !== keeper),
-        holders: { ...context.holders, [keeper]: { number, booked, last, open: true } },
+        holders: { ...context.holders, [keeper]: { life, number, booked, last, open: true } },
       })
     }),
     refuse: enqueueActions(({ context, enqueue }) => {

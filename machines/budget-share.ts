@@ -129,7 +129,7 @@ export function askFor(
   used: Amounts,
   grant: string,
   { least, most }: Pick<ShareAsk, 'least' | 'most'>,
-): { readonly message: Omit<ShareAsk, 'sender' | 'at'>; readonly share: Share } {
+): { readonly message: Omit<ShareAsk, 'sender' | 'life' | 'at'>; readonly share: Share } {
   const number = share.number + 1
   const { until } = share
   const asking = { grant, state: 'asked', why: null } as const

@@ -816,9 +816,12 @@ export const budgetRefused = z.object({
 /** What a budget pool is started with. */
 export const poolInput = z.object({ self: address, data: poolData })
 export type PoolInput = z.infer<typeof poolInput>
-/** What the commit fills in of a letter: the full address of whoever says it, and when it came, in epoch milliseconds. */
-const letter = { sender: z.string().default(''), at: count.default(0) }
-/** Place of a message among those of its keeper: of two the later one counts. */
+/**
+ * What the commit fills in of a letter: the full address of whoever says it, in which life of its shard it said so (another
+ * one begins when a journal is cut back), and when it came, in epoch milliseconds.
+ */
+const letter = { sender: z.string().default(''), life: count.default(0), at: count.default(0) }
+/** Place of a message among those of its keeper's life: of two the later one counts. */
 const number = z.int().min(1)
 /** End of the window in epoch milliseconds; 0: there is none, or nothing is known of it yet. */
 const until = count

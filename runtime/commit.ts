@@ -155,9 +155,9 @@ class Deciding {
     if (stamp !== null && !mail.take(partsOf(from)[0], stamp)) return
     this.#decided.emit(to, { type: 'mail.taken', from, message: body.type })
     if (/^(envoy|budget)\//.test(to) && !actors.has(to)) return
-    // Shares have windows, and end with them.
-    const now = /^(pool|budget)\//.test(to) ? { at: this.#state.at } : {}
-    const message = isUserAddress(to) ? toldIn(body) : { ...body, sequence, sender: from, shard, ...now }
+    // Shares have windows, and end with them; and they outlive what a keeper knows of them.
+    const ofShares = /^(pool|budget)\//.test(to) ? { at: this.#state.at, life: stamp?.life ?? 0 } : {}
+    const message = isUserAddress(to) ? toldIn(body) : { ...body, sequence, sender: from, shard, ...ofShares }
     this.#push({ from, to, message, must: false })
   }
 

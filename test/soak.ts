@@ -63,6 +63,9 @@ function run(args: readonly string[], built = false): Promise<Part> {
       JITI_TSCONFIG_PATHS: built ? undefined : 'true',
       TROUPE_SCALE: String(scale),
       TROUPE_SEED: String(base % 1_000_000),
+      // What is printed is read.
+      NO_COLOR: '1',
+      FORCE_COLOR: undefined,
     },
     stdio: ['ignore', 'pipe', 'inherit'],
   })

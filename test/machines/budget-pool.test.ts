@@ -54,6 +54,41 @@ describe('pool: shares', () => {
   })
 })
 
+describe('pool: a keeper whose journal was cut back', () => {
+  const again = { life: 7 }
+
+  test('pool: it is answered though it counts from one again, and what it had been given is spent', () => {
+    const pool = start(9, { share: { modelCalls: 4 } }).send(
+      ask(a, 1),
+      settle(a, 2, { used: 1 }),
+      ask(a, 3, { used: 1 }),
+    )
+    expect(booked(pool)).toBe(5)
+    // The same number as its last one: no repetition.
+    pool.send(ask(a, 3, again))
+    expect(pool.sent).toEqual([[a, { type: 'share.given', number: 3, until: 0, given: { modelCalls: 4 } }]])
+    expect(booked(pool)).toBe(9)
+    // What its earlier life still says is not heard.
+    pool.send(settle(a, 8, { used: 0, final: true }), settle(a, 4, { ...again, used: 2, final: true }))
+    expect(booked(pool)).toBe(7)
+  })
+
+  test('pool: what it has used gives nothing back of what its earlier life was given', () => {
+    const pool = start(9, { share: { modelCalls: 4 } }).send(
+      ask(a, 1),
+      settle(a, 1, { ...again, used: 1, final: true }),
+    )
+    expect(booked(pool)).toBe(4)
+  })
+
+  test('pool: its request takes the place of one that it does not know of', () => {
+    const pool = start(2, { share: { modelCalls: 2 } }).send(ask(a, 1), ask(b, 5), ask(c, 1), ask(b, 1, again))
+    expect(waiting(pool)).toEqual([b, c])
+    pool.send(ask(b, 6), settle(a, 2, { used: 1 }))
+    expect(pool.sent).toMatchObject([[b, { type: 'share.given', number: 1 }]])
+  })
+})
+
 describe('pool: who waits', () => {
   test('pool: first come, first served, also when a later one would fit', () => {
     const pool = start(6, { share: { modelCalls: 4 } }).send(ask(a, 1), ask(b, 1, { least: 3 }), ask(c, 1))

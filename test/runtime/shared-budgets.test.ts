@@ -8,10 +8,11 @@ import { createRuntime } from '../../runtime/index.js'
 import type { Budget } from '../../runtime/budget.js'
 import { defineAgent, defineCrew, defineTool } from '../../runtime/define.js'
 import type { Journal } from '../../runtime/journal.js'
+import { acceptLoss, findLoss } from '../../runtime/repair.js'
 import { type Message, Scope, type Snapshot, type Step } from '../../runtime/scope.js'
 import { isAtRest } from '../../runtime/state.js'
 import { defineBudget, type SharedBudgetOptions } from '../../runtime/shared-budget.js'
-import { createMemoryStore } from '../../transport/memory-journal.js'
+import { createMemoryJournal, createMemoryStore } from '../../transport/memory-journal.js'
 import { createManualClock } from '../support/manual-clock.js'
 import {
   call,
@@ -21,6 +22,7 @@ import {
   override,
   resultsIn,
   say,
+  shippedMachines,
   type Stage,
   until,
 } from '../support/crew-stage.js'
@@ -435,6 +437,31 @@ describe('shared budget: after a crash', () => {
     }
     expect(ends['done']).toBeGreaterThan(0)
   }, 60_000)
+
+  test('shared budget: a crew whose journal was cut back counts anew, and what it had been given is spent', async () => {
+    const store = createMemoryStore()
+    const model: Model = (request, index) => (index === 2 ? gate<never>().opened : looks(2)(request, index))
+    const { runtime, requests, clock, crash } = await openStage({ store, model })
+    await runtime.spawn(team({ limits: { modelCalls: 9 } }))
+    ;(await runtime.spawn(crew)).start('go', { key: 'k' }).result.catch(() => undefined)
+    await until(() => requests.length === 3)
+    crash()
+    // Behind its first call: by then it had asked once, now three times.
+    store.shards.get('c')!.records[4]!.bytes[3]! ^= 1
+    const journal = createMemoryJournal({ store })
+    await journal.open()
+    const context = { scope: new Scope(), machines: shippedMachines }
+    await acceptLoss(journal, (await findLoss(journal, 'c', undefined, context))!, context, clock.now())
+    await journal.close()
+    const stage = await openStage({ store, clock, model: looks(2) })
+    await stage.runtime.spawn(team({ limits: { modelCalls: 9 } }))
+    await expect((await stage.runtime.spawn(crew)).ask('go', { key: 'k' })).resolves.toMatchObject({
+      output: 'seen 0, seen 1',
+    })
+    // Three that it was given before, and the three that it knows of.
+    await until(async () => (await booked(stage)) === 6)
+    await stage.runtime.close()
+  })
 
   test('shared budget: over restarts in a store it goes on where it was', async () => {
     const path = await mkdtemp(join(tmpdir(), 'troupe-pool-'))

@@ -11,6 +11,8 @@ interface Said {
   readonly least?: number
   readonly most?: number
   readonly final?: boolean
+  /** @default 1 */
+  readonly life?: number
 }
 
 /** So many model calls. */
@@ -27,16 +29,16 @@ export const startPool = (
   } as { self: string })
 /** A keeper asks for one call, or more. */
 export const ask = (sender: string, number: number, said: Said = {}): Message => {
-  const { at = 0, until = 0, used = 0, least = 1, most = least } = said
+  const { at = 0, until = 0, used = 0, least = 1, most = least, life = 1 } = said
   const amounts = { used: calls(used), least: calls(least), most: calls(most) }
-  return { type: 'share.ask', number, until, ...amounts, sender, at }
+  return { type: 'share.ask', number, until, ...amounts, sender, life, at }
 }
 export const settle = (
   sender: string,
   number: number,
-  { at = 0, until = 0, used = 0, final = false }: Said = {},
+  { at = 0, until = 0, used = 0, final = false, life = 1 }: Said = {},
 ): Message => ({
-  ...{ type: 'share.settle', number, until, used: calls(used), final, sender, at },
+  ...{ type: 'share.settle', number, until, used: calls(used), final, sender, life, at },
 })
 /** What counts as spent. */
 export const booked = ({ context }: Driver): number => poolBooked(context as never).modelCalls
