@@ -96,7 +96,7 @@ function renewed(context: CrewContext, event: Failed): Restarted {
     told: [...(steered > 0 ? [unheard] : []), toldOf(worker, address, 'fresh', event)],
     workers: replaced(context, event.address, address, worker),
     short,
-    kept: isOwn(context, event.address) ? keptElsewhere(context, old, conversation) : context.kept,
+    kept: keptElsewhere(context, old, conversation),
   }
 }
 
@@ -133,7 +133,7 @@ function isOwn(context: CrewContext, address: string): boolean {
   return !isLead(context, address) || incarnation > 1 || conversation === runOf(context)
 }
 
-/** Who keeps a conversation that was handed over in this run keeps the copy of it. */
+/** Who keeps a conversation keeps the copy: in the first one stays what the failed agent had begun. */
 function keptElsewhere({ kept }: CrewContext, old: string, conversation: string): CrewContext['kept'] {
   return Object.fromEntries(
     Object.entries(kept).map(([agent, each]) => [agent, each.conversation === old ? { ...each, conversation } : each]),

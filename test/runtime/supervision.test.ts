@@ -277,21 +277,28 @@ describe('supervision: through the runtime', () => {
     await stage.runtime.close()
   })
 
-  test('supervision: who handed over a kept conversation goes on in what its fresh successor has made of it', async () => {
-    const said = [call(['transfer_to_closer', {}]), broken, say('fine'), say('once more')]
-    const stage = await stageOf({ model: (_, index) => said[index]! })
-    const chief = defineAgent({ model: 'a:one', instructions: 'chief', handoffs: ['closer'], continue: true })
-    const closer = defineAgent({ model: 'a:one', instructions: 'closer' })
-    const supervision = { restart: 'fresh' } as const
-    const crew = await stage.runtime.spawn(
-      defineCrew({ name: 'desk', agents: { chief, closer }, lead: 'chief', supervision }),
-    )
-    expect((await crew.ask('go')).output).toBe('fine')
-    expect((await crew.ask('again')).output).toBe('once more')
-    const contents = stage.requests.at(-1)!.messages.map((text) => (JSON.parse(text) as { content: unknown }).content)
-    expect(contents).toEqual(['chief', 'go', null, 'Done: closer goes on from here.', 'fine', 'again'])
-    await stage.runtime.close()
-  })
+  test.each([
+    ['of this run', [], []],
+    ['of a run before', [say('nothing yet')], ['wait', 'nothing yet']],
+  ])(
+    'supervision: who handed over a conversation %s, and keeps it, goes on in what its fresh successor has made of it',
+    async (_, first, before) => {
+      const said = [...first, call(['transfer_to_closer', {}]), broken, say('fine'), say('once more')]
+      const stage = await stageOf({ model: (_, index) => said[index]! })
+      const chief = defineAgent({ model: 'a:one', instructions: 'chief', handoffs: ['closer'], continue: true })
+      const closer = defineAgent({ model: 'a:one', instructions: 'closer' })
+      const supervision = { restart: 'fresh' } as const
+      const crew = await stage.runtime.spawn(
+        defineCrew({ name: 'desk', agents: { chief, closer }, lead: 'chief', supervision }),
+      )
+      if (first.length > 0) await crew.ask('wait')
+      expect((await crew.ask('go')).output).toBe('fine')
+      expect((await crew.ask('again')).output).toBe('once more')
+      const contents = stage.requests.at(-1)!.messages.map((text) => (JSON.parse(text) as { content: unknown }).content)
+      expect(contents).toEqual(['chief', ...before, 'go', null, 'Done: closer goes on from here.', 'fine', 'again'])
+      await stage.runtime.close()
+    },
+  )
 
   test('supervision: a crash between two restarts changes nothing', async () => {
     const hold = gate()

@@ -49,6 +49,10 @@ export const regressions: readonly (readonly [seed: number, was: string])[] = [
     1_720_770_730_111,
     'who had handed over a kept conversation went on in one that had been dropped: its next owner began anew',
   ],
+  [
+    93_000_003_585,
+    'who kept a conversation of an earlier run that it handed over went on in what its failed successor had begun',
+  ],
 ]
 
 /** The same for three workers over one journal. */
