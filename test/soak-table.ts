@@ -294,7 +294,9 @@ function coreTable({ commit, node, parts }: SoakReport): string[] {
 }
 
 function rounded(value: number): string {
-  return value >= 100 ? Math.round(value).toLocaleString('en') : String(Math.round(value * 100) / 100)
+  if (value < 0) return 'nothing'
+  const digits = value < 0.1 ? 1_000 : 100
+  return value >= 100 ? Math.round(value).toLocaleString('en') : String(Math.round(value * digits) / digits)
 }
 
 /** The README with another table in its place. @throws Error when it has no place for it. */
