@@ -447,7 +447,11 @@ export const agent = setup({
     }),
     endModel: assign({ code: 'MODEL_FAILED' }),
     endCrashed: assign({ code: 'EFFECT_CRASHED', reason: 'the process died three times over one call' }),
-    endCancelled: assign({ code: 'RUN_CANCELLED', reason: 'cancelled' }),
+    endCancelled: assign(({ event }) => {
+      assertEvent(event, 'run.cancel')
+      const { code = 'RUN_CANCELLED', reason = 'cancelled' } = event
+      return { code, reason }
+    }),
     finish: sendTo(
       ({ context }) => to(context.crew),
       ({ context }) => finishedOf(context),

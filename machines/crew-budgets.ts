@@ -4,7 +4,7 @@
  * Owns: the names of accounts, the messages that open and raise them.
  * Does not own: the books (`budget-keeper.ts`), when anything happens (`crew.ts`).
  */
-import { type CrewContext, keeperOf, limitsOf } from './crew-context.js'
+import { type CrewContext, type CrewMessageOf, isLead, keeperOf, limitsOf } from './crew-context.js'
 import type { BudgetOpen, CrewData, CrewMessage, Limits } from './messages.js'
 
 type OwnBudget = Pick<CrewData, 'soft' | 'raiseMs'> & { readonly limits: Limits | null }
@@ -57,6 +57,24 @@ export const shortWithout = ({ short }: CrewContext, address: string) => {
 export const counted = (context: CrewContext, account: string): boolean =>
   definedLimits(context, account).toolCalls !== undefined || (account !== 'run' && counted(context, parentOf(account)))
 
+/** Whether whoever cannot pay ends alone: the account is its own, or others of its race may still answer. */
+export const endsAlone = (context: CrewContext, account: string, address: string): boolean =>
+  !isLead(context, address) && (!isOfRun(account) || context.workers[address]?.call?.race === true)
+/** How it ends for whoever could not pay. */
+export const spentBy = ({
+  account,
+  dimension,
+  code = 'BUDGET_EXHAUSTED',
+  reason,
+}: CrewMessageOf<'agent.exhausted'>) => ({
+  code,
+  reason: reason ?? `the budget of ${dimension} is spent (account ${account})`,
+})
+/** How it ends when nobody gave more. */
+export const refusedBy = ({ account, dimension, reason }: CrewMessageOf<'budget.decided'>) => ({
+  code: 'BUDGET_EXHAUSTED' as const,
+  reason: `the budget of ${dimension} is spent (account ${account}): ${reason}`,
+})
 /** Agents that wait for more in an account. */
 export const shortOf = ({ short }: CrewContext, account: string) => short[account]?.agents ?? []
 /** What a person gives for an answer; without a figure as much as there was, once more. */

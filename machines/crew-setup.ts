@@ -5,7 +5,18 @@
  * Does not own: when (`crew.ts`), what is read off the context (`crew-context.ts`).
  */
 import { assertEvent, assign, cancel, enqueueActions, raise, setup } from 'xstate'
-import { isOfRun, poolOf, raisedBy, raiseMsOf, raiseOf, replacedKeepers, shortOf } from './crew-budgets.js'
+import {
+  endsAlone,
+  isOfRun,
+  poolOf,
+  raisedBy,
+  raiseMsOf,
+  raiseOf,
+  refusedBy,
+  replacedKeepers,
+  shortOf,
+  spentBy,
+} from './crew-budgets.js'
 import {
   billOf,
   countSteered,
@@ -89,9 +100,9 @@ export const crew = setup({
     resumesWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'resume',
     renewsWorker: ({ context, event }) => event.type === 'actor.failed' && restartOf(context, event) === 'fresh',
     escalates: ({ context, event }) => event.type === 'actor.failed' && escalates(context, event),
-    /** The account that ran dry is the delegate's own: only the delegation fails. */
-    ownAccount: ({ context, event }) =>
-      event.type === 'agent.exhausted' && !isOfRun(event.account) && !isLead(context, event.address),
+    /** Only its delegation fails. */
+    endsAlone: ({ context, event }) =>
+      event.type === 'agent.exhausted' && endsAlone(context, event.account, event.address),
     /** A person is asked already. */
     asksAlready: ({ context, event }) => event.type === 'agent.exhausted' && event.account in context.short,
     asksForMore: ({ context, event }) =>
@@ -99,11 +110,11 @@ export const crew = setup({
       context.workers[event.address] !== undefined &&
       raiseMsOf(context, event.account) !== null,
     isRaised: ({ event }) => event.type === 'budget.decided' && event.raised,
-    /** Only delegates cannot pay, and only their own account. */
-    onlyDelegatesShort: ({ context, event }) =>
+    /** Only delegations of theirs fail. */
+    endAlone: ({ context, event }) =>
       event.type === 'budget.decided' &&
-      !isOfRun(event.account) &&
-      !context.short[event.account]?.agents.some((address) => isLead(context, address)),
+      (shortOf(context, event.account).length > 0 || !isOfRun(event.account)) &&
+      shortOf(context, event.account).every((address) => endsAlone(context, event.account, address)),
     mayRaise: ({ context, event }) =>
       event.type === 'crew.raise' &&
       context.keeper !== null &&
@@ -266,7 +277,8 @@ export const crew = setup({
     }),
     cancelShort: enqueueActions(({ context, event, enqueue }) => {
       assertEvent(event, 'budget.decided')
-      for (const address of shortOf(context, event.account)) enqueue.sendTo(to(address), { type: 'run.cancel' })
+      const message = { type: 'run.cancel', ...refusedBy(event) } as const
+      for (const address of shortOf(context, event.account)) enqueue.sendTo(to(address), message)
       enqueue.assign({ short: without(context.short, event.account) })
     }),
     raise: enqueueActions(({ context, event, enqueue }) => {
@@ -295,7 +307,7 @@ export const crew = setup({
     }),
     cancelExhausted: enqueueActions(({ event, enqueue }) => {
       assertEvent(event, 'agent.exhausted')
-      enqueue.sendTo(to(event.address), { type: 'run.cancel' })
+      enqueue.sendTo(to(event.address), { type: 'run.cancel', ...spentBy(event) })
     }),
     cancelAll: enqueueActions(({ context, enqueue }) => {
       for (const address of Object.keys(context.workers)) enqueue.sendTo(to(address), { type: 'run.cancel' })
@@ -361,15 +373,15 @@ export const crew = setup({
     endExhausted: assign({
       end: ({ event }) => {
         assertEvent(event, 'agent.exhausted')
-        const { account, dimension, code = 'BUDGET_EXHAUSTED', reason } = event
-        return endOf(code, reason ?? `the budget of ${dimension} is spent (account ${account})`)
+        const { code, reason } = spentBy(event)
+        return endOf(code, reason)
       },
     }),
     endRefused: assign({
       end: ({ event }) => {
         assertEvent(event, 'budget.decided')
-        const { account, dimension, reason } = event
-        return endOf('BUDGET_EXHAUSTED', `the budget of ${dimension} is spent (account ${account}): ${reason}`)
+        const { code, reason } = refusedBy(event)
+        return endOf(code, reason)
       },
     }),
     endWall: assign({ end: () => endOf('BUDGET_EXHAUSTED', 'the budget of wallMs is spent') }),

@@ -94,12 +94,12 @@ export const crewMachine = crew.createMachine({
         'agent.exhausted': [
           { guard: 'asksAlready', actions: 'joinAsk' },
           { guard: 'asksForMore', actions: 'askForMore' },
-          { guard: 'ownAccount', actions: 'cancelExhausted' },
+          { guard: 'endsAlone', actions: 'cancelExhausted' },
           { target: 'closing', actions: 'endExhausted' },
         ],
         'budget.decided': [
           { guard: 'isRaised', actions: 'raiseShort' },
-          { guard: 'onlyDelegatesShort', actions: 'cancelShort' },
+          { guard: 'endAlone', actions: 'cancelShort' },
           { target: 'closing', actions: 'endRefused' },
         ],
         'crew.raise': [{ guard: 'mayRaise', actions: ['raise', 'rouse', 'stopAsking'] }, { actions: 'refuseRaise' }],

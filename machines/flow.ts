@@ -61,6 +61,7 @@ function callOf(context: FlowContext, called: Called) {
     ...{ type: 'delegate.call', caller: self, conversation, index: called.index, callId: name, agent: called.agent },
     ...{ name, depth: 1, length: context.length + messages.length - 1, trail: [] },
     tokens: context.tokens + context.given,
+    ...(stageOf(context).join === 'first' ? { race: true } : {}),
   }
   return { log: to(`log/${name}`), appends: messages.map((message) => ({ type: 'log.append', ...message })), call }
 }

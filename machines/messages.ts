@@ -246,7 +246,12 @@ export type AgentInput = z.infer<typeof agentInput>
 
 export const runPause = z.object({ type: z.literal('run.pause') })
 export const runResume = z.object({ type: z.literal('run.resume') })
-export const runCancel = z.object({ type: z.literal('run.cancel') })
+export const runCancel = z.object({
+  type: z.literal('run.cancel'),
+  /** What it ends with, and why, unless somebody cancelled it. */
+  code: code.optional(),
+  reason: z.string().optional(),
+})
 /** The message is value 0. */
 export const runSteer = z.object({ type: z.literal('run.steer'), tokens: count })
 export const agentRedefined = z.object({ type: z.literal('agent.redefined'), data: agentData })
@@ -310,6 +315,8 @@ export const delegateCall = z.object({
   tokens: count,
   /** The caller's: agents that wait for each other. */
   trail: z.array(z.string()),
+  /** One of several of which the first answer is wanted. */
+  race: z.boolean().optional(),
 })
 export type DelegateCall = z.infer<typeof delegateCall>
 /** The answer, or the reason why there is none, is staged in the caller's conversation. */

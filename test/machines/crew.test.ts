@@ -233,10 +233,22 @@ describe('crew: budget', () => {
 
   test('crew: a delegate’s own account ran dry: only the delegation fails', () => {
     const crew = running().send(call('saver-5-0', { agent: 'saver' }), exhausted('agent/saver-5-0', 'run/saver'))
-    expect(crew.sent).toEqual([['agent/saver-5-0', { type: 'run.cancel' }]])
+    const why = { code: 'BUDGET_EXHAUSTED', reason: 'the budget of tokens is spent (account run/saver)' }
+    expect(crew.sent).toEqual([['agent/saver-5-0', { type: 'run.cancel', ...why }]])
     expect(crew.state).toBe('running.working')
-    crew.send(finished('agent/saver-5-0', { code: 'RUN_CANCELLED', reason: 'cancelled' }))
-    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished' }])
+    crew.send(finished('agent/saver-5-0', why))
+    expect(crew.to('agent/writer-r1')).toMatchObject([{ type: 'delegate.finished', ...why }])
+  })
+
+  test('crew: one of a race that cannot pay leaves the run to the others, one that delegates for it does not', () => {
+    const racing = () => running().send(call('helper-5-0', { race: true }), call('helper-5-1', { race: true }))
+    for (const account of ['run', '@team']) {
+      const crew = racing().send(exhausted('agent/helper-5-0', account))
+      expect(crew.to('agent/helper-5-0')).toMatchObject([{ type: 'run.cancel', code: 'BUDGET_EXHAUSTED' }])
+      expect(crew.state).toBe('running.working')
+    }
+    const below = racing().send(call('helper-6-0', { caller: 'agent/helper-5-0' }))
+    expect(below.send(exhausted('agent/helper-6-0', 'run')).state).toBe('closing.stopping')
   })
 
   test('crew: the lead’s own account ran dry: the run ends', () => {
@@ -292,8 +304,17 @@ describe('crew: budget', () => {
         { kind: 'escalation', input: { waitMs: 700, account: 'run/saver' } },
       ])
       other.send(decided('run/saver', false))
-      expect(other.sent).toEqual([['agent/saver-5-0', { type: 'run.cancel' }]])
+      expect(other.to('agent/saver-5-0')).toMatchObject([
+        { type: 'run.cancel', code: 'BUDGET_EXHAUSTED', reason: expect.stringContaining('ada gave no more') },
+      ])
       expect(other.state).toBe('running.working')
+    })
+
+    test('crew: no more for the run ends only who cannot pay, as long as others of its race may answer', () => {
+      const crew = asking().send(call('helper-5-0', { race: true }), call('helper-5-1', { race: true }))
+      crew.send(exhausted('agent/helper-5-0', 'run'), decided('run', false))
+      expect(crew.to('agent/helper-5-0')).toMatchObject([{ type: 'run.cancel', code: 'BUDGET_EXHAUSTED' }])
+      expect(crew.state).toBe('running.working')
     })
 
     test('crew: no more for the lead’s own budget ends the run', () => {

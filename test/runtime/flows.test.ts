@@ -15,7 +15,8 @@ const heard = ({ messages }: ModelRequest) =>
   messages.slice(1).map((text) => (JSON.parse(text) as { content: string }).content)
 /** Says its name and what it has heard. */
 const echoes: Model = (request) => say(`${whoOf(request)}(${heard(request).join('; ')})`)
-const code = (wanted: string) => expect.objectContaining({ code: wanted })
+const code = (wanted: string, message = '') =>
+  expect.objectContaining({ code: wanted, message: expect.stringContaining(message) as string })
 type OutputOf<Made> = Made extends Crew<infer Output> ? Output : never
 const agents = { a: agent('a'), b: agent('b'), c: agent('c') }
 
@@ -124,13 +125,34 @@ describe('flows', () => {
     await stage.runtime.close({ graceMs: 0 })
   })
 
+  test('flow: of a race whoever can pay answers, and when nobody can it ends', async () => {
+    const raceFor = (modelCalls: number) =>
+      defineCrew({
+        ...{ name: 'race', agents, budget: { modelCalls } },
+        flow: parallel(['a', 'b'], { join: 'first' }),
+      })
+    const slow = gate()
+    const stage = await openStage({ model: (request) => slow.opened.then(() => echoes(request, 0)) })
+    const run = (await stage.runtime.spawn(raceFor(1))).start('go')
+    await until(() => stage.requests.length === 1)
+    await quiet()
+    slow.open()
+    expect((await run.result).output).toBe('a(go)')
+    expect(stage.requests).toHaveLength(1)
+    await stage.runtime.close()
+    await expect(asked(raceFor(0))).rejects.toEqual(
+      code('BUDGET_EXHAUSTED', 'b: the budget of modelCalls is spent (account run)'),
+    )
+  })
+
   test('flow: one that fails ends the run, by its code and name', async () => {
     const crew = defineCrew({
       name: 'line',
       agents: { ...agents, b: agentWith('b', { budget: { modelCalls: 0 } }) },
       flow: sequential('a', 'b'),
     })
-    await expect(asked(crew)).rejects.toMatchObject({ message: expect.stringContaining('b') })
+    const why = 'b: the budget of modelCalls is spent (account run/b)'
+    await expect(asked(crew)).rejects.toEqual(code('BUDGET_EXHAUSTED', why))
   })
 
   test('flow: instructions that are a function are made for each of its agents', async () => {
