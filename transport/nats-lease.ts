@@ -12,8 +12,10 @@
  * - NL4 What a worker announces is stored at once, under the same epoch.
  * - NL5 A renewal whose answer is lost does not lose the lease, whether or not it was stored.
  */
+import { setTimeout as wait } from 'node:timers/promises'
 import { jetstream } from '@nats-io/jetstream'
 import { type KV, Kvm } from '@nats-io/kv'
+import { errors } from '@nats-io/transport-node'
 import { TroupeError } from '../runtime/errors.js'
 import { isOverwritten, storeError } from './jetstream-content.js'
 import type { NatsLink } from './nats-connection.js'
@@ -94,10 +96,11 @@ export class NatsLease {
     const { worker, ttlMs = 5_000, replicas = 1, announcement: told = { crews: {} }, process } = options
     try {
       const client = jetstream(link.connection, { timeout: Math.max(ttlMs, 1_000) })
-      const bucket = await new Kvm(client).create(subjects.stream('workers'), { ttl: ttlMs, history: 1, replicas })
+      const settings = { ttl: ttlMs, history: 1, replicas }
+      const bucket = await onceMade(() => new Kvm(client).create(subjects.stream('workers'), settings))
       const askedAt = performance.now()
       const note = process === undefined ? {} : { process }
-      const epoch = await bucket.create(worker, encodeAnnouncement(told, note))
+      const epoch = await onceMade(() => bucket.create(worker, encodeAnnouncement(told, note)))
       const answeredAt = performance.now()
       const entry = await bucket.get(worker)
       // The server wrote its time on the entry somewhere in between.
@@ -213,4 +216,24 @@ export class NatsLease {
     await this.#renewing
     await this.#bucket.delete(this.#worker, { previousSeq: this.#revision }).catch(() => undefined)
   }
+}
+
+/** Tries, 50 ms apart, while somebody else makes the same bucket. */
+const makeTries = 40
+
+/** A server (2.9.10) knows of a stream that is being made before it is one, and names it before it listens. */
+async function onceMade<T>(work: () => Promise<T>): Promise<T> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await work()
+    } catch (error) {
+      if (tries === makeTries || !isBeingMade(error as Error)) throw error
+      await wait(50)
+    }
+  }
+}
+
+function isBeingMade({ message, cause }: Error): boolean {
+  if (cause instanceof errors.RequestError) return cause.isNoResponders()
+  return /subjects overlap with an existing stream/.test(message)
 }
